@@ -1,0 +1,8 @@
+//! Generates the message types from `proto/weir.proto` (needs `protoc`: `make setup`).
+fn main() -> std::io::Result<()> {
+    println!("cargo:rerun-if-changed=proto/weir.proto");
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .bytes(".weir.v1.Frame.columns")
+        .compile_protos(&["proto/weir.proto"], &["proto"])
+}

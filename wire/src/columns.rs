@@ -1,0 +1,227 @@
+//! Packed column deltas: the body of a frame.
+//!
+//! A frame says only what changed since the frame before. The body is a list of runs:
+//!
+//! ```text
+//! run    := varint(columns skipped, unchanged) varint(columns that follow, n >= 1) token{n}
+//! token  := varint(0)                          the column is absent now
+//!         | varint(1 + zigzag(value - last))   last is 0 after a key frame or an absence
+//! ```
+//!
+//! Why this and not protobuf's packed `sint64`: most columns of a port stand still (errors,
+//! drops, link state), and a run costs two bytes for all of them together; the rest costs what
+//! its change needs. Measured in the lab it is below one byte a sample.
+//!
+//! Decoding is all or nothing: a body that does not parse leaves the state as it was.
+
+/// Most columns in one schema: 1,024 ports with 20 signals each.
+pub const COLUMNS_MAX: usize = 20_480;
+
+/// Why a frame's body was refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum DecodeError {
+    #[error("the frame's columns end in the middle of a number, at byte {at}")]
+    Truncated { at: usize },
+    #[error("the number at byte {at} of the frame's columns has more than 65 bits")]
+    Overlong { at: usize },
+    #[error("the frame names column {column}, the schema has {columns}")]
+    OutOfSchema { column: u128, columns: usize },
+    #[error("the frame has an empty run at byte {at}")]
+    EmptyRun { at: usize },
+}
+
+/// The column state of one side of a stream: what the last frame left.
+#[derive(Debug, Clone, Default)]
+pub struct Columns {
+    values: Vec<Option<u64>>,
+}
+
+impl Columns {
+    /// State for a schema of `columns`, all absent.
+    #[must_use]
+    pub fn new(columns: usize) -> Columns {
+        Columns { values: vec![None; columns] }
+    }
+
+    /// Values after the last frame; `None` is absent, which is not zero.
+    #[must_use]
+    pub fn values(&self) -> &[Option<u64>] {
+        &self.values
+    }
+
+    /// Forgets everything, as before a key frame.
+    pub fn clear(&mut self) {
+        self.values.fill(None);
+    }
+
+    /// Appends the changes from the state to `sample` to `out` and makes `sample` the state.
+    ///
+    /// `sample` must have the schema's length; what is missing counts as absent.
+    pub fn encode(&mut self, sample: &[Option<u64>], out: &mut Vec<u8>) {
+        let mut next = 0;
+        let mut written = 0;
+        while next < self.values.len() {
+            let changed = |i: usize| sample.get(i).copied().flatten() != self.values[i];
+            if !changed(next) {
+                next += 1;
+                continue;
+            }
+            let start = next;
+            // A single unchanged column inside a run costs one byte, a new run two.
+            while next < self.values.len()
+                && (changed(next) || (next + 1 < self.values.len() && changed(next + 1)))
+            {
+                next += 1;
+            }
+            put_varint((start - written) as u128, out);
+            put_varint((next - start) as u128, out);
+            for i in start..next {
+                let new = sample.get(i).copied().flatten();
+                let token = new.map_or(0, |v| {
+                    1 + u128::from(zigzag(v.wrapping_sub(self.values[i].unwrap_or(0)).cast_signed()))
+                });
+                put_varint(token, out);
+                self.values[i] = new;
+            }
+            written = next;
+        }
+    }
+
+    /// Applies a frame's body.
+    ///
+    /// # Errors
+    /// [`DecodeError`]; the state is then unchanged.
+    pub fn decode(&mut self, body: &[u8]) -> Result<(), DecodeError> {
+        let mut changes = Vec::new();
+        let mut at = 0;
+        let mut column = 0usize;
+        let columns = self.values.len();
+        let in_schema = |column: usize, n: u128| {
+            usize::try_from(n)
+                .ok()
+                .and_then(|n| column.checked_add(n))
+                .filter(|end| *end <= columns)
+                .ok_or(DecodeError::OutOfSchema { column: column as u128 + n, columns })
+        };
+        while at < body.len() {
+            column = in_schema(column, get_varint(body, &mut at)?)?;
+            let run_at = at;
+            let end = in_schema(column, get_varint(body, &mut at)?)?;
+            if end == column {
+                return Err(DecodeError::EmptyRun { at: run_at });
+            }
+            while column < end {
+                let token = get_varint(body, &mut at)?;
+                let value = match token.checked_sub(1) {
+                    None => None,
+                    Some(delta) => {
+                        let delta =
+                            u64::try_from(delta).map_err(|_| DecodeError::Overlong { at })?;
+                        let last = self.values[column].unwrap_or(0);
+                        Some(last.wrapping_add(unzigzag(delta).cast_unsigned()))
+                    }
+                };
+                changes.push((column, value));
+                column += 1;
+            }
+        }
+        for (column, value) in changes {
+            self.values[column] = value;
+        }
+        Ok(())
+    }
+}
+
+fn zigzag(v: i64) -> u64 {
+    ((v << 1) ^ (v >> 63)).cast_unsigned()
+}
+
+fn unzigzag(v: u64) -> i64 {
+    (v >> 1).cast_signed() ^ -((v & 1).cast_signed())
+}
+
+fn put_varint(mut v: u128, out: &mut Vec<u8>) {
+    while v >= 0x80 {
+        out.push(0x80 | u8::try_from(v & 0x7f).unwrap_or(0x7f));
+        v >>= 7;
+    }
+    out.push(u8::try_from(v).unwrap_or(0x7f));
+}
+
+fn get_varint(body: &[u8], at: &mut usize) -> Result<u128, DecodeError> {
+    let start = *at;
+    let mut v = 0u128;
+    for shift in (0..70).step_by(7) {
+        let byte = *body.get(*at).ok_or(DecodeError::Truncated { at: *at })?;
+        *at += 1;
+        v |= u128::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Ok(v);
+        }
+    }
+    Err(DecodeError::Overlong { at: start })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_unchanged_sample_costs_nothing() {
+        let mut columns = Columns::new(3);
+        let sample = [Some(7), None, Some(0)];
+        let mut body = Vec::new();
+        columns.encode(&sample, &mut body);
+        body.clear();
+        columns.encode(&sample, &mut body);
+        assert!(body.is_empty());
+    }
+
+    #[test]
+    fn absent_is_not_zero() {
+        let (mut tx, mut rx) = (Columns::new(2), Columns::new(2));
+        for sample in [[Some(0), None], [None, Some(0)]] {
+            let mut body = Vec::new();
+            tx.encode(&sample, &mut body);
+            rx.decode(&body).unwrap();
+            assert_eq!(rx.values(), sample);
+        }
+    }
+
+    #[test]
+    fn a_truncated_body_changes_nothing() {
+        let mut columns = Columns::new(2);
+        columns.decode(&[0, 2, 11]).unwrap_err();
+        assert_eq!(columns.values(), [None, None]);
+    }
+
+    #[test]
+    fn a_run_past_the_schema_is_refused() {
+        assert!(matches!(
+            Columns::new(2).decode(&[1, 2, 1, 1]),
+            Err(DecodeError::OutOfSchema { column: 3, columns: 2 })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn what_goes_in_comes_out(samples in prop::collection::vec(prop::collection::vec(any::<Option<u64>>(), 9), 1..8)) {
+            let (mut tx, mut rx) = (Columns::new(9), Columns::new(9));
+            for sample in samples {
+                let mut body = Vec::new();
+                tx.encode(&sample, &mut body);
+                rx.decode(&body).unwrap();
+                prop_assert_eq!(rx.values(), &sample[..]);
+            }
+        }
+
+        #[test]
+        fn garbage_never_panics(body in prop::collection::vec(any::<u8>(), 0..64)) {
+            let mut columns = Columns::new(5);
+            if columns.decode(&body).is_err() {
+                prop_assert_eq!(columns.values(), &[None; 5][..]);
+            }
+        }
+    }
+}

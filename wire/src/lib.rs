@@ -1,0 +1,27 @@
+//! All that crosses the network between agent and controller.
+//!
+//! - [`v1`]: the messages, generated from `proto/weir.proto`;
+//! - [`columns`]: the packed column deltas inside a frame;
+//! - [`signal`]: the one table of canonical signals;
+//! - [`version`]: who may speak with whom.
+
+pub mod columns;
+pub mod signal;
+pub mod version;
+
+/// Messages and the gRPC service, generated from `proto/weir.proto`.
+#[expect(
+    clippy::allow_attributes_without_reason,
+    clippy::derive_partial_eq_without_eq,
+    clippy::wildcard_enum_match_arm,
+    reason = "generated code"
+)]
+pub mod v1 {
+    tonic::include_proto!("weir.v1");
+}
+
+/// Largest message that either side accepts, in bytes.
+///
+/// A key frame of 20,000 columns with 1,000 collectives is under 1 MiB; four times that stops
+/// a broken peer before it costs memory.
+pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
