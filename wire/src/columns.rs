@@ -40,7 +40,9 @@ impl Columns {
     /// State for a schema of `columns`, all absent.
     #[must_use]
     pub fn new(columns: usize) -> Columns {
-        Columns { values: vec![None; columns] }
+        Columns {
+            values: vec![None; columns],
+        }
     }
 
     /// Values after the last frame; `None` is absent, which is not zero.
@@ -78,7 +80,9 @@ impl Columns {
             for i in start..next {
                 let new = sample.get(i).copied().flatten();
                 let token = new.map_or(0, |v| {
-                    1 + u128::from(zigzag(v.wrapping_sub(self.values[i].unwrap_or(0)).cast_signed()))
+                    1 + u128::from(zigzag(
+                        v.wrapping_sub(self.values[i].unwrap_or(0)).cast_signed(),
+                    ))
                 });
                 put_varint(token, out);
                 self.values[i] = new;
@@ -101,7 +105,10 @@ impl Columns {
                 .ok()
                 .and_then(|n| column.checked_add(n))
                 .filter(|end| *end <= columns)
-                .ok_or(DecodeError::OutOfSchema { column: column as u128 + n, columns })
+                .ok_or(DecodeError::OutOfSchema {
+                    column: column as u128 + n,
+                    columns,
+                })
         };
         while at < body.len() {
             column = in_schema(column, get_varint(body, &mut at)?)?;
@@ -200,7 +207,10 @@ mod tests {
     fn a_run_past_the_schema_is_refused() {
         assert!(matches!(
             Columns::new(2).decode(&[1, 2, 1, 1]),
-            Err(DecodeError::OutOfSchema { column: 3, columns: 2 })
+            Err(DecodeError::OutOfSchema {
+                column: 3,
+                columns: 2
+            })
         ));
     }
 

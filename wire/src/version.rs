@@ -26,7 +26,11 @@ pub fn check(peer: &str, major: u32, minor: u32) -> Result<(), Incompatible> {
     if major == PROTOCOL_MAJOR {
         return Ok(());
     }
-    Err(Incompatible { peer: peer.to_owned(), theirs_major: major, theirs_minor: minor })
+    Err(Incompatible {
+        peer: peer.to_owned(),
+        theirs_major: major,
+        theirs_minor: minor,
+    })
 }
 
 #[cfg(test)]
@@ -41,6 +45,9 @@ mod tests {
     #[test]
     fn another_major_is_refused_and_both_versions_are_named() {
         let error = check("agent h11 (9.0.0)", 2, 3).unwrap_err().to_string();
-        assert!(error.contains("2.3") && error.contains("1.0") && error.contains("h11"), "{error}");
+        assert!(
+            error.contains("2.3") && error.contains("1.0") && error.contains("h11"),
+            "{error}"
+        );
     }
 }

@@ -1,1 +1,30 @@
-//! Skeleton.
+//! The pure part of the controller: facts in, commands out, no clock and no IO.
+//!
+//! ```text
+//!  Input ──> Core ──> Command          loop { core.handle_input(fact, now);
+//!            │  ├ topology                     while let Some(c) = core.poll_command() { perform(c) } }
+//!            │  ├ links, flows, jobs    what was measured
+//!            │  ├ hotspot, plan         what it means, what would help
+//!            │  └ incident, trial       what is done about it
+//! ```
+//!
+//! Time is a [`std::time::Duration`] since the controller started and always an argument, so that
+//! a recorded run gives the same verdicts and commands again, byte for byte.
+
+pub mod config;
+pub mod engine;
+pub mod flows;
+pub mod hotspot;
+pub mod ids;
+pub mod incident;
+pub mod io;
+pub mod jobs;
+pub mod links;
+pub mod maxmin;
+pub mod plan;
+pub mod topology;
+pub mod trial;
+
+pub use config::Config;
+pub use engine::Core;
+pub use io::{Command, Input};

@@ -1,0 +1,106 @@
+//! Thresholds and limits of the core, each with its reason.
+
+use std::time::Duration;
+
+/// How far the controller may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Verdicts only.
+    #[default]
+    Observe,
+    /// Verdicts and the change that would be made.
+    Advise,
+    /// Changes under lease.
+    Act,
+}
+
+/// All that an operator can set of the core.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub mode: Mode,
+    pub hotspot: Hotspot,
+    pub trial: Trial,
+}
+
+/// When a link counts as hot and what a hot link is called.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hotspot {
+    /// Share of capacity, over the busy part of the interval. 0.9: a healthy job that fills
+    /// 85 % of a balanced uplink was measured in the lab and must stay silent.
+    pub utilisation_hot: f64,
+    /// Above this a link is hot even with no sight of its queue.
+    pub utilisation_full: f64,
+    /// Queueing delay that proves pressure, at the link's own rate. 0.4 ms at 200 Mbit/s is seven
+    /// full frames.
+    pub queue_delay_hot: Duration,
+    /// A sibling below this share of capacity has room.
+    pub sibling_idle: f64,
+    /// Verdict after this many hot samples out of the last `window` of them.
+    pub samples_hot: usize,
+    pub window: usize,
+    /// Incast: this many distinct senders to one receiver, at least.
+    pub incast_senders: usize,
+    /// Collision: the slowest flow must gain this factor by the best plan.
+    pub gain_min: f64,
+    /// Share of a link's traffic that the known flows must explain before it is judged.
+    pub explained_min: f64,
+    /// An incident ends when its links were not hot for this long.
+    pub clear_after: Duration,
+}
+
+/// How a change is tried.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trial {
+    /// A lease not renewed for this long restores the baseline.
+    pub ttl: Duration,
+    /// Iterations before the change that a verdict is judged against, at least.
+    pub iterations_before: usize,
+    /// Iterations after it, the discarded one not counted.
+    pub iterations_after: usize,
+    /// Kept if the median iteration takes at most this share of the time before.
+    pub keep_ratio: f64,
+    /// Rolled back at once when two judged iterations in a row are slower by this factor.
+    pub harm_ratio: f64,
+    /// Most changes in one trial; more than that is a redesign, not a repair.
+    pub changes_max: usize,
+    /// Every agent must have answered by then.
+    pub apply_timeout: Duration,
+    /// No judgement by then: back to the baseline.
+    pub hold_timeout: Duration,
+    /// No new trial for the same job for this long after one ended.
+    pub cooldown: Duration,
+    /// A kept change is given back when its job was silent for this long.
+    pub job_gone: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            mode: Mode::Observe,
+            hotspot: Hotspot {
+                utilisation_hot: 0.9,
+                utilisation_full: 0.97,
+                queue_delay_hot: Duration::from_micros(400),
+                sibling_idle: 0.6,
+                samples_hot: 2,
+                window: 3,
+                incast_senders: 3,
+                gain_min: 1.2,
+                explained_min: 0.5,
+                clear_after: Duration::from_secs(5),
+            },
+            trial: Trial {
+                ttl: Duration::from_secs(10),
+                iterations_before: 3,
+                iterations_after: 3,
+                keep_ratio: 0.95,
+                harm_ratio: 1.05,
+                changes_max: 32,
+                apply_timeout: Duration::from_secs(3),
+                hold_timeout: Duration::from_secs(60),
+                cooldown: Duration::from_secs(30),
+                job_gone: Duration::from_secs(30),
+            },
+        }
+    }
+}

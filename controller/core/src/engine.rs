@@ -1,0 +1,496 @@
+//! The core itself: facts in, commands out.
+
+use crate::config::{Config, Mode};
+use crate::flows::Flows;
+use crate::hotspot::{self, Verdict};
+use crate::ids::{JobId, NodeId, PortId};
+use crate::incident::Incidents;
+use crate::io::{Command, Input, LeaseOutcome, NodeSample, PinChange, Role};
+use crate::jobs::Jobs;
+use crate::links::Links;
+use crate::topology::{Plan, Topology};
+use crate::trial::{Proposal, State, Trial};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// The core looks at everything this often: four times in a sample interval, so that a verdict
+/// waits for no more than a quarter of one.
+const TICK: Duration = Duration::from_millis(250);
+/// Nodes held at once.
+const NODES_MAX: usize = 16_384;
+/// Trials kept, the oldest that is over goes first.
+const TRIALS_MAX: usize = 256;
+
+/// A node as the core knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    pub role: Role,
+    pub connected: bool,
+    pub last_seen: Duration,
+    routes_epoch: u64,
+}
+
+/// The pure controller.
+#[derive(Debug)]
+pub struct Core {
+    config: Config,
+    topology: Topology,
+    nodes: BTreeMap<NodeId, Node>,
+    links: Links,
+    flows: Flows,
+    jobs: Jobs,
+    incidents: Incidents,
+    trials: VecDeque<Trial>,
+    frozen: bool,
+    next_lease: u64,
+    next_tick: Duration,
+    commands: VecDeque<Command>,
+}
+
+impl Core {
+    /// `lease_base` makes lease numbers unique over restarts of the controller.
+    #[must_use]
+    pub fn new(config: Config, plan: Plan, frozen: bool, lease_base: u64) -> Core {
+        Core {
+            config,
+            topology: Topology::new(plan),
+            nodes: BTreeMap::new(),
+            links: Links::default(),
+            flows: Flows::default(),
+            jobs: Jobs::default(),
+            incidents: Incidents::default(),
+            trials: VecDeque::new(),
+            frozen,
+            next_lease: lease_base,
+            next_tick: TICK,
+            commands: VecDeque::new(),
+        }
+    }
+
+    /// Takes a fact that arrived at `now`.
+    pub fn handle_input(&mut self, input: Input, now: Duration) {
+        match input {
+            Input::NodeConnected {
+                node,
+                role,
+                held_leases,
+            } => self.node_connected(&node, role, &held_leases, now),
+            Input::NodeLost { node } => self.node_lost(&node, now),
+            Input::InventoryReported { node, inventory } => {
+                let epoch = inventory.routes_epoch;
+                let changed = self.topology.inventory_reported(&node, inventory);
+                if let Some(known) = self.nodes.get_mut(&node)
+                    && (changed || known.routes_epoch != epoch)
+                {
+                    known.routes_epoch = epoch;
+                    self.flows.routes_changed(&node);
+                }
+            }
+            Input::SampleReported { node, sample } => self.sampled(&node, &sample, now),
+            Input::PathsResolved { node, hops } => {
+                for hop in hops {
+                    self.flows.resolved(&node, hop);
+                }
+                self.detect(now);
+            }
+            Input::LeaseReported {
+                node,
+                lease,
+                outcome,
+                reason,
+            } => self.lease_reported(&node, lease, outcome, &reason, now),
+            Input::FreezeSet { frozen } => self.freeze(frozen, now),
+            Input::TrialRequested { job, pins } => {
+                let verdict = "asked for by an operator".to_owned();
+                if let Err(reason) = self.propose(&job, pins, String::new(), verdict, now) {
+                    self.note("trial", format!("not started: {reason}"));
+                }
+            }
+            Input::LeaseEndRequested { lease } => {
+                for trial in self.trials.iter_mut().filter(|t| t.lease == lease) {
+                    trial.roll_back(
+                        "ended by an operator".into(),
+                        &self.config.trial,
+                        now,
+                        &mut self.commands,
+                    );
+                }
+            }
+        }
+        self.trials_tick(now);
+    }
+
+    /// When [`Core::handle_timeout`] wants to be called, and why.
+    #[must_use]
+    pub fn poll_timeout(&self) -> (Duration, &'static str) {
+        (self.next_tick, "look at links, flows and trials")
+    }
+
+    /// Time passed.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = now + TICK;
+        self.flows.expire(now);
+        self.detect(now);
+        for id in self.incidents.expire(now, self.config.hotspot.clear_after) {
+            self.note(&id, "resolved".into());
+        }
+        self.trials_tick(now);
+    }
+
+    /// What the shell has to do next.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    fn node_connected(&mut self, node: &NodeId, role: Role, held: &[u64], now: Duration) {
+        if !self.nodes.contains_key(node) && self.nodes.len() >= NODES_MAX {
+            self.note(
+                node.as_str(),
+                format!("refused: more than {NODES_MAX} nodes"),
+            );
+            return;
+        }
+        self.nodes.insert(
+            node.clone(),
+            Node {
+                role,
+                connected: true,
+                last_seen: now,
+                routes_epoch: 0,
+            },
+        );
+        self.topology.node_connected(node, role);
+        self.flows.routes_changed(node);
+        for lease in held {
+            let live = self
+                .trials
+                .iter()
+                .any(|t| t.lease == *lease && t.is_live() && t.nodes.contains_key(node));
+            if !live {
+                let reason = "the controller knows no such lease".to_owned();
+                self.commands.push_back(Command::End {
+                    node: node.clone(),
+                    lease: *lease,
+                    reason,
+                });
+            }
+        }
+    }
+
+    fn node_lost(&mut self, node: &NodeId, now: Duration) {
+        if let Some(known) = self.nodes.get_mut(node) {
+            known.connected = false;
+        }
+        for trial in &mut self.trials {
+            trial.node_lost(node, &self.config.trial, now, &mut self.commands);
+        }
+    }
+
+    fn sampled(&mut self, node: &NodeId, sample: &NodeSample, now: Duration) {
+        let Some(known) = self.nodes.get_mut(node) else {
+            return;
+        };
+        known.last_seen = now;
+        self.jobs.sampled(node, sample, now);
+        let Some(elapsed) = sample.elapsed else {
+            return;
+        };
+        let busy = self.jobs.busy_share(now.saturating_sub(elapsed), now);
+        for port in &sample.ports {
+            let id = PortId {
+                node: node.clone(),
+                port: port.port.clone(),
+            };
+            if self.topology.peer(&id).is_some() {
+                self.links.sampled(
+                    &id,
+                    port,
+                    elapsed,
+                    busy,
+                    now,
+                    &self.topology,
+                    &self.config.hotspot,
+                );
+            }
+        }
+        for flow in &sample.flows {
+            self.flows.sampled(flow, elapsed, now);
+        }
+        for key in &sample.flows_closed {
+            self.flows.closed(key);
+        }
+    }
+
+    fn detect(&mut self, now: Duration) {
+        let verdicts = hotspot::detect(
+            &self.links,
+            &mut self.flows,
+            &self.topology,
+            &self.config.hotspot,
+            self.config.trial.changes_max,
+            now,
+        );
+        for (node, keys) in self.flows.take_questions(now) {
+            if self.nodes.get(&node).is_some_and(|n| n.connected) {
+                self.commands.push_back(Command::QueryPaths { node, keys });
+            }
+        }
+        for verdict in verdicts {
+            self.judged(verdict, now);
+        }
+    }
+
+    fn judged(&mut self, verdict: Verdict, now: Duration) {
+        let (job, plan, text) = (
+            verdict.job.clone(),
+            verdict.plan.clone(),
+            describe(&verdict),
+        );
+        let (id, new) = self.incidents.judged(verdict, now);
+        if new {
+            self.note(&id, text.clone());
+            if !plan.is_empty() && self.config.mode == Mode::Advise {
+                let pins: Vec<String> = plan.iter().map(ToString::to_string).collect();
+                self.incidents
+                    .tell(&id, now, format!("advised: {}", pins.join(", ")));
+            }
+        }
+        if plan.is_empty() || self.config.mode != Mode::Act {
+            return;
+        }
+        let Some(job) = job else { return };
+        if self.propose(&job, plan, id.clone(), text, now).is_ok() {
+            self.incidents.tell(&id, now, "a change is on trial".into());
+        }
+    }
+
+    /// Starts a trial unless something forbids it; says what.
+    fn propose(
+        &mut self,
+        job: &JobId,
+        pins: Vec<PinChange>,
+        incident: String,
+        verdict: String,
+        now: Duration,
+    ) -> Result<(), String> {
+        if self.frozen {
+            return Err("frozen".into());
+        }
+        if pins.is_empty() || pins.len() > self.config.trial.changes_max {
+            return Err(format!(
+                "{} changes; 1 to {} are allowed in a trial",
+                pins.len(),
+                self.config.trial.changes_max
+            ));
+        }
+        // One at a time: two changes under way cannot be told apart by what the jobs do.
+        if let Some(other) = self.trials.iter().find(|t| {
+            matches!(
+                t.state,
+                State::Proposed | State::Holding | State::RolledBack
+            )
+        }) {
+            return Err(format!("lease {} is on trial", other.lease));
+        }
+        if let Some(other) = self
+            .trials
+            .iter()
+            .find(|t| t.job == *job && t.state == State::Cooldown)
+        {
+            return Err(format!("cooling down after lease {}", other.lease));
+        }
+        if let Some(other) = self.trials.iter().find(|t| {
+            t.is_live()
+                && t.pins
+                    .iter()
+                    .any(|p| pins.iter().any(|q| p.node == q.node && p.dst == q.dst))
+        }) {
+            return Err(format!(
+                "lease {} holds one of the same routes",
+                other.lease
+            ));
+        }
+        for pin in &pins {
+            if !self.nodes.get(&pin.node).is_some_and(|n| n.connected) {
+                return Err(format!("{} is not connected", pin.node));
+            }
+        }
+        let Some((signature, series)) = self.jobs.get(job).and_then(|j| j.series(now)) else {
+            return Err(format!("no iterations of job {job} are seen"));
+        };
+        if series.len() < self.config.trial.iterations_before {
+            return Err(format!(
+                "{} of {} iterations seen",
+                series.len(),
+                self.config.trial.iterations_before
+            ));
+        }
+        self.next_lease += 1;
+        let proposal = Proposal {
+            lease: self.next_lease,
+            incident,
+            verdict,
+            job: job.clone(),
+            pins,
+            signature,
+        };
+        let trial = Trial::propose(
+            proposal,
+            series,
+            &self.config.trial,
+            now,
+            &mut self.commands,
+        );
+        if self.trials.len() >= TRIALS_MAX
+            && let Some(over) = self.trials.iter().position(|t| t.state == State::Idle)
+        {
+            self.trials.remove(over);
+        }
+        self.trials.push_back(trial);
+        Ok(())
+    }
+
+    fn lease_reported(
+        &mut self,
+        node: &NodeId,
+        lease: u64,
+        outcome: LeaseOutcome,
+        reason: &str,
+        now: Duration,
+    ) {
+        match self.trials.iter_mut().find(|t| t.lease == lease) {
+            Some(trial) => trial.lease_reported(
+                node,
+                outcome,
+                reason,
+                &self.config.trial,
+                now,
+                &mut self.commands,
+            ),
+            None if outcome == LeaseOutcome::Applied => {
+                let reason = "the controller knows no such lease".to_owned();
+                self.commands.push_back(Command::End {
+                    node: node.clone(),
+                    lease,
+                    reason,
+                });
+            }
+            None => {}
+        }
+    }
+
+    fn freeze(&mut self, frozen: bool, now: Duration) {
+        self.frozen = frozen;
+        self.note(
+            "freeze",
+            if frozen {
+                "frozen".into()
+            } else {
+                "unfrozen".into()
+            },
+        );
+        if frozen {
+            for trial in &mut self.trials {
+                trial.roll_back(
+                    "frozen by an operator".into(),
+                    &self.config.trial,
+                    now,
+                    &mut self.commands,
+                );
+            }
+        }
+    }
+
+    fn trials_tick(&mut self, now: Duration) {
+        for trial in &mut self.trials {
+            let job = self.jobs.get(&trial.job);
+            let series = job.and_then(|j| j.series(now));
+            trial.tick(
+                series.as_ref().map(|(s, i)| (s, *i)),
+                job.map(|j| j.last_seen),
+                &self.config.trial,
+                now,
+                &mut self.commands,
+            );
+            if let Some(text) = trial.take_news() {
+                self.incidents.tell(&trial.incident, now, text.clone());
+                self.commands.push_back(Command::Note {
+                    subject: format!("lease {}", trial.lease),
+                    text,
+                });
+            }
+        }
+    }
+
+    fn note(&mut self, subject: &str, text: String) {
+        self.commands.push_back(Command::Note {
+            subject: subject.to_owned(),
+            text,
+        });
+    }
+
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    #[must_use]
+    pub fn nodes(&self) -> &BTreeMap<NodeId, Node> {
+        &self.nodes
+    }
+
+    #[must_use]
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
+
+    #[must_use]
+    pub fn flows(&self) -> &Flows {
+        &self.flows
+    }
+
+    #[must_use]
+    pub fn jobs(&self) -> &Jobs {
+        &self.jobs
+    }
+
+    #[must_use]
+    pub fn incidents(&self) -> &Incidents {
+        &self.incidents
+    }
+
+    #[must_use]
+    pub fn trials(&self) -> &VecDeque<Trial> {
+        &self.trials
+    }
+
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.frozen
+    }
+}
+
+/// A verdict in one sentence.
+#[must_use]
+pub fn describe(verdict: &Verdict) -> String {
+    let links: Vec<String> = verdict.links.iter().map(ToString::to_string).collect();
+    let job = verdict
+        .job
+        .as_ref()
+        .map_or(String::new(), |j| format!(" of job {j}"));
+    format!(
+        "{} on {}{job} (links {}; confidence {:.2})",
+        verdict.class.name(),
+        verdict.entity,
+        links.join(", "),
+        verdict.confidence
+    )
+}

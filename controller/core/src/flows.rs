@@ -1,0 +1,215 @@
+//! Which flows are on the wire, how fast, and by which links.
+//!
+//! Paths are asked of the switches hop by hop (their kernels answer with the route they would
+//! take) and remembered until the switch says that its routes changed.
+
+use crate::ids::{FlowKey, JobId, NodeId, PortId};
+use crate::io::{FlowSample, ResolvedHop};
+use crate::topology::Topology;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Flows held at once: 8 NICs x 8 channels x 1,000 hosts. The rest is counted, not kept.
+pub const FLOWS_MAX: usize = 65_536;
+/// Hops remembered: a flow crosses at most five switches, and as many are asked for alternatives.
+pub const HOPS_MAX: usize = FLOWS_MAX * 10;
+/// Longest path: host, three tiers up and down, with room for a detour.
+const PATH_MAX: usize = 8;
+/// A question without an answer is asked again after this long.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// A rate older than this is no longer current (samples come once a second).
+pub const RATE_AGE_MAX: Duration = Duration::from_millis(2500);
+/// Slower flows are control traffic: they never load a link.
+const ACTIVE_BPS: f64 = 1e6;
+
+/// A flow as last reported by its sender.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Flow {
+    pub job: Option<JobId>,
+    pub rate_bps: f64,
+    pub at: Duration,
+    pub retransmits: u64,
+    pub srtt_us: u32,
+    pub delivered_ce: u64,
+}
+
+type HopKey = (NodeId, Arc<str>, FlowKey);
+
+#[derive(Debug, Clone, PartialEq)]
+enum Hop {
+    Asked(Duration),
+    Known {
+        out_port: Option<Arc<str>>,
+        group: Option<u32>,
+    },
+}
+
+/// Where a path passes a next-hop group with more than one member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// Index in the path of the port that was chosen.
+    pub at: usize,
+    pub in_port: Arc<str>,
+    pub group: u32,
+}
+
+/// The ports by which a flow leaves each node on its way, the sender's first.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Path {
+    pub ports: Vec<PortId>,
+    pub choices: Vec<Choice>,
+}
+
+/// All flows, and what is known of their paths.
+#[derive(Debug, Clone, Default)]
+pub struct Flows {
+    flows: BTreeMap<FlowKey, Flow>,
+    hops: BTreeMap<HopKey, Hop>,
+    wanted: BTreeSet<HopKey>,
+    refused: u64,
+}
+
+impl Flows {
+    pub fn sampled(&mut self, sample: &FlowSample, elapsed: Duration, at: Duration) {
+        if !self.flows.contains_key(&sample.key) && self.flows.len() >= FLOWS_MAX {
+            self.refused += 1;
+            return;
+        }
+        let seconds = elapsed.as_secs_f64();
+        if seconds <= 0.0 {
+            return;
+        }
+        let rate_bps = sample.bytes as f64 * 8.0 / seconds;
+        let job = sample
+            .job
+            .clone()
+            .or_else(|| self.flows.get(&sample.key)?.job.clone());
+        let flow = Flow {
+            job,
+            rate_bps,
+            at,
+            retransmits: sample.retransmits,
+            srtt_us: sample.srtt_us,
+            delivered_ce: sample.delivered_ce,
+        };
+        self.flows.insert(sample.key, flow);
+    }
+
+    pub fn closed(&mut self, key: &FlowKey) {
+        self.flows.remove(key);
+        self.hops.retain(|(_, _, k), _| k != key);
+    }
+
+    pub fn resolved(&mut self, node: &NodeId, hop: ResolvedHop) {
+        let key = (node.clone(), hop.in_port, hop.key);
+        if self.hops.contains_key(&key) || self.hops.len() < HOPS_MAX {
+            self.hops.insert(
+                key,
+                Hop::Known {
+                    out_port: hop.out_port,
+                    group: hop.group,
+                },
+            );
+        }
+    }
+
+    /// Forgets the hops of a node whose routes changed.
+    pub fn routes_changed(&mut self, node: &NodeId) {
+        self.hops.retain(|(n, _, _), _| n != node);
+    }
+
+    /// Drops flows that were not reported for a minute: their agent or they are gone.
+    pub fn expire(&mut self, now: Duration) {
+        let gone: Vec<FlowKey> = self
+            .flows
+            .iter()
+            .filter(|(_, f)| now.saturating_sub(f.at) > Duration::from_secs(60))
+            .map(|(k, _)| *k)
+            .collect();
+        for key in gone {
+            self.closed(&key);
+        }
+    }
+
+    /// Flows with data on the wire in their newest sample.
+    pub fn active(&self, now: Duration) -> impl Iterator<Item = (&FlowKey, &Flow)> {
+        self.flows.iter().filter(move |(_, f)| {
+            f.rate_bps >= ACTIVE_BPS && now.saturating_sub(f.at) <= RATE_AGE_MAX
+        })
+    }
+
+    /// Flows refused because the table was full.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// The path of a flow from its sender, or `None` while a hop is not known; the question is
+    /// then noted for [`Flows::take_questions`].
+    pub fn path(&mut self, key: &FlowKey, topology: &Topology) -> Option<Path> {
+        let first = topology.port_of(key.src)?.clone();
+        self.walk(key, first, topology)
+    }
+
+    /// The path that a flow would take after leaving a node by `port`.
+    pub fn walk(&mut self, key: &FlowKey, port: PortId, topology: &Topology) -> Option<Path> {
+        let target = topology.port_of(key.dst)?.node.clone();
+        let mut path = Path {
+            ports: vec![port],
+            choices: Vec::new(),
+        };
+        while path.ports.len() <= PATH_MAX {
+            let entry = topology.peer(path.ports.last()?)?;
+            if entry.node == target {
+                return Some(path);
+            }
+            let hop_key = (entry.node.clone(), entry.port.clone(), *key);
+            match self.hops.get(&hop_key) {
+                Some(Hop::Known {
+                    out_port: Some(out),
+                    group,
+                }) => {
+                    if let Some(group) = group {
+                        path.choices.push(Choice {
+                            at: path.ports.len(),
+                            in_port: entry.port.clone(),
+                            group: *group,
+                        });
+                    }
+                    path.ports.push(PortId {
+                        node: entry.node.clone(),
+                        port: out.clone(),
+                    });
+                }
+                Some(Hop::Known { out_port: None, .. }) => return None,
+                Some(Hop::Asked(_)) | None => {
+                    self.wanted.insert(hop_key);
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    /// Questions to send now, by node; each is repeated only after a second without an answer.
+    pub fn take_questions(&mut self, now: Duration) -> BTreeMap<NodeId, Vec<(FlowKey, Arc<str>)>> {
+        let mut questions: BTreeMap<NodeId, Vec<(FlowKey, Arc<str>)>> = BTreeMap::new();
+        for (node, in_port, key) in std::mem::take(&mut self.wanted) {
+            let hop_key = (node, in_port, key);
+            let asked = match self.hops.get(&hop_key) {
+                Some(Hop::Asked(at)) => now.saturating_sub(*at) < ASK_AGAIN,
+                Some(Hop::Known { .. }) => true,
+                None => self.hops.len() >= HOPS_MAX,
+            };
+            if !asked {
+                questions
+                    .entry(hop_key.0.clone())
+                    .or_default()
+                    .push((key, hop_key.1.clone()));
+                self.hops.insert(hop_key, Hop::Asked(now));
+            }
+        }
+        questions
+    }
+}

@@ -1,0 +1,111 @@
+//! Typed names of what the fabric is made of.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+/// A host or switch, by the name that its agent reports.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(Arc<str>);
+
+/// An interface of a node. As a link it means the *directed* link that leaves by it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortId {
+    pub node: NodeId,
+    pub port: Arc<str>,
+}
+
+/// A training job, as its launcher or scheduler names it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId(Arc<str>);
+
+/// Five-tuple of a TCP flow, in the direction in which the data goes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowKey {
+    pub src: Ipv4Addr,
+    pub dst: Ipv4Addr,
+    pub src_port: u16,
+    pub dst_port: u16,
+}
+
+impl NodeId {
+    #[must_use]
+    pub fn new(name: &str) -> NodeId {
+        NodeId(name.into())
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl JobId {
+    #[must_use]
+    pub fn new(key: &str) -> JobId {
+        JobId(key.into())
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl PortId {
+    #[must_use]
+    pub fn new(node: &NodeId, port: &str) -> PortId {
+        PortId {
+            node: node.clone(),
+            port: port.into(),
+        }
+    }
+
+    /// Reads `node:port`.
+    ///
+    /// # Errors
+    /// The text itself, if it has not exactly one colon with something on each side.
+    pub fn parse(text: &str) -> Result<PortId, String> {
+        match text.split_once(':') {
+            Some((node, port)) if !node.is_empty() && !port.is_empty() && !port.contains(':') => {
+                Ok(PortId::new(&NodeId::new(node), port))
+            }
+            _ => Err(text.to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for PortId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.node, self.port)
+    }
+}
+
+impl fmt::Display for FlowKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}:{} -> {}:{}",
+            self.src, self.src_port, self.dst, self.dst_port
+        )
+    }
+}
+
+macro_rules! debug_as_display {
+    ($($type:ty),+) => { $(impl fmt::Debug for $type {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { fmt::Display::fmt(self, f) }
+    })+ };
+}
+debug_as_display!(NodeId, PortId, JobId, FlowKey);

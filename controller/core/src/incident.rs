@@ -1,0 +1,133 @@
+//! Incidents: one for each cause, opened by a verdict, kept up to date by the next, resolved when
+//! its links were not hot for a while.
+
+use crate::hotspot::{Class, Verdict};
+use crate::ids::JobId;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Incidents kept, resolved ones included; the oldest resolved goes first.
+const INCIDENTS_MAX: usize = 1024;
+/// Lines kept of an incident's story.
+const STORY_MAX: usize = 64;
+
+/// A cause of trouble over its life.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Incident {
+    pub id: String,
+    pub verdict: Verdict,
+    pub opened_at: Duration,
+    pub last_seen: Duration,
+    pub resolved_at: Option<Duration>,
+    /// What was done about it, oldest first.
+    pub story: VecDeque<(Duration, String)>,
+}
+
+impl Incident {
+    pub fn tell(&mut self, at: Duration, text: String) {
+        if self.story.len() == STORY_MAX {
+            self.story.pop_front();
+        }
+        self.story.push_back((at, text));
+    }
+
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.resolved_at.is_none()
+    }
+}
+
+/// All incidents, oldest first.
+#[derive(Debug, Clone, Default)]
+pub struct Incidents {
+    list: VecDeque<Incident>,
+    opened: u64,
+    /// Incidents opened so far by class, for the counter.
+    opened_by_class: [u64; Class::ALL.len()],
+}
+
+impl Incidents {
+    /// Takes a verdict: opens an incident or brings the open one of the same cause up to date.
+    /// Returns its id, and whether it is new.
+    pub fn judged(&mut self, verdict: Verdict, at: Duration) -> (String, bool) {
+        let same = |i: &Incident| {
+            i.is_open() && i.verdict.class == verdict.class && same_cause(&i.verdict, &verdict)
+        };
+        if let Some(incident) = self.list.iter_mut().find(|i| same(i)) {
+            incident.verdict = verdict;
+            incident.last_seen = at;
+            return (incident.id.clone(), false);
+        }
+        if self.list.len() >= INCIDENTS_MAX {
+            let oldest = self.list.iter().position(|i| !i.is_open()).unwrap_or(0);
+            self.list.remove(oldest);
+        }
+        self.opened += 1;
+        if let Some(n) = Class::ALL.iter().position(|c| *c == verdict.class) {
+            self.opened_by_class[n] += 1;
+        }
+        let id = format!("I{}", self.opened);
+        let mut incident = Incident {
+            id: id.clone(),
+            verdict,
+            opened_at: at,
+            last_seen: at,
+            resolved_at: None,
+            story: VecDeque::new(),
+        };
+        incident.tell(
+            at,
+            format!(
+                "{} found on {}",
+                incident.verdict.class.name(),
+                incident.verdict.entity
+            ),
+        );
+        self.list.push_back(incident);
+        (id, true)
+    }
+
+    /// Resolves what was not seen for `clear_after`; returns the ids.
+    pub fn expire(&mut self, now: Duration, clear_after: Duration) -> Vec<String> {
+        let mut resolved = Vec::new();
+        for incident in self.list.iter_mut().filter(|i| i.is_open()) {
+            if now.saturating_sub(incident.last_seen) >= clear_after {
+                incident.resolved_at = Some(now);
+                incident.tell(now, "resolved: its links are no longer hot".into());
+                resolved.push(incident.id.clone());
+            }
+        }
+        resolved
+    }
+
+    pub fn tell(&mut self, id: &str, at: Duration, text: String) {
+        if let Some(incident) = self.list.iter_mut().find(|i| i.id == id) {
+            incident.tell(at, text);
+        }
+    }
+
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Incident> {
+        self.list.iter()
+    }
+
+    /// Incidents opened since the start, by class.
+    #[must_use]
+    pub fn opened_by_class(&self, class: Class) -> u64 {
+        Class::ALL
+            .iter()
+            .position(|c| *c == class)
+            .map_or(0, |n| self.opened_by_class[n])
+    }
+}
+
+/// The same job hit in the same way is the same cause, although the hottest link may differ from
+/// sample to sample; without a job it is the same link.
+fn same_cause(a: &Verdict, b: &Verdict) -> bool {
+    let job = |v: &Verdict| -> Option<JobId> { v.job.clone() };
+    match (job(a), job(b)) {
+        (Some(a), Some(b)) => a == b,
+        (None, None) | (Some(_), None) | (None, Some(_)) => {
+            a.links.iter().any(|l| b.links.contains(l))
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! How fast each job's collectives go: the only judge of a change.
+//!
+//! The time of an iteration is the duration of the job's largest collective as one rank saw it
+//! (in a ring all ranks finish together; the lowest rank that reports is taken, so that the
+//! series is one rank's and not a mixture). Smaller collectives of the same job are left out, so
+//! that like is compared with like.
+//!
+//! Where nobody sees the collectives (no eBPF), progress of the job's flows stands in: seconds
+//! per megabyte that the first reporting node sent, one value each sample.
+
+use crate::ids::{JobId, NodeId};
+use crate::io::{CollectiveDone, NodeSample};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Iterations kept for a rank.
+const ITERATIONS_MAX: usize = 256;
+/// Ranks whose series is kept: the lowest that report; one is used, the others stand by.
+const RANKS_MAX: usize = 4;
+/// Jobs held at once.
+const JOBS_MAX: usize = 4096;
+/// A series that ended longer ago is not the job's present.
+const CURRENT: Duration = Duration::from_secs(10);
+
+/// One finished iteration.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Iteration {
+    pub started: Duration,
+    pub ended: Duration,
+    /// Duration of the collective; of a flow-based series, seconds per megabyte.
+    pub seconds: f64,
+}
+
+/// What the iterations are measured on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Signature {
+    Collective { op: Arc<str>, bytes: u64 },
+    FlowProgress,
+}
+
+/// A job as seen through its collectives and flows.
+#[derive(Debug, Clone, Default)]
+pub struct Job {
+    pub ranks: Option<u32>,
+    pub first_seen: Duration,
+    pub last_seen: Duration,
+    collective: Option<(Arc<str>, u64)>,
+    by_rank: BTreeMap<u32, VecDeque<Iteration>>,
+    by_flows: BTreeMap<NodeId, VecDeque<Iteration>>,
+}
+
+impl Job {
+    fn collective_done(&mut self, done: &CollectiveDone, at: Duration) {
+        self.ranks = done.ranks.or(self.ranks);
+        let bytes = done.bytes.unwrap_or(0);
+        match &self.collective {
+            Some((op, largest)) if *largest > bytes || (*largest == bytes && *op != done.op) => {
+                return;
+            }
+            Some((_, largest)) if *largest == bytes => {}
+            Some(_) | None => {
+                self.collective = Some((done.op.clone(), bytes));
+                self.by_rank.clear();
+            }
+        }
+        let rank = done.rank.unwrap_or(u32::MAX);
+        if !self.by_rank.contains_key(&rank) && self.by_rank.len() >= RANKS_MAX {
+            match self.by_rank.last_key_value() {
+                Some((highest, _)) if *highest > rank => self.by_rank.pop_last(),
+                Some(_) | None => return,
+            };
+        }
+        let started = at.saturating_sub(done.started_before);
+        push(
+            self.by_rank.entry(rank).or_default(),
+            Iteration {
+                started,
+                ended: started + done.duration,
+                seconds: done.duration.as_secs_f64(),
+            },
+        );
+    }
+
+    /// The job's iterations, oldest first, and what they are measured on.
+    #[must_use]
+    pub fn series(&self, now: Duration) -> Option<(Signature, &VecDeque<Iteration>)> {
+        let current = |s: &&VecDeque<Iteration>| {
+            s.back().is_some_and(|i| {
+                now.saturating_sub(i.ended)
+                    <= CURRENT.max(Duration::from_secs_f64(i.seconds.clamp(0.0, 1e6) * 3.0))
+            })
+        };
+        if let (Some((op, bytes)), Some(series)) =
+            (&self.collective, self.by_rank.values().find(current))
+        {
+            return Some((
+                Signature::Collective {
+                    op: op.clone(),
+                    bytes: *bytes,
+                },
+                series,
+            ));
+        }
+        Some((
+            Signature::FlowProgress,
+            self.by_flows.values().find(current)?,
+        ))
+    }
+
+    /// Bus bandwidth of an iteration in bits per second, by the convention of nccl-tests: wire
+    /// bytes of an ideal ring over the time taken. `None` where the operation, its size or the
+    /// number of ranks is unknown.
+    #[must_use]
+    pub fn busbw_bps(&self, seconds: f64) -> Option<f64> {
+        let (op, bytes) = self.collective.as_ref()?;
+        let ranks = f64::from(self.ranks.filter(|n| *n > 1)?);
+        let factor = if op.contains("llreduce") || op.contains("llReduce") {
+            2.0 * (ranks - 1.0) / ranks
+        } else if op.contains("gather")
+            || op.contains("Gather")
+            || op.contains("educe_scatter")
+            || op.contains("educeScatter")
+            || op.contains("lltoall")
+        {
+            (ranks - 1.0) / ranks
+        } else {
+            1.0
+        };
+        (*bytes > 0 && seconds > 0.0).then(|| factor * *bytes as f64 * 8.0 / seconds)
+    }
+
+    /// Share of `from..to` in which the job is *known* to have had no collective running: gaps
+    /// between calls of one rank, and the time before its first. What is not yet reported counts
+    /// as busy, so that late news never makes a link look hotter than it was.
+    #[must_use]
+    pub fn idle_share(&self, from: Duration, to: Duration) -> f64 {
+        let Some(series) = self.by_rank.values().find(|s| !s.is_empty()) else {
+            return 0.0;
+        };
+        let overlap =
+            |a: Duration, b: Duration| b.min(to).saturating_sub(a.max(from)).as_secs_f64();
+        let mut idle = if series.len() < ITERATIONS_MAX {
+            series
+                .front()
+                .map_or(0.0, |i| overlap(Duration::ZERO, i.started))
+        } else {
+            0.0
+        };
+        for (before, after) in series.iter().zip(series.iter().skip(1)) {
+            idle += overlap(before.ended, after.started);
+        }
+        let length = to.saturating_sub(from).as_secs_f64();
+        if length > 0.0 {
+            (idle / length).clamp(0.0, 1.0)
+        } else {
+            0.0
+        }
+    }
+}
+
+fn push(series: &mut VecDeque<Iteration>, iteration: Iteration) {
+    if series.len() == ITERATIONS_MAX {
+        series.pop_front();
+    }
+    series.push_back(iteration);
+}
+
+/// All jobs.
+#[derive(Debug, Clone, Default)]
+pub struct Jobs(BTreeMap<JobId, Job>);
+
+impl Jobs {
+    pub fn sampled(&mut self, node: &NodeId, sample: &NodeSample, at: Duration) {
+        for done in &sample.collectives {
+            if let Some(job) = self.entry(&done.job, at) {
+                job.collective_done(done, at);
+            }
+        }
+        for running in &sample.running {
+            self.entry(&running.job, at);
+        }
+        let Some(elapsed) = sample.elapsed else {
+            return;
+        };
+        let mut sent: BTreeMap<&JobId, u64> = BTreeMap::new();
+        for flow in &sample.flows {
+            if let Some(job) = &flow.job {
+                *sent.entry(job).or_default() += flow.bytes;
+            }
+        }
+        for (key, bytes) in sent {
+            // Less than 100 KB in an interval is set-up traffic, and no measure of progress.
+            if bytes >= 100_000
+                && let Some(job) = self.entry(key, at)
+                && (job.by_flows.contains_key(node) || job.by_flows.len() < RANKS_MAX)
+            {
+                let seconds = elapsed.as_secs_f64() / (bytes as f64 / 1e6);
+                push(
+                    job.by_flows.entry(node.clone()).or_default(),
+                    Iteration {
+                        started: at.saturating_sub(elapsed),
+                        ended: at,
+                        seconds,
+                    },
+                );
+            }
+        }
+    }
+
+    fn entry(&mut self, key: &JobId, at: Duration) -> Option<&mut Job> {
+        if !self.0.contains_key(key) && self.0.len() >= JOBS_MAX {
+            let oldest = self
+                .0
+                .iter()
+                .min_by_key(|(_, j)| j.last_seen)
+                .map(|(k, _)| k.clone())?;
+            self.0.remove(&oldest);
+        }
+        let job = self.0.entry(key.clone()).or_insert_with(|| Job {
+            first_seen: at,
+            ..Job::default()
+        });
+        job.last_seen = at;
+        Some(job)
+    }
+
+    #[must_use]
+    pub fn get(&self, key: &JobId) -> Option<&Job> {
+        self.0.get(key)
+    }
+
+    /// All jobs, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&JobId, &Job)> {
+        self.0.iter()
+    }
+
+    /// Share of an interval in which some job may have had a collective running; 1 with no job.
+    #[must_use]
+    pub fn busy_share(&self, from: Duration, to: Duration) -> f64 {
+        let current = self
+            .0
+            .values()
+            .filter(|j| to.saturating_sub(j.last_seen) <= CURRENT);
+        current
+            .map(|j| 1.0 - j.idle_share(from, to))
+            .reduce(f64::max)
+            .unwrap_or(1.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn done(rank: u32, bytes: u64, started_before_ms: u64, ms: u64) -> CollectiveDone {
+        CollectiveDone {
+            job: JobId::new("j"),
+            rank: Some(rank),
+            ranks: Some(8),
+            op: "MPI_Allreduce".into(),
+            bytes: Some(bytes),
+            started_before: Duration::from_millis(started_before_ms),
+            duration: Duration::from_millis(ms),
+        }
+    }
+
+    #[test]
+    fn only_the_largest_collective_of_one_rank_counts() {
+        let mut job = Job::default();
+        let at = Duration::from_secs(10);
+        for d in [
+            done(3, 8, 900, 1),
+            done(3, 4000, 800, 300),
+            done(0, 4000, 790, 290),
+            done(0, 8, 400, 1),
+        ] {
+            job.collective_done(&d, at);
+        }
+        let (_, series) = job.series(at).unwrap();
+        assert_eq!(series.iter().map(|i| i.seconds).collect::<Vec<_>>(), [0.29]);
+    }
+
+    #[test]
+    fn time_not_yet_reported_counts_as_busy() {
+        let mut job = Job::default();
+        job.collective_done(&done(0, 4000, 500, 250), Duration::from_secs(10));
+        let (s9, s10) = (Duration::from_secs(9), Duration::from_secs(10));
+        assert!(
+            (job.idle_share(s9, s10) - 0.5).abs() < 1e-9,
+            "before the first call: idle; after the last: unknown"
+        );
+        job.collective_done(&done(0, 4000, 0, 250), Duration::from_secs(10));
+        assert!((job.idle_share(s9, s10) - 0.75).abs() < 1e-9);
+    }
+
+    #[test]
+    fn busbw_of_a_ring_of_eight() {
+        let mut job = Job::default();
+        job.collective_done(&done(0, 4_000_000, 500, 500), Duration::from_secs(1));
+        assert_eq!(job.busbw_bps(0.7), Some(2.0 * 7.0 / 8.0 * 32e6 / 0.7));
+    }
+}

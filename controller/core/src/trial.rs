@@ -1,0 +1,480 @@
+//! A trial: one change under one lease, judged on the job's own iterations.
+//!
+//! ```text
+//!  (Idle) ──propose──> Proposed ──all nodes applied──> Holding ──faster──> Committed
+//!                         │                              │                    │
+//!              refused,   │         slower, no better,   │     job over, worse again,
+//!              time-out   │         time-out, frozen     │     frozen, nexthop lost
+//!                         v                              v                    v
+//!                     RolledBack <───────────────────────┴────────────────────┘
+//!                         │ every node reports its baseline (or is gone)
+//!                         v
+//!                     Cooldown ──cooldown over──> (Idle)
+//! ```
+//!
+//! How it is judged. Before: the last iterations ahead of the change. After: the iterations that
+//! end after every node had applied it, the first discarded, since it straddles the change. Same
+//! job, same collective, same size, same rank: a paired comparison, by medians, because one
+//! iteration that a page fault delayed must not decide. Harm is judged sooner than benefit: two
+//! slower iterations in a row roll back, keeping needs three.
+//!
+//! A lease is never without a live controller behind it: Committed means renewed, not permanent.
+
+use crate::config::Trial as Limits;
+use crate::ids::{JobId, NodeId};
+use crate::io::{Command, LeaseOutcome, PinChange};
+use crate::jobs::{Iteration, Signature};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+/// Iterations before the change that are kept for the comparison.
+const BEFORE_MAX: usize = 8;
+/// Recent iterations on which a kept change is watched.
+const WATCH: usize = 5;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    Proposed,
+    Holding,
+    Committed,
+    RolledBack,
+    Cooldown,
+    /// Over; the job may be tried again.
+    Idle,
+}
+
+impl State {
+    pub const ALL: [State; 6] = [
+        State::Proposed,
+        State::Holding,
+        State::Committed,
+        State::RolledBack,
+        State::Cooldown,
+        State::Idle,
+    ];
+
+    /// Name in the API and in labels.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Proposed => "proposed",
+            State::Holding => "holding",
+            State::Committed => "committed",
+            State::RolledBack => "rolled_back",
+            State::Cooldown => "cooldown",
+            State::Idle => "idle",
+        }
+    }
+}
+
+/// What one node said of the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeLease {
+    Asked,
+    Applied,
+    /// At its baseline, or never left it.
+    Over,
+}
+
+/// A change on trial, or kept, or given back.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trial {
+    pub lease: u64,
+    pub incident: String,
+    pub verdict: String,
+    pub job: JobId,
+    pub pins: Vec<PinChange>,
+    pub nodes: BTreeMap<NodeId, NodeLease>,
+    pub state: State,
+    /// Why it is in its state, in words.
+    pub reason: String,
+    pub rolled_back: bool,
+    pub signature: Signature,
+    pub before_s: Vec<f64>,
+    pub after_s: Vec<f64>,
+    pub proposed_at: Duration,
+    pub applied_at: Option<Duration>,
+    pub decided_at: Option<Duration>,
+    /// State of which the story was last told.
+    told: Option<State>,
+    renew_at: Duration,
+    cooldown_until: Duration,
+}
+
+/// What a trial starts from.
+#[derive(Debug, Clone)]
+pub struct Proposal {
+    pub lease: u64,
+    pub incident: String,
+    pub verdict: String,
+    pub job: JobId,
+    pub pins: Vec<PinChange>,
+    pub signature: Signature,
+}
+
+impl Trial {
+    /// Asks every node concerned for its part of the change.
+    #[must_use]
+    pub fn propose(
+        proposal: Proposal,
+        series: &VecDeque<Iteration>,
+        limits: &Limits,
+        now: Duration,
+        out: &mut VecDeque<Command>,
+    ) -> Trial {
+        let nodes: BTreeSet<NodeId> = proposal.pins.iter().map(|p| p.node.clone()).collect();
+        for node in &nodes {
+            out.push_back(Command::Grant {
+                node: node.clone(),
+                lease: proposal.lease,
+                ttl: limits.ttl,
+                incident: proposal.incident.clone(),
+                verdict: proposal.verdict.clone(),
+                pins: proposal
+                    .pins
+                    .iter()
+                    .filter(|p| p.node == *node)
+                    .cloned()
+                    .collect(),
+            });
+        }
+        let mut before_s: Vec<f64> = series
+            .iter()
+            .rev()
+            .take(BEFORE_MAX)
+            .map(|i| i.seconds)
+            .collect();
+        before_s.reverse();
+        Trial {
+            lease: proposal.lease,
+            incident: proposal.incident,
+            verdict: proposal.verdict,
+            job: proposal.job,
+            pins: proposal.pins,
+            nodes: nodes.into_iter().map(|n| (n, NodeLease::Asked)).collect(),
+            state: State::Proposed,
+            reason: "waiting for the agents to apply it".into(),
+            rolled_back: false,
+            signature: proposal.signature,
+            before_s,
+            after_s: Vec::new(),
+            proposed_at: now,
+            applied_at: None,
+            decided_at: None,
+            told: None,
+            renew_at: now + limits.ttl / 3,
+            cooldown_until: Duration::MAX,
+        }
+    }
+
+    /// Whether nodes may hold the change.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        match self.state {
+            State::Proposed | State::Holding | State::Committed => true,
+            State::RolledBack | State::Cooldown | State::Idle => false,
+        }
+    }
+
+    /// The state, in words, if it changed since the last call.
+    pub fn take_news(&mut self) -> Option<String> {
+        if self.told == Some(self.state) {
+            return None;
+        }
+        self.told = Some(self.state);
+        Some(format!(
+            "lease {} {}: {}",
+            self.lease,
+            self.state.name(),
+            self.reason
+        ))
+    }
+
+    /// Median iteration before and after; `None` until there is one of each.
+    #[must_use]
+    pub fn medians(&self) -> Option<(f64, f64)> {
+        Some((median(&self.before_s)?, median(&self.after_s)?))
+    }
+
+    pub fn lease_reported(
+        &mut self,
+        node: &NodeId,
+        outcome: LeaseOutcome,
+        reason: &str,
+        limits: &Limits,
+        now: Duration,
+        out: &mut VecDeque<Command>,
+    ) {
+        let Some(lease) = self.nodes.get_mut(node) else {
+            return;
+        };
+        *lease = match outcome {
+            LeaseOutcome::Applied => NodeLease::Applied,
+            LeaseOutcome::Refused | LeaseOutcome::Ended => NodeLease::Over,
+        };
+        match (self.state, outcome) {
+            (State::Proposed, LeaseOutcome::Applied)
+                if self.nodes.values().all(|n| *n == NodeLease::Applied) =>
+            {
+                self.state = State::Holding;
+                self.reason = "applied; watching the job's iterations".into();
+                self.applied_at = Some(now);
+            }
+            (State::Proposed | State::Holding | State::Committed, LeaseOutcome::Refused) => {
+                self.roll_back(format!("{node} refused: {reason}"), limits, now, out)
+            }
+            (State::Proposed | State::Holding | State::Committed, LeaseOutcome::Ended) => self
+                .roll_back(
+                    format!("{node} ended the lease: {reason}"),
+                    limits,
+                    now,
+                    out,
+                ),
+            (State::RolledBack, LeaseOutcome::Applied) => out.push_back(Command::End {
+                node: node.clone(),
+                lease: self.lease,
+                reason: self.reason.clone(),
+            }),
+            (State::Proposed | State::Holding | State::Committed, LeaseOutcome::Applied) => {}
+            (
+                State::RolledBack | State::Cooldown | State::Idle,
+                LeaseOutcome::Applied | LeaseOutcome::Refused | LeaseOutcome::Ended,
+            ) => {}
+        }
+        self.settle(limits, now);
+    }
+
+    /// The node's stream broke: its agent restores the baseline by itself when the lease runs out.
+    pub fn node_lost(
+        &mut self,
+        node: &NodeId,
+        limits: &Limits,
+        now: Duration,
+        out: &mut VecDeque<Command>,
+    ) {
+        let Some(lease) = self.nodes.get_mut(node) else {
+            return;
+        };
+        *lease = NodeLease::Over;
+        if self.is_live() {
+            self.roll_back(format!("the stream of {node} was lost"), limits, now, out);
+        }
+        self.settle(limits, now);
+    }
+
+    /// Gives the change back.
+    pub fn roll_back(
+        &mut self,
+        reason: String,
+        limits: &Limits,
+        now: Duration,
+        out: &mut VecDeque<Command>,
+    ) {
+        if !self.is_live() {
+            return;
+        }
+        self.state = State::RolledBack;
+        self.rolled_back = true;
+        self.reason = reason;
+        self.decided_at = Some(now);
+        for (node, lease) in &self.nodes {
+            if *lease != NodeLease::Over {
+                out.push_back(Command::End {
+                    node: node.clone(),
+                    lease: self.lease,
+                    reason: self.reason.clone(),
+                });
+            }
+        }
+        // A node that never answers is at its baseline when its lease has run out.
+        self.cooldown_until = now + limits.ttl;
+        self.settle(limits, now);
+    }
+
+    fn settle(&mut self, limits: &Limits, now: Duration) {
+        if self.state == State::RolledBack
+            && (self.nodes.values().all(|n| *n == NodeLease::Over) || now >= self.cooldown_until)
+        {
+            self.state = State::Cooldown;
+            self.cooldown_until = now + limits.cooldown;
+        }
+    }
+
+    /// Time passes: renewals, time-outs, and the judgement on what the job did since.
+    ///
+    /// `job` is the job's series and when it was last seen; `None` if it is not known any more.
+    pub fn tick(
+        &mut self,
+        job: Option<(&Signature, &VecDeque<Iteration>)>,
+        last_seen: Option<Duration>,
+        limits: &Limits,
+        now: Duration,
+        out: &mut VecDeque<Command>,
+    ) {
+        if self.is_live() && now >= self.renew_at {
+            self.renew_at = now + limits.ttl / 3;
+            for node in self.nodes.keys() {
+                out.push_back(Command::Renew {
+                    node: node.clone(),
+                    lease: self.lease,
+                    ttl: limits.ttl,
+                });
+            }
+        }
+        match self.state {
+            State::Proposed if now >= self.proposed_at + limits.apply_timeout => {
+                let missing: Vec<&str> = self
+                    .nodes
+                    .iter()
+                    .filter(|(_, l)| **l == NodeLease::Asked)
+                    .map(|(n, _)| n.as_str())
+                    .collect();
+                self.roll_back(
+                    format!("no answer from {} in time", missing.join(", ")),
+                    limits,
+                    now,
+                    out,
+                );
+            }
+            State::Holding => self.judge(job, limits, now, out),
+            State::Committed
+                if last_seen.is_none_or(|seen| now.saturating_sub(seen) >= limits.job_gone) =>
+            {
+                self.roll_back(
+                    "the job is over; the baseline is restored".into(),
+                    limits,
+                    now,
+                    out,
+                );
+            }
+            State::Committed => self.watch(job, limits, now, out),
+            State::RolledBack => self.settle(limits, now),
+            State::Cooldown if now >= self.cooldown_until => self.state = State::Idle,
+            State::Proposed | State::Cooldown | State::Idle => {}
+        }
+    }
+
+    fn judge(
+        &mut self,
+        job: Option<(&Signature, &VecDeque<Iteration>)>,
+        limits: &Limits,
+        now: Duration,
+        out: &mut VecDeque<Command>,
+    ) {
+        let applied_at = self.applied_at.unwrap_or(now);
+        if let Some((signature, series)) = job {
+            if *signature != self.signature {
+                self.roll_back(
+                    "the job changed its collective: before and after cannot be compared".into(),
+                    limits,
+                    now,
+                    out,
+                );
+                return;
+            }
+            self.after_s = series
+                .iter()
+                .filter(|i| i.ended > applied_at)
+                .skip(1)
+                .map(|i| i.seconds)
+                .collect();
+        }
+        let Some(before) = median(&self.before_s) else {
+            self.roll_back("nothing to compare with".into(), limits, now, out);
+            return;
+        };
+        let slower = self
+            .after_s
+            .iter()
+            .take(2)
+            .filter(|s| **s > before * limits.harm_ratio)
+            .count();
+        if self.after_s.len() >= 2 && slower == 2 {
+            let after = median(&self.after_s).unwrap_or(f64::NAN);
+            self.roll_back(
+                format!(
+                    "slower: median iteration {:.0} ms before, {:.0} ms after",
+                    before * 1e3,
+                    after * 1e3
+                ),
+                limits,
+                now,
+                out,
+            );
+        } else if self.after_s.len() >= limits.iterations_after {
+            let after = median(&self.after_s).unwrap_or(f64::NAN);
+            let figures = format!(
+                "median iteration {:.0} ms before, {:.0} ms after ({:+.0} %)",
+                before * 1e3,
+                after * 1e3,
+                (after / before - 1.0) * 100.0
+            );
+            if after <= before * limits.keep_ratio {
+                self.state = State::Committed;
+                self.decided_at = Some(now);
+                self.reason = format!("faster, kept: {figures}");
+            } else {
+                self.roll_back(format!("not faster by enough: {figures}"), limits, now, out);
+            }
+        } else if now.saturating_sub(applied_at) >= limits.hold_timeout {
+            self.roll_back(
+                format!(
+                    "no judgement: {} iterations in {} s",
+                    self.after_s.len(),
+                    limits.hold_timeout.as_secs()
+                ),
+                limits,
+                now,
+                out,
+            );
+        }
+    }
+
+    /// A kept change must stay worth keeping.
+    fn watch(
+        &mut self,
+        job: Option<(&Signature, &VecDeque<Iteration>)>,
+        limits: &Limits,
+        now: Duration,
+        out: &mut VecDeque<Command>,
+    ) {
+        let Some((signature, series)) = job else {
+            return;
+        };
+        if *signature != self.signature {
+            return;
+        }
+        let recent: Vec<f64> = series
+            .iter()
+            .filter(|i| Some(i.started) > self.decided_at)
+            .map(|i| i.seconds)
+            .rev()
+            .take(WATCH)
+            .collect();
+        let worse = median(&self.before_s).is_some_and(|b| {
+            recent.len() == WATCH && recent.iter().all(|s| *s > b * limits.harm_ratio)
+        });
+        if worse {
+            self.roll_back(
+                "the job became slower than before the change".into(),
+                limits,
+                now,
+                out,
+            );
+        }
+    }
+}
+
+/// Median; `None` of nothing.
+#[must_use]
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let mid = sorted.len() / 2;
+    let upper = *sorted.get(mid)?;
+    Some(if sorted.len() % 2 == 1 {
+        upper
+    } else {
+        (sorted[mid - 1] + upper) / 2.0
+    })
+}
