@@ -1,1 +1,12 @@
-//! Skeleton.
+//! The controller's IO shell: gRPC in, HTTP out, files; all judgement is in `weir-controller-core`.
+
+pub mod api;
+pub mod brain;
+pub mod config;
+pub mod driver;
+pub mod ingest;
+pub mod metrics;
+pub mod record;
+pub mod server;
+pub mod topology_file;
+pub mod views;

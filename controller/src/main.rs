@@ -1,1 +1,192 @@
-fn main() {}
+//! weir-controller: wiring only.
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use weir_controller::brain::Brain;
+use weir_controller::config::{self, Config, RawConfig};
+use weir_controller::driver::Driver;
+use weir_controller::{api, metrics, record, server, topology_file};
+use weir_controller_core::topology::Plan;
+
+/// Exit code for a bad configuration (EX_USAGE of sysexits.h).
+const EXIT_CONFIG: u8 = 64;
+
+/// Weir's controller: takes what agents see, finds what holds the collectives back, changes routes
+/// under a lease and keeps only what made the job faster.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about)]
+struct Args {
+    #[command(subcommand)]
+    command: Cmd,
+}
+
+#[derive(Debug, Subcommand)]
+enum Cmd {
+    /// Run until SIGTERM or Ctrl-C. With no file: loopback only, mode observe (nothing is changed).
+    Run(File),
+    /// Feed a recording (config key `record`) to the core and print every verdict and command.
+    Replay {
+        recording: PathBuf,
+        #[command(flatten)]
+        file: File,
+    },
+    /// Look at the configuration.
+    #[command(subcommand)]
+    Config(ConfigCmd),
+    /// Print the catalogue of metrics.
+    Metrics {
+        /// As JSON instead of Markdown.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCmd {
+    /// Say whether a file is valid, and what is wrong with it.
+    Check(File),
+    /// Print a file as it was understood.
+    Show(File),
+}
+
+#[derive(Debug, clap::Args)]
+struct File {
+    /// YAML file, such as /etc/weir/controller.yaml.
+    #[arg(long, env = "WEIR_CONTROLLER_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
+        .init();
+    match run(args.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let message = format!("weir-controller: {error:#}\n");
+            let written = std::io::stderr().write_all(message.as_bytes());
+            drop(written);
+            let config =
+                error.is::<config::ConfigError>() || error.is::<topology_file::TopologyError>();
+            if config {
+                ExitCode::from(EXIT_CONFIG)
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+fn run(command: Cmd) -> anyhow::Result<()> {
+    match command {
+        Cmd::Run(file) => {
+            let (_, config, plan) = load(&file)?;
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?
+                .block_on(serve(config, plan))
+        }
+        Cmd::Replay { recording, file } => {
+            let (_, config, plan) = load(&file)?;
+            for line in record::replay(&recording, config.core, plan)? {
+                out(&line)?;
+            }
+            Ok(())
+        }
+        Cmd::Config(ConfigCmd::Check(file)) => {
+            load(&file)?;
+            out("ok")
+        }
+        Cmd::Config(ConfigCmd::Show(file)) => {
+            let (raw, _, _) = load(&file)?;
+            out(serde_norway::to_string(&raw)?.trim_end())
+        }
+        Cmd::Metrics { json } => {
+            if json {
+                let rows = metrics::CATALOGUE.iter().map(|m| serde_json::json!({ "name": m.name, "type": format!("{:?}", m.kind).to_lowercase(), "labels": m.labels, "help": m.help }));
+                return out(&serde_json::to_string_pretty(&rows.collect::<Vec<_>>())?);
+            }
+            out("| metric | type | labels | meaning |\n|---|---|---|---|")?;
+            for m in metrics::CATALOGUE {
+                out(&format!(
+                    "| `{}` | {} | {} | {} |",
+                    m.name,
+                    format!("{:?}", m.kind).to_lowercase(),
+                    m.labels.join(", "),
+                    m.help
+                ))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn out(line: &str) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout(), "{line}")?)
+}
+
+fn load(file: &File) -> anyhow::Result<(RawConfig, Config, Plan)> {
+    let (raw, config) = match &file.config {
+        Some(path) => config::read(path)?,
+        None => (
+            RawConfig::default(),
+            RawConfig::default().check(Path::new("(defaults)"))?,
+        ),
+    };
+    let plan = config
+        .topology
+        .as_deref()
+        .map(topology_file::read)
+        .transpose()?
+        .unwrap_or_default();
+    Ok((raw, config, plan))
+}
+
+async fn serve(config: Config, plan: Plan) -> anyhow::Result<()> {
+    let state = &config.state_dir;
+    std::fs::create_dir_all(state)
+        .with_context(|| format!("cannot make state_dir {}", state.display()))?;
+    let frozen_file = state.join("frozen");
+    let frozen = frozen_file.exists();
+    // Seconds since 1970 in the upper half: lease numbers never repeat over restarts.
+    let lease_base = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)?
+        .as_secs()
+        << 20;
+    let recorder = match &config.record {
+        Some(path) => Some(
+            record::Recorder::create(path, lease_base, frozen)
+                .with_context(|| format!("cannot make the recording {}", path.display()))?,
+        ),
+        None => None,
+    };
+    let http = tokio::net::TcpListener::bind(config.listen_http)
+        .await
+        .with_context(|| {
+            format!(
+                "cannot listen for HTTP on {}; set listen_http to a free address",
+                config.listen_http
+            )
+        })?;
+    tracing::info!("HTTP on {}", http.local_addr()?);
+    let handle = Driver::spawn(
+        Brain::new(config.core, plan, frozen, lease_base),
+        recorder,
+        frozen_file,
+    );
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        result = server::serve(config.listen_grpc, handle.clone()) => result,
+        result = axum::serve(http, api::router(handle)) => Ok(result?),
+        result = tokio::signal::ctrl_c() => Ok(result?),
+        _ = term.recv() => Ok(()),
+    }
+}

@@ -1,0 +1,129 @@
+//! The HTTP side: `/api/v1` as JSON, `/metrics`, `/healthz`.
+
+use crate::brain::Event;
+use crate::driver::{Handle, Stopped, View};
+use crate::{metrics, views};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::net::Ipv4Addr;
+use weir_controller_core::ids::{JobId, NodeId};
+use weir_controller_core::io::PinChange;
+
+/// A change that an operator asks for: it runs under a lease and is judged like any other.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrialRequest {
+    job: String,
+    pins: Vec<PinRequest>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PinRequest {
+    node: String,
+    dst: Ipv4Addr,
+    port: String,
+}
+
+/// All routes.
+pub fn router(handle: Handle) -> Router {
+    Router::new()
+        .route("/api/v1/status", get(|s| read(s, views::status)))
+        .route("/api/v1/links", get(|s| read(s, views::links)))
+        .route("/api/v1/incidents", get(|s| read(s, views::incidents)))
+        .route("/api/v1/leases", get(|s| read(s, views::leases)))
+        .route("/api/v1/leases/{id}/end", post(end_lease))
+        .route("/api/v1/freeze", post(|s| freeze(s, true)))
+        .route("/api/v1/unfreeze", post(|s| freeze(s, false)))
+        .route("/api/v1/trials", post(trial))
+        .route("/metrics", get(scrape))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .with_state(handle)
+}
+
+async fn read<T: Serialize + Send + 'static>(
+    State(handle): State<Handle>,
+    view: fn(&View<'_>) -> T,
+) -> Response {
+    match handle.read(view).await {
+        Ok(value) => Json(value).into_response(),
+        Err(stopped) => unavailable(&stopped),
+    }
+}
+
+async fn freeze(State(handle): State<Handle>, frozen: bool) -> Response {
+    match handle.event(Event::Freeze { frozen }).await {
+        Ok(()) => Json(json!({ "frozen": frozen })).into_response(),
+        Err(stopped) => unavailable(&stopped),
+    }
+}
+
+async fn end_lease(State(handle): State<Handle>, Path(lease): Path<u64>) -> Response {
+    match handle.event(Event::EndLease { lease }).await {
+        Ok(()) => Json(json!({ "lease": lease })).into_response(),
+        Err(stopped) => unavailable(&stopped),
+    }
+}
+
+async fn trial(State(handle): State<Handle>, Json(request): Json<TrialRequest>) -> Response {
+    let pins: Vec<PinChange> = request
+        .pins
+        .iter()
+        .map(|p| PinChange {
+            node: NodeId::new(&p.node),
+            dst: p.dst,
+            port: p.port.as_str().into(),
+        })
+        .collect();
+    let asked = pins.clone();
+    let before = handle
+        .read(|v| v.brain.core.trials().back().map(|t| t.lease))
+        .await;
+    let sent = handle
+        .event(Event::Trial {
+            job: JobId::new(&request.job),
+            pins,
+        })
+        .await;
+    let after = handle
+        .read(move |v| {
+            v.brain
+                .core
+                .trials()
+                .back()
+                .filter(|t| t.pins == asked)
+                .map(|t| t.lease)
+        })
+        .await;
+    match (before, sent, after) {
+        (Ok(before), Ok(()), Ok(after)) if after.is_some() && after != before => {
+            Json(json!({ "lease": after })).into_response()
+        }
+        (Ok(_), Ok(()), Ok(_)) => {
+            let text = "not started: the controller is frozen, another change is on trial, a node is not connected, or too few iterations of the job were seen; see the controller's log";
+            (StatusCode::CONFLICT, Json(json!({ "error": text }))).into_response()
+        }
+        (Err(stopped), _, _) | (_, Err(stopped), _) | (_, _, Err(stopped)) => unavailable(&stopped),
+    }
+}
+
+async fn scrape(State(handle): State<Handle>) -> Response {
+    match handle.read(metrics::render).await {
+        Ok(Ok(text)) => ([("content-type", prometheus::TEXT_FORMAT)], text).into_response(),
+        Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        Err(stopped) => unavailable(&stopped),
+    }
+}
+
+fn unavailable(stopped: &Stopped) -> Response {
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        Json(json!({ "error": stopped.to_string() })),
+    )
+        .into_response()
+}

@@ -1,0 +1,184 @@
+//! Core and ingest together, still without clock or IO: events in, commands out.
+//!
+//! This is what a recording is replayed into, so everything that influences a decision passes
+//! through [`Brain::handle`].
+
+use crate::ingest::{Ingest, IngestError, Ingested};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use weir_controller_core::ids::{JobId, NodeId};
+use weir_controller_core::io::{PinChange, Role};
+use weir_controller_core::topology::Plan;
+use weir_controller_core::{Command, Config, Core, Input};
+use weir_wire::v1;
+
+/// Something that happened, in the order in which the controller saw it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    Connected {
+        node: String,
+        hello: v1::Hello,
+    },
+    Message {
+        node: String,
+        message: v1::AgentMessage,
+    },
+    Lost {
+        node: String,
+    },
+    /// The core's timer fired.
+    Tick,
+    Freeze {
+        frozen: bool,
+    },
+    Trial {
+        job: JobId,
+        pins: Vec<PinChange>,
+    },
+    EndLease {
+        lease: u64,
+    },
+}
+
+/// What the shell has to do.
+#[derive(Debug)]
+pub enum Action {
+    Core(Command),
+    Resync {
+        node: String,
+    },
+    /// Close the node's stream with the reason.
+    Close {
+        node: String,
+        reason: String,
+    },
+}
+
+/// The whole of the controller's judgement.
+#[derive(Debug)]
+pub struct Brain {
+    pub core: Core,
+    streams: BTreeMap<String, Ingest>,
+    /// Sources of each node as last reported.
+    pub sources: BTreeMap<String, Vec<v1::Source>>,
+    pub frames: u64,
+    pub samples: u64,
+    pub frames_refused: u64,
+}
+
+impl Brain {
+    #[must_use]
+    pub fn new(config: Config, plan: Plan, frozen: bool, lease_base: u64) -> Brain {
+        Brain {
+            core: Core::new(config, plan, frozen, lease_base),
+            streams: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            frames: 0,
+            samples: 0,
+            frames_refused: 0,
+        }
+    }
+
+    /// Takes an event that arrived at `now` and returns what follows from it, in order.
+    pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Connected { node, hello } => self.connected(node, &hello, now, &mut actions),
+            Event::Message { node, message } => self.message(node, message, now, &mut actions),
+            Event::Lost { node } => {
+                if self.streams.remove(&node).is_some() {
+                    self.core.handle_input(
+                        Input::NodeLost {
+                            node: NodeId::new(&node),
+                        },
+                        now,
+                    );
+                }
+            }
+            Event::Tick => self.core.handle_timeout(now),
+            Event::Freeze { frozen } => self.core.handle_input(Input::FreezeSet { frozen }, now),
+            Event::Trial { job, pins } => self
+                .core
+                .handle_input(Input::TrialRequested { job, pins }, now),
+            Event::EndLease { lease } => self
+                .core
+                .handle_input(Input::LeaseEndRequested { lease }, now),
+        }
+        while let Some(command) = self.core.poll_command() {
+            actions.push(Action::Core(command));
+        }
+        actions
+    }
+
+    fn connected(
+        &mut self,
+        node: String,
+        hello: &v1::Hello,
+        now: Duration,
+        actions: &mut Vec<Action>,
+    ) {
+        match Ingest::new(hello) {
+            Ok(ingest) => {
+                let role = match hello.role() {
+                    v1::Role::Switch => Role::Switch,
+                    v1::Role::Host | v1::Role::Unspecified => Role::Host,
+                };
+                self.streams.insert(node.clone(), ingest);
+                let held_leases = hello.held_leases.clone();
+                self.core.handle_input(
+                    Input::NodeConnected {
+                        node: NodeId::new(&node),
+                        role,
+                        held_leases,
+                    },
+                    now,
+                );
+            }
+            Err(error) => actions.push(self.refuse(node, &error)),
+        }
+    }
+
+    fn message(
+        &mut self,
+        node: String,
+        message: v1::AgentMessage,
+        now: Duration,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(ingest) = self.streams.get_mut(&node) else {
+            return;
+        };
+        let is_frame = matches!(message.body, Some(v1::agent_message::Body::Frame(_)));
+        let samples = ingest.samples;
+        match ingest.message(message) {
+            Ok(Ingested::Input(input)) => {
+                self.frames += u64::from(is_frame);
+                self.samples += ingest.samples - samples;
+                self.core.handle_input(input, now);
+            }
+            Ok(Ingested::Resync) => actions.push(Action::Resync { node }),
+            Ok(Ingested::Sources(sources)) => {
+                self.sources.insert(node, sources);
+            }
+            Ok(Ingested::Nothing) => {}
+            Err(error) => {
+                self.streams.remove(&node);
+                self.core.handle_input(
+                    Input::NodeLost {
+                        node: NodeId::new(&node),
+                    },
+                    now,
+                );
+                actions.push(self.refuse(node, &error));
+            }
+        }
+    }
+
+    fn refuse(&mut self, node: String, error: &IngestError) -> Action {
+        self.frames_refused += 1;
+        Action::Close {
+            node,
+            reason: error.to_string(),
+        }
+    }
+}

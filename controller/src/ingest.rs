@@ -1,0 +1,371 @@
+//! From messages to facts: rebuilds one agent's columns and turns them into the core's inputs.
+//!
+//! Pure: no clock, no IO. One [`Ingest`] for each stream; it dies with the stream.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+use weir_controller_core::ids::{FlowKey, JobId, NodeId};
+use weir_controller_core::io::{self, Input};
+use weir_wire::columns::{COLUMNS_MAX, Columns, DecodeError};
+use weir_wire::signal::{Kind, Signal};
+use weir_wire::v1::{self, agent_message::Body};
+
+/// Flows that one agent may have open at once.
+const FLOWS_MAX: usize = 65_536;
+/// A longer interval between two frames is a gap: a mean over it would say nothing.
+const GAP: Duration = Duration::from_secs(60);
+
+/// Why a stream is closed. Every variant is the agent's fault and names what was wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    #[error("frame {seq}: {source}")]
+    Columns { seq: u64, source: DecodeError },
+    #[error("the schema has {columns} columns, {COLUMNS_MAX} are allowed")]
+    SchemaTooLarge { columns: usize },
+    #[error("frame {seq} has schema epoch {frame}, the last schema was {schema}")]
+    SchemaEpoch { seq: u64, frame: u32, schema: u32 },
+    #[error("more than {FLOWS_MAX} flows are open at once")]
+    TooManyFlows,
+    #[error("port {port} of flow {flow} is out of range 0..=65535")]
+    FlowPort { flow: u32, port: u32 },
+    #[error("address {text:?} of interface {port} is not CIDR notation")]
+    Address { port: String, text: String },
+    #[error("a second Hello on one stream")]
+    SecondHello,
+    #[error("an empty message")]
+    Empty,
+}
+
+/// What a message became.
+#[derive(Debug)]
+pub enum Ingested {
+    Input(Input),
+    /// Frames were lost: ask for a key frame.
+    Resync,
+    /// Sources of the agent, for the status page.
+    Sources(Vec<v1::Source>),
+    Nothing,
+}
+
+/// State of one agent's stream.
+#[derive(Debug)]
+pub struct Ingest {
+    node: NodeId,
+    schema_epoch: u32,
+    columns: Vec<(Arc<str>, Option<Signal>)>,
+    state: Columns,
+    last_values: BTreeMap<(Arc<str>, Signal), u64>,
+    last_seq: Option<u64>,
+    last_at: Option<Duration>,
+    in_sync: bool,
+    flows: BTreeMap<u32, (FlowKey, Option<JobId>)>,
+    /// Samples decoded so far, for the bytes-per-sample figure.
+    pub samples: u64,
+}
+
+impl Ingest {
+    /// # Errors
+    /// The Hello's schema is too large.
+    pub fn new(hello: &v1::Hello) -> Result<Ingest, IngestError> {
+        let mut ingest = Ingest {
+            node: NodeId::new(&hello.node),
+            schema_epoch: 0,
+            columns: Vec::new(),
+            state: Columns::default(),
+            last_values: BTreeMap::new(),
+            last_seq: None,
+            last_at: None,
+            in_sync: false,
+            flows: BTreeMap::new(),
+            samples: 0,
+        };
+        if let Some(schema) = &hello.schema {
+            ingest.schema(schema)?;
+        }
+        Ok(ingest)
+    }
+
+    /// Takes one message.
+    ///
+    /// # Errors
+    /// [`IngestError`]: the stream is to be closed with its text.
+    pub fn message(&mut self, message: v1::AgentMessage) -> Result<Ingested, IngestError> {
+        Ok(match message.body.ok_or(IngestError::Empty)? {
+            Body::Hello(_) => return Err(IngestError::SecondHello),
+            Body::Schema(schema) => {
+                self.schema(&schema)?;
+                Ingested::Nothing
+            }
+            Body::Frame(frame) => self.frame(frame)?,
+            Body::Inventory(inventory) => Ingested::Input(Input::InventoryReported {
+                node: self.node.clone(),
+                inventory: inventory_of(inventory)?,
+            }),
+            Body::Sources(report) => Ingested::Sources(report.sources),
+            Body::Path(answer) => Ingested::Input(Input::PathsResolved {
+                node: self.node.clone(),
+                hops: answer.hops.iter().filter_map(hop_of).collect(),
+            }),
+            Body::Lease(report) => match outcome_of(report.state()) {
+                Some(outcome) => {
+                    let reason = if report.detail.is_empty() {
+                        report.reason
+                    } else {
+                        format!("{}: {}", report.reason, report.detail)
+                    };
+                    Ingested::Input(Input::LeaseReported {
+                        node: self.node.clone(),
+                        lease: report.id,
+                        outcome,
+                        reason,
+                    })
+                }
+                None => Ingested::Nothing,
+            },
+        })
+    }
+
+    fn schema(&mut self, schema: &v1::Schema) -> Result<(), IngestError> {
+        if schema.columns.len() > COLUMNS_MAX {
+            return Err(IngestError::SchemaTooLarge {
+                columns: schema.columns.len(),
+            });
+        }
+        self.schema_epoch = schema.epoch;
+        self.columns = schema
+            .columns
+            .iter()
+            .map(|c| (c.port.as_str().into(), Signal::from_number(c.signal)))
+            .collect();
+        self.state = Columns::new(self.columns.len());
+        self.in_sync = false;
+        Ok(())
+    }
+
+    fn frame(&mut self, frame: v1::Frame) -> Result<Ingested, IngestError> {
+        let seq = frame.seq;
+        if frame.schema_epoch != self.schema_epoch {
+            return Err(IngestError::SchemaEpoch {
+                seq,
+                frame: frame.schema_epoch,
+                schema: self.schema_epoch,
+            });
+        }
+        let repeated = self.last_seq.is_some_and(|last| seq <= last);
+        if repeated {
+            return Ok(Ingested::Nothing);
+        }
+        let lost = self.last_seq.is_some_and(|last| seq != last + 1);
+        self.last_seq = Some(seq);
+        if frame.key {
+            self.state.clear();
+            self.in_sync = true;
+        } else if lost || !self.in_sync {
+            self.in_sync = false;
+            return Ok(Ingested::Resync);
+        }
+        self.state
+            .decode(&frame.columns)
+            .map_err(|source| IngestError::Columns { seq, source })?;
+        self.samples += self.columns.len() as u64;
+        let at = Duration::from_micros(frame.at_us);
+        let elapsed = self
+            .last_at
+            .and_then(|last| at.checked_sub(last))
+            .filter(|e| !e.is_zero() && *e <= GAP);
+        self.last_at = Some(at);
+        let ports = self.ports(&frame.resets);
+        for opened in &frame.flows_opened {
+            self.open_flow(opened)?;
+        }
+        let flows = frame.flows.iter().filter_map(|delta| {
+            let (key, job) = self.flows.get(&delta.id)?;
+            Some(io::FlowSample {
+                key: *key,
+                job: job.clone(),
+                bytes: delta.bytes,
+                retransmits: u64::from(delta.retransmits),
+                srtt_us: delta.srtt_us,
+                delivered_ce: u64::from(delta.delivered_ce),
+            })
+        });
+        let flows = flows.collect();
+        let flows_closed = frame
+            .flows_closed
+            .iter()
+            .filter_map(|id| Some(self.flows.remove(id)?.0))
+            .collect();
+        let collectives = frame.collectives.into_iter().map(|c| io::CollectiveDone {
+            job: JobId::new(&c.job),
+            rank: c.rank,
+            ranks: c.ranks,
+            op: c.op.into(),
+            bytes: c.bytes,
+            started_before: Duration::from_micros(c.start_before_us),
+            duration: Duration::from_micros(c.duration_us),
+        });
+        let running = frame.running.into_iter().map(|r| io::CollectiveRunning {
+            job: JobId::new(&r.job),
+            running: Duration::from_micros(r.running_us),
+        });
+        let sample = io::NodeSample {
+            elapsed,
+            ports,
+            collectives: collectives.collect(),
+            running: running.collect(),
+            flows,
+            flows_closed,
+        };
+        Ok(Ingested::Input(Input::SampleReported {
+            node: self.node.clone(),
+            sample,
+        }))
+    }
+
+    /// The newest value or difference of every port's signals.
+    fn ports(&mut self, resets: &[u32]) -> Vec<io::PortSample> {
+        let mut ports: BTreeMap<Arc<str>, io::PortSample> = BTreeMap::new();
+        for (column, ((port, signal), value)) in
+            self.columns.iter().zip(self.state.values()).enumerate()
+        {
+            let (Some(signal), false) = (signal, port.is_empty()) else {
+                continue;
+            };
+            let sample = ports.entry(port.clone()).or_insert_with(|| io::PortSample {
+                port: port.clone(),
+                tx_bytes: None,
+                queue_bytes_max: None,
+                drops: None,
+                ecn_marked: None,
+                up: None,
+            });
+            let was_reset = resets.iter().any(|r| usize::try_from(*r) == Ok(column));
+            let delta = match signal.kind() {
+                Kind::Gauge => *value,
+                Kind::Counter => {
+                    let key = (port.clone(), *signal);
+                    let last = match value {
+                        Some(v) => self.last_values.insert(key, *v),
+                        None => self.last_values.remove(&key),
+                    };
+                    // A counter that fell without a word is treated as a reset: a gap, never a spike.
+                    if was_reset {
+                        None
+                    } else {
+                        last.zip(*value).and_then(|(last, v)| v.checked_sub(last))
+                    }
+                }
+            };
+            match signal {
+                Signal::TxBytes => sample.tx_bytes = delta,
+                Signal::QueueBytes | Signal::QueueBytesMax => {
+                    sample.queue_bytes_max = sample.queue_bytes_max.max(delta)
+                }
+                Signal::QueueDrops => sample.drops = delta,
+                Signal::EcnMarkedTx => sample.ecn_marked = delta,
+                Signal::LinkUp => sample.up = delta.map(|v| v != 0),
+                Signal::RxBytes
+                | Signal::TxPackets
+                | Signal::RxPackets
+                | Signal::TxDrops
+                | Signal::RxDrops
+                | Signal::TxErrors
+                | Signal::RxErrors
+                | Signal::KernelDrops
+                | Signal::BpfLostRecords => {}
+            }
+        }
+        ports.into_values().collect()
+    }
+
+    fn open_flow(&mut self, opened: &v1::FlowOpened) -> Result<(), IngestError> {
+        if self.flows.len() >= FLOWS_MAX {
+            return Err(IngestError::TooManyFlows);
+        }
+        let port = |port: u32| {
+            u16::try_from(port).map_err(|_| IngestError::FlowPort {
+                flow: opened.id,
+                port,
+            })
+        };
+        let key = FlowKey {
+            src: Ipv4Addr::from(opened.src_ipv4),
+            dst: Ipv4Addr::from(opened.dst_ipv4),
+            src_port: port(opened.src_port)?,
+            dst_port: port(opened.dst_port)?,
+        };
+        let job = (!opened.job.is_empty()).then(|| JobId::new(&opened.job));
+        self.flows.insert(opened.id, (key, job));
+        Ok(())
+    }
+}
+
+fn outcome_of(state: v1::lease_report::State) -> Option<io::LeaseOutcome> {
+    match state {
+        v1::lease_report::State::Applied => Some(io::LeaseOutcome::Applied),
+        v1::lease_report::State::Refused => Some(io::LeaseOutcome::Refused),
+        v1::lease_report::State::Ended => Some(io::LeaseOutcome::Ended),
+        v1::lease_report::State::Unspecified => None,
+    }
+}
+
+fn hop_of(hop: &v1::PathHop) -> Option<io::ResolvedHop> {
+    let key = hop.key.as_ref()?;
+    Some(io::ResolvedHop {
+        key: FlowKey {
+            src: key.src_ipv4.into(),
+            dst: key.dst_ipv4.into(),
+            src_port: u16::try_from(key.src_port).ok()?,
+            dst_port: u16::try_from(key.dst_port).ok()?,
+        },
+        in_port: key.in_port.as_str().into(),
+        out_port: (!hop.out_port.is_empty()).then(|| hop.out_port.as_str().into()),
+        group: (hop.group != 0).then_some(hop.group),
+    })
+}
+
+fn inventory_of(inventory: v1::Inventory) -> Result<io::Inventory, IngestError> {
+    let mut ports = Vec::new();
+    for port in inventory.ports {
+        let mut addresses = Vec::new();
+        for text in &port.addresses {
+            // IPv6 is not used for paths yet and is passed over, not refused.
+            if !text.contains(':') {
+                addresses.push(cidr(text).ok_or_else(|| IngestError::Address {
+                    port: port.name.clone(),
+                    text: text.clone(),
+                })?);
+            }
+        }
+        ports.push(io::PortInventory {
+            up: port.up,
+            addresses,
+            neighbours: port
+                .neighbours
+                .iter()
+                .filter_map(|n| n.parse().ok())
+                .collect(),
+            speed_bps: (port.speed_bps != 0).then_some(port.speed_bps),
+            name: port.name.into(),
+        });
+    }
+    let groups = inventory.groups.into_iter().map(|g| io::EcmpGroup {
+        id: g.id,
+        members: g.members.into_iter().map(|m| m.port.into()).collect(),
+    });
+    Ok(io::Inventory {
+        ports,
+        groups: groups.collect(),
+        routes_epoch: inventory.routes_epoch,
+    })
+}
+
+fn cidr(text: &str) -> Option<(Ipv4Addr, u8)> {
+    let (address, prefix) = text.split_once('/')?;
+    Some((
+        address.parse().ok()?,
+        prefix.parse().ok().filter(|p| *p <= 32)?,
+    ))
+}

@@ -1,0 +1,350 @@
+//! What the API shows: serde structs made from the brain, nothing else.
+
+use crate::driver::View;
+use serde::Serialize;
+use std::time::{Duration, UNIX_EPOCH};
+use weir_controller_core::config::Mode;
+use weir_controller_core::flows::RATE_AGE_MAX;
+use weir_controller_core::ids::JobId;
+use weir_controller_core::io::Role;
+use weir_controller_core::jobs::{Job, Signature};
+use weir_controller_core::trial::NodeLease;
+
+#[derive(Debug, Serialize)]
+pub struct Status {
+    pub version: &'static str,
+    pub mode: &'static str,
+    pub frozen: bool,
+    /// Seconds since the controller started.
+    pub uptime_s: f64,
+    pub nodes: Vec<NodeView>,
+    pub jobs: Vec<JobView>,
+    /// Where the topology file and the agents disagree.
+    pub findings: Vec<String>,
+    pub incidents_open: usize,
+    pub leases_live: usize,
+}
+
+#[derive(Debug, Serialize)]
+pub struct NodeView {
+    pub name: String,
+    pub role: &'static str,
+    pub up: bool,
+    pub last_seen_s: f64,
+    pub sources: Vec<SourceView>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct SourceView {
+    pub name: String,
+    pub up: bool,
+    pub reason: String,
+}
+
+#[derive(Debug, Serialize)]
+pub struct JobView {
+    pub key: String,
+    pub ranks: Option<u32>,
+    /// What iterations are measured on.
+    pub measured_on: String,
+    pub iterations: usize,
+    /// Newest iteration; seconds.
+    pub iteration_s: Option<f64>,
+    /// Bus bandwidth of the newest iteration; Mbit/s.
+    pub busbw_mbps: Option<f64>,
+    pub first_seen: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct LinkView {
+    pub id: String,
+    pub node: String,
+    pub port: String,
+    pub peer: String,
+    pub capacity_bps: Option<f64>,
+    pub tx_bps: Option<f64>,
+    /// Share of capacity in 0..=1.
+    pub utilisation: Option<f64>,
+    /// Share of capacity while a collective was on the wire.
+    pub utilisation_busy: Option<f64>,
+    pub queue_bytes: Option<u64>,
+    pub drops_per_s: Option<f64>,
+    pub hot: bool,
+}
+
+#[derive(Debug, Serialize)]
+pub struct IncidentView {
+    pub id: String,
+    pub class: &'static str,
+    pub state: &'static str,
+    pub entity: String,
+    pub links: Vec<String>,
+    pub job: Option<String>,
+    pub confidence: f64,
+    pub evidence: Vec<EvidenceView>,
+    pub suggested: Vec<String>,
+    pub actions: Vec<StoryView>,
+    /// Seconds since 1970.
+    pub opened_at: f64,
+    pub resolved_at: Option<f64>,
+    /// Newest minute of the first link, for `weir explain`.
+    pub series: Vec<SampleView>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct EvidenceView {
+    pub what: String,
+    pub value: String,
+}
+
+#[derive(Debug, Serialize)]
+pub struct StoryView {
+    pub at: f64,
+    pub text: String,
+}
+
+#[derive(Debug, Serialize)]
+pub struct SampleView {
+    pub at: f64,
+    pub utilisation: Option<f64>,
+    pub queue_bytes: Option<u64>,
+    pub hot: bool,
+}
+
+#[derive(Debug, Serialize)]
+pub struct LeaseView {
+    pub id: u64,
+    pub incident: String,
+    pub verdict: String,
+    pub job: String,
+    pub state: &'static str,
+    pub rolled_back: bool,
+    pub live: bool,
+    pub reason: String,
+    pub nodes: Vec<LeaseNodeView>,
+    pub changes: Vec<String>,
+    pub iterations_before_s: Vec<f64>,
+    pub iterations_after_s: Vec<f64>,
+    pub timeline: Timeline,
+}
+
+#[derive(Debug, Serialize)]
+pub struct LeaseNodeView {
+    pub node: String,
+    pub state: &'static str,
+}
+
+/// Seconds since 1970.
+#[derive(Debug, Serialize)]
+pub struct Timeline {
+    /// First collective of the job.
+    pub job_seen_at: Option<f64>,
+    /// The verdict.
+    pub opened_at: Option<f64>,
+    pub proposed_at: f64,
+    pub applied_at: Option<f64>,
+    pub decided_at: Option<f64>,
+}
+
+fn date(view: &View<'_>, at: Duration) -> f64 {
+    (view.started + at)
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
+}
+
+#[must_use]
+pub fn status(view: &View<'_>) -> Status {
+    let core = &view.brain.core;
+    let nodes = core.nodes().iter().map(|(id, node)| NodeView {
+        name: id.to_string(),
+        role: role_name(node.role),
+        up: node.connected,
+        last_seen_s: view.now.saturating_sub(node.last_seen).as_secs_f64(),
+        sources: view
+            .brain
+            .sources
+            .get(id.as_str())
+            .into_iter()
+            .flatten()
+            .map(|s| SourceView {
+                name: s.name.clone(),
+                up: s.up,
+                reason: s.reason.clone(),
+            })
+            .collect(),
+    });
+    Status {
+        version: env!("CARGO_PKG_VERSION"),
+        mode: mode_name(core.config().mode),
+        frozen: core.is_frozen(),
+        uptime_s: view.now.as_secs_f64(),
+        nodes: nodes.collect(),
+        jobs: core
+            .jobs()
+            .iter()
+            .map(|(key, job)| job_view(view, key, job))
+            .collect(),
+        findings: core.topology().findings().iter().cloned().collect(),
+        incidents_open: core.incidents().iter().filter(|i| i.is_open()).count(),
+        leases_live: core.trials().iter().filter(|t| t.is_live()).count(),
+    }
+}
+
+fn job_view(view: &View<'_>, key: &JobId, job: &Job) -> JobView {
+    let series = job.series(view.now);
+    let newest = series
+        .as_ref()
+        .and_then(|(_, i)| i.back())
+        .map(|i| i.seconds);
+    let on_collectives = matches!(series, Some((Signature::Collective { .. }, _)));
+    JobView {
+        key: key.to_string(),
+        ranks: job.ranks,
+        measured_on: match &series {
+            Some((Signature::Collective { op, bytes }, _)) => format!("{op} of {bytes} bytes"),
+            Some((Signature::FlowProgress, _)) => "seconds per megabyte of its flows".into(),
+            None => "nothing at present".into(),
+        },
+        iterations: series.as_ref().map_or(0, |(_, i)| i.len()),
+        iteration_s: newest,
+        busbw_mbps: newest
+            .filter(|_| on_collectives)
+            .and_then(|s| job.busbw_bps(s))
+            .map(|b| b / 1e6),
+        first_seen: date(view, job.first_seen),
+    }
+}
+
+#[must_use]
+pub fn links(view: &View<'_>) -> Vec<LinkView> {
+    let core = &view.brain.core;
+    let link = |(port, peer): (
+        &weir_controller_core::ids::PortId,
+        &weir_controller_core::ids::PortId,
+    )| {
+        let sample = core.links().newest(port, view.now, RATE_AGE_MAX);
+        LinkView {
+            id: format!("{port}->{peer}"),
+            node: port.node.to_string(),
+            port: port.port.to_string(),
+            peer: peer.to_string(),
+            capacity_bps: core.topology().capacity_bps(port),
+            tx_bps: sample.map(|s| s.tx_bps),
+            utilisation: sample.and_then(|s| s.utilisation),
+            utilisation_busy: sample.and_then(|s| s.utilisation_busy),
+            queue_bytes: sample.and_then(|s| s.queue_bytes_max),
+            drops_per_s: sample.and_then(|s| s.drops_per_s),
+            hot: sample.is_some_and(|s| s.hot),
+        }
+    };
+    core.topology().links().map(link).collect()
+}
+
+#[must_use]
+pub fn incidents(view: &View<'_>) -> Vec<IncidentView> {
+    let core = &view.brain.core;
+    let incident = |i: &weir_controller_core::incident::Incident| IncidentView {
+        id: i.id.clone(),
+        class: i.verdict.class.name(),
+        state: if i.is_open() { "open" } else { "resolved" },
+        entity: i.verdict.entity.to_string(),
+        links: i.verdict.links.iter().map(ToString::to_string).collect(),
+        job: i.verdict.job.as_ref().map(ToString::to_string),
+        confidence: i.verdict.confidence,
+        evidence: i
+            .verdict
+            .evidence
+            .iter()
+            .map(|e| EvidenceView {
+                what: e.what.clone(),
+                value: e.value.clone(),
+            })
+            .collect(),
+        suggested: i.verdict.plan.iter().map(ToString::to_string).collect(),
+        actions: i
+            .story
+            .iter()
+            .map(|(at, text)| StoryView {
+                at: date(view, *at),
+                text: text.clone(),
+            })
+            .collect(),
+        opened_at: date(view, i.opened_at),
+        resolved_at: i.resolved_at.map(|at| date(view, at)),
+        series: core
+            .links()
+            .history(&i.verdict.entity)
+            .map(|s| SampleView {
+                at: date(view, s.at),
+                utilisation: s.utilisation,
+                queue_bytes: s.queue_bytes_max,
+                hot: s.hot,
+            })
+            .collect(),
+    };
+    core.incidents().iter().map(incident).collect()
+}
+
+#[must_use]
+pub fn leases(view: &View<'_>) -> Vec<LeaseView> {
+    let core = &view.brain.core;
+    let lease = |t: &weir_controller_core::trial::Trial| LeaseView {
+        id: t.lease,
+        incident: t.incident.clone(),
+        verdict: t.verdict.clone(),
+        job: t.job.to_string(),
+        state: t.state.name(),
+        rolled_back: t.rolled_back,
+        live: t.is_live(),
+        reason: t.reason.clone(),
+        nodes: t
+            .nodes
+            .iter()
+            .map(|(n, l)| LeaseNodeView {
+                node: n.to_string(),
+                state: node_lease_name(*l),
+            })
+            .collect(),
+        changes: t.pins.iter().map(ToString::to_string).collect(),
+        iterations_before_s: t.before_s.clone(),
+        iterations_after_s: t.after_s.clone(),
+        timeline: Timeline {
+            job_seen_at: core.jobs().get(&t.job).map(|j| date(view, j.first_seen)),
+            opened_at: core
+                .incidents()
+                .iter()
+                .find(|i| i.id == t.incident)
+                .map(|i| date(view, i.opened_at)),
+            proposed_at: date(view, t.proposed_at),
+            applied_at: t.applied_at.map(|at| date(view, at)),
+            decided_at: t.decided_at.map(|at| date(view, at)),
+        },
+    };
+    core.trials().iter().map(lease).collect()
+}
+
+/// Name of a role in the API and in labels.
+#[must_use]
+pub fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Host => "host",
+        Role::Switch => "switch",
+    }
+}
+
+fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Observe => "observe",
+        Mode::Advise => "advise",
+        Mode::Act => "act",
+    }
+}
+
+fn node_lease_name(lease: NodeLease) -> &'static str {
+    match lease {
+        NodeLease::Asked => "asked",
+        NodeLease::Applied => "applied",
+        NodeLease::Over => "at its baseline",
+    }
+}
