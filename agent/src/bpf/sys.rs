@@ -1,0 +1,71 @@
+//! The few system calls that neither std nor aya wraps.
+#![expect(unsafe_code, reason = "direct calls of libc, each with its proof")]
+
+use std::{
+    io,
+    os::fd::AsRawFd as _,
+    os::unix::fs::MetadataExt as _,
+};
+
+/// Reads the clock that the programs stamp records with (`bpf_ktime_get_ns`).
+pub fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is valid for writing; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
+    seconds * 1_000_000_000 + nanos
+}
+
+/// Returns the inode number of the calling thread's network namespace.
+///
+/// # Errors
+///
+/// `/proc` is not mounted.
+pub fn netns_inum() -> io::Result<u64> {
+    Ok(std::fs::metadata("/proc/thread-self/ns/net")?.ino())
+}
+
+/// Returns the kernel's cookie of the calling thread's network namespace.
+///
+/// # Errors
+///
+/// The kernel is older than 5.14, or no socket can be made.
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").or_else(|_| {
+        // A namespace whose loopback is down still binds the wildcard.
+        std::net::UdpSocket::bind("0.0.0.0:0")
+    })?;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(8);
+    // SAFETY: the socket is open, `cookie` has room for `length` bytes.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if status == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Gives freed heap back to the system.
+///
+/// Reading the kernel's BTF takes some 50 MB for a moment, once; without this
+/// they would count as the agent's for as long as it runs.
+pub fn release_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number, touches only the allocator's free lists.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -1,0 +1,260 @@
+//! The agent's configuration and its limits file: files that may be wrong, and values that cannot.
+
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use weir_agent_core::limits::Limits;
+
+/// Why a configuration is refused. Names file, key, value, range and remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}: {source}; give an existing file")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {source}")]
+    Syntax { path: PathBuf, source: serde_norway::Error },
+    #[error("{path}: {key}: {value:?} is not valid: {expected}")]
+    Value { path: PathBuf, key: &'static str, value: String, expected: String },
+}
+
+/// What the node is in the fabric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Host,
+    Switch,
+}
+
+/// The file, key by key. Unknown keys are errors.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawConfig {
+    pub node: Option<String>,
+    pub role: Option<String>,
+    /// Address of the controller, such as "http://10.0.0.1:9742"; without one the agent serves /metrics only.
+    pub controller: Option<String>,
+    pub listen_metrics: Option<String>,
+    pub state_dir: Option<PathBuf>,
+    pub limits: Option<PathBuf>,
+    pub sample_interval: Option<String>,
+    pub spool_samples: Option<u64>,
+    /// Interfaces that are left alone; a trailing * stands for anything.
+    pub ports_exclude: Option<Vec<String>>,
+    /// Go through every step of a change without writing it.
+    pub dry_run: Option<bool>,
+    pub bpf: RawBpf,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawBpf {
+    pub enabled: Option<bool>,
+    /// See only the agent's own network namespace: for labs where many agents share a kernel.
+    pub netns_filter: Option<bool>,
+    pub collective: Option<bool>,
+    pub tcp: Option<bool>,
+    pub qdisc: Option<bool>,
+    pub drop: Option<bool>,
+    /// cgroup v2 directory for the TCP programs; default: where it is mounted.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// A configuration that holds.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub node: String,
+    pub role: Role,
+    pub controller: Option<String>,
+    pub listen_metrics: SocketAddr,
+    pub state_dir: PathBuf,
+    pub limits: Limits,
+    /// Where the limits came from; `None`: no file, nothing is allowed.
+    pub limits_file: Option<PathBuf>,
+    pub sample_interval: Duration,
+    pub spool_samples: usize,
+    pub ports_exclude: Vec<String>,
+    pub dry_run: bool,
+    pub bpf: Bpf,
+}
+
+/// Which eBPF families to load.
+#[derive(Debug, Clone)]
+pub struct Bpf {
+    pub netns_filter: bool,
+    pub collective: bool,
+    pub tcp: bool,
+    pub qdisc: bool,
+    pub drop: bool,
+    pub cgroup: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawLimits {
+    routes: RawRouteLimits,
+    max_lease: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawRouteLimits {
+    allow: Option<bool>,
+    max_pins: Option<u64>,
+    prefixes: Option<Vec<String>>,
+    groups: Option<Vec<u32>>,
+}
+
+struct Checker<'a>(&'a Path);
+
+impl Checker<'_> {
+    fn wrong(&self, key: &'static str, value: &dyn std::fmt::Display, expected: impl Into<String>) -> ConfigError {
+        ConfigError::Value { path: self.0.to_owned(), key, value: value.to_string(), expected: expected.into() }
+    }
+
+    fn duration(&self, key: &'static str, value: Option<&String>, default: Duration, min: Duration, max: Duration) -> Result<Duration, ConfigError> {
+        let Some(text) = value else { return Ok(default) };
+        let parsed = humantime::parse_duration(text).ok().filter(|d| *d >= min && *d <= max);
+        let (min, max) = (humantime::format_duration(min), humantime::format_duration(max));
+        parsed.ok_or_else(|| self.wrong(key, text, format!("give a duration with a unit from {min} to {max}, such as \"1s\" or \"250ms\"")))
+    }
+
+    fn count(&self, key: &'static str, value: Option<u64>, default: usize, min: u64, max: u64) -> Result<usize, ConfigError> {
+        let Some(v) = value else { return Ok(default) };
+        let valid = usize::try_from(v).ok().filter(|_| (min..=max).contains(&v));
+        valid.ok_or_else(|| self.wrong(key, &v, format!("give a whole number from {min} to {max}")))
+    }
+}
+
+impl RawConfig {
+    /// Checks every value; `path` is for the messages.
+    ///
+    /// # Errors
+    /// [`ConfigError`], the first that is found.
+    pub fn check(&self, path: &Path) -> Result<Config, ConfigError> {
+        let check = Checker(path);
+        let role = match self.role.as_deref() {
+            None | Some("host") => Role::Host,
+            Some("switch") => Role::Switch,
+            Some(other) => return Err(check.wrong("role", &other, "give host or switch")),
+        };
+        let node = self.node.clone().unwrap_or_else(hostname);
+        if node.is_empty() || node.len() > 255 || node.contains([':', ' ', '\n']) {
+            return Err(check.wrong("node", &node, "give 1 to 255 characters without colon or space"));
+        }
+        if let Some(controller) = &self.controller
+            && !controller.starts_with("http://")
+        {
+            return Err(check.wrong("controller", controller, "give http://ADDRESS:PORT, such as \"http://10.0.0.1:9742\""));
+        }
+        let listen = self.listen_metrics.as_deref().unwrap_or("127.0.0.1:9741");
+        let listen_metrics = listen.parse().map_err(|_| check.wrong("listen_metrics", &listen, "give an address and a port, such as \"0.0.0.0:9741\""))?;
+        let second = Duration::from_secs(1);
+        let enabled = self.bpf.enabled.unwrap_or(true);
+        let is_host = role == Role::Host;
+        let family = |asked: Option<bool>, default: bool| enabled && asked.unwrap_or(default);
+        let limits = match &self.limits {
+            Some(file) => read_limits(file)?,
+            None => Limits::default(),
+        };
+        Ok(Config {
+            node,
+            role,
+            controller: self.controller.clone(),
+            listen_metrics,
+            state_dir: self.state_dir.clone().unwrap_or_else(|| "/var/lib/weir/agent".into()),
+            limits,
+            limits_file: self.limits.clone(),
+            sample_interval: check.duration("sample_interval", self.sample_interval.as_ref(), second, second / 10, 60 * second)?,
+            spool_samples: check.count("spool_samples", self.spool_samples, 120, 1, 10_000)?,
+            ports_exclude: self.ports_exclude.clone().unwrap_or_default(),
+            dry_run: self.dry_run.unwrap_or(false),
+            bpf: Bpf {
+                netns_filter: self.bpf.netns_filter.unwrap_or(false),
+                // A switch forwards: it runs no collectives and ends no flows. A host's queue is its NIC's.
+                collective: family(self.bpf.collective, is_host),
+                tcp: family(self.bpf.tcp, is_host),
+                qdisc: family(self.bpf.qdisc, !is_host),
+                drop: family(self.bpf.drop, true),
+                cgroup: self.bpf.cgroup.clone(),
+            },
+        })
+    }
+}
+
+/// Reads and checks a file.
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn read(path: &Path) -> Result<(RawConfig, Config), ConfigError> {
+    let raw: RawConfig = parse(path)?;
+    let config = raw.check(path)?;
+    Ok((raw, config))
+}
+
+fn parse<T: Default + for<'a> Deserialize<'a>>(path: &Path) -> Result<T, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let parsed: Option<T> = serde_norway::from_str(&text).map_err(|source| ConfigError::Syntax { path: path.to_owned(), source })?;
+    Ok(parsed.unwrap_or_default())
+}
+
+fn read_limits(path: &Path) -> Result<Limits, ConfigError> {
+    let raw: RawLimits = parse(path)?;
+    let check = Checker(path);
+    let second = Duration::from_secs(1);
+    let mut prefixes = Vec::new();
+    for text in raw.routes.prefixes.iter().flatten() {
+        prefixes.push(cidr(text).ok_or_else(|| check.wrong("routes.prefixes", text, "give networks such as \"10.0.0.0/8\""))?);
+    }
+    let defaults = Limits::default();
+    Ok(Limits {
+        routes_allow: raw.routes.allow.unwrap_or(false),
+        pins_max: check.count("routes.max_pins", raw.routes.max_pins, defaults.pins_max, 0, 65_536)?,
+        prefixes,
+        groups: raw.routes.groups.unwrap_or_default(),
+        lease_max: check.duration("max_lease", raw.max_lease.as_ref(), defaults.lease_max, second, 3600 * second)?,
+    })
+}
+
+/// Reads "10.0.0.0/8"; a bare address is a /32.
+#[must_use]
+pub fn cidr(text: &str) -> Option<(Ipv4Addr, u8)> {
+    let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
+    Some((address.parse().ok()?, prefix.parse().ok().filter(|p| *p <= 32)?))
+}
+
+fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map(|s| s.trim().to_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(config: &str, limits: &str) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let limits_path = dir.path().join("limits.yaml");
+        std::fs::write(&limits_path, limits).unwrap();
+        let path = dir.path().join("agent.yaml");
+        std::fs::write(&path, format!("limits: {}\n{config}", limits_path.display())).unwrap();
+        read(&path).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn with_no_limits_file_nothing_may_be_written() {
+        let config = RawConfig::default().check(Path::new("x")).unwrap();
+        assert!(!config.limits.routes_allow);
+    }
+
+    #[test]
+    fn an_interval_without_unit_is_refused_with_the_range() {
+        let text = refusal("sample_interval: \"1\"", "");
+        assert!(text.contains("agent.yaml") && text.contains("sample_interval") && text.contains("100ms to 1m"), "{text}");
+    }
+
+    #[test]
+    fn a_limits_file_is_checked_like_the_rest() {
+        let text = refusal("", "routes: {prefixes: [\"10.0.0.0/33\"]}");
+        assert!(text.contains("limits.yaml") && text.contains("routes.prefixes") && text.contains("/33"), "{text}");
+        assert!(refusal("", "routs: {}").contains("routs"));
+    }
+}
