@@ -3,3 +3,12 @@
 
 pub mod actuate;
 pub mod netlink;
+pub mod bpf;
+pub mod collect;
+pub mod config;
+pub mod inventory;
+pub mod metrics;
+pub mod run;
+pub mod sample;
+pub mod scan;
+pub mod uplink;

@@ -21,29 +21,26 @@ impl<T> Spool<T> {
         }
     }
 
-    /// Adds the newest; true if the oldest had to go for it.
-    pub fn push(&mut self, item: T) -> bool {
-        let full = self.items.len() == self.max;
-        if full {
-            self.items.pop_front();
-            self.dropped += 1;
-        }
+    /// Adds the newest; returns the oldest if it had to go for it.
+    pub fn push(&mut self, item: T) -> Option<T> {
+        let dropped = if self.items.len() == self.max { self.items.pop_front() } else { None };
+        self.dropped += u64::from(dropped.is_some());
         self.items.push_back(item);
-        full
+        dropped
+    }
+
+    #[must_use]
+    pub fn newest(&self) -> Option<&T> {
+        self.items.back()
+    }
+
+    /// The one that is next to be dropped or taken.
+    pub fn oldest_mut(&mut self) -> Option<&mut T> {
+        self.items.front_mut()
     }
 
     pub fn pop(&mut self) -> Option<T> {
         self.items.pop_front()
-    }
-
-    pub fn clear(&mut self) {
-        self.dropped += self.items.len() as u64;
-        self.items.clear();
-    }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.items.is_empty()
     }
 
     /// Items dropped so far.

@@ -69,3 +69,10 @@ pub fn release_heap() {
         libc::malloc_trim(0);
     }
 }
+
+/// Reads a record out of bytes that a map or ring buffer gave; `None` if there are too few.
+pub fn read_record<T: aya::Pod>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: any bytes are a `T` (that is what Pod says), there are enough
+    // of them, and no alignment is assumed.
+    (bytes.len() >= size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}

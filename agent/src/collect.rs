@@ -1,0 +1,272 @@
+//! Reads every source once and makes a [`Sample`] of it.
+//!
+//! Sources are `netdev` (links and queues over rtnetlink) and the eBPF families. Each fails alone:
+//! its columns are absent, its state says why, the rest goes on.
+
+use crate::bpf::jobs::{self, JobIdentity};
+use crate::bpf::{Bpf, BpfOptions, BpfSample, SourceState};
+use crate::config::Config;
+use crate::netlink::links::Link;
+use crate::netlink::qdiscs::Qdisc;
+use crate::netlink::{Netlink, NetlinkError};
+use crate::sample::{CollectiveCall, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, Readings, RunningCall, Sample};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+use weir_wire::signal::Signal;
+
+/// Processes whose job is remembered.
+const PIDS_MAX: usize = 4096;
+/// Flows whose owner is remembered.
+const OWNERS_MAX: usize = 65_536;
+/// A flow whose owner was not found is looked for again after this long.
+const OWNER_AGAIN: Duration = Duration::from_secs(10);
+
+/// State of one source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    pub name: &'static str,
+    pub up: bool,
+    /// Why it is down, or what it does without; empty if there is nothing to say.
+    pub reason: String,
+}
+
+/// What was read besides the sample, for `/metrics`.
+#[derive(Debug, Clone, Default)]
+pub struct Extras {
+    pub bpf: BpfSample,
+    /// Interface names by ifindex.
+    pub names: BTreeMap<u32, String>,
+    /// CPU-independent cost of the collection.
+    pub took: Duration,
+}
+
+/// All sources of this node.
+pub struct Collector {
+    pub netlink: Netlink,
+    bpf: Option<Bpf>,
+    tcp_by_bpf: bool,
+    bpf_sources: Vec<Source>,
+    netdev_error: Option<String>,
+    readings: Readings,
+    exclude: Vec<String>,
+    jobs: BTreeMap<u32, Option<JobIdentity>>,
+    owners: BTreeMap<FlowEnds, (Option<u32>, Instant)>,
+    drop_sums: BTreeMap<u32, u64>,
+    want_flows: bool,
+    epoch: Instant,
+}
+
+impl Collector {
+    /// Opens what can be opened.
+    ///
+    /// # Errors
+    /// No netlink socket: nothing at all can be read.
+    pub fn open(config: &Config, epoch: Instant) -> Result<Collector, NetlinkError> {
+        let options = BpfOptions {
+            netns_filter: config.bpf.netns_filter,
+            collective: config.bpf.collective,
+            tcp: config.bpf.tcp,
+            qdisc: config.bpf.qdisc,
+            drop: config.bpf.drop,
+            cgroup: config.bpf.cgroup.clone(),
+            object: None,
+        };
+        let start = Bpf::load(&options);
+        let tcp_by_bpf = start.sources.iter().any(|s| s.name == "tcp" && s.up);
+        Ok(Collector {
+            netlink: Netlink::open()?,
+            bpf: start.bpf,
+            tcp_by_bpf,
+            bpf_sources: start.sources.into_iter().map(source_of).collect(),
+            netdev_error: None,
+            readings: Readings::default(),
+            exclude: config.ports_exclude.clone(),
+            jobs: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            drop_sums: BTreeMap::new(),
+            want_flows: config.role == crate::config::Role::Host,
+            epoch,
+        })
+    }
+
+    /// State of every source after the last collection.
+    #[must_use]
+    pub fn sources(&self) -> Vec<Source> {
+        let netdev = Source { name: "netdev", up: self.netdev_error.is_none(), reason: self.netdev_error.clone().unwrap_or_default() };
+        let mut sources = vec![netdev];
+        sources.extend(self.bpf_sources.iter().cloned());
+        sources
+    }
+
+    /// Reads everything once.
+    pub fn collect(&mut self) -> (Sample, Extras) {
+        let started = Instant::now();
+        let mut sample = Sample { at: started.duration_since(self.epoch), ..Sample::default() };
+        let bpf = self.bpf.as_mut().map(|b| b.poll(started)).unwrap_or_default();
+        for note in &bpf.notes {
+            tracing::info!("{note}");
+        }
+        sample.lost_records = self.bpf.as_ref().map(|_| bpf.lost_records);
+        let names = match self.netdev(&bpf, &mut sample) {
+            Ok(names) => {
+                self.netdev_error = None;
+                names
+            }
+            Err(error) => {
+                if self.netdev_error.is_none() {
+                    tracing::warn!("source netdev is down: {error}");
+                }
+                self.netdev_error = Some(error.to_string());
+                BTreeMap::new()
+            }
+        };
+        self.collectives(&bpf, &mut sample);
+        if self.want_flows {
+            self.flows(&bpf, &mut sample);
+        }
+        self.readings.judge(&mut sample);
+        (sample, Extras { bpf, names, took: started.elapsed() })
+    }
+
+    fn netdev(&mut self, bpf: &BpfSample, sample: &mut Sample) -> Result<BTreeMap<u32, String>, NetlinkError> {
+        let links = self.netlink.links()?;
+        let qdiscs = self.netlink.qdiscs()?;
+        let depths: BTreeMap<u32, u64> = bpf.ports.iter().map(|p| (p.ifindex, p.queue_bytes_max)).collect();
+        let drops_seen = self.bpf_sources.iter().any(|s| s.name == "drop" && s.up);
+        self.drop_sums.clear();
+        for drops in &bpf.drops {
+            *self.drop_sums.entry(drops.ifindex).or_default() += drops.count;
+        }
+        let mut names = BTreeMap::new();
+        for link in links.into_iter().filter(|l| !l.loopback && !excluded(&self.exclude, &l.name)) {
+            let kernel_drops = drops_seen.then(|| self.drop_sums.get(&link.ifindex).copied().unwrap_or(0));
+            sample.ports.insert(link.name.clone(), readings_of(&link, qdiscs.get(&link.ifindex), depths.get(&link.ifindex).copied(), kernel_drops));
+            names.insert(link.ifindex, link.name);
+        }
+        Ok(names)
+    }
+
+    fn collectives(&mut self, bpf: &BpfSample, sample: &mut Sample) {
+        let before = |ns: u64| Duration::from_nanos(bpf.now_ns.saturating_sub(ns));
+        for call in &bpf.collectives {
+            let job = self.job(call.pid);
+            sample.collectives.push(CollectiveCall {
+                job: key_of(job.as_ref(), call.pid),
+                pid: call.pid,
+                op: call.op.name(),
+                bytes: call.bytes,
+                communicator: call.comm,
+                started_before_sample: before(call.start_ns),
+                duration: Duration::from_nanos(call.end_ns.saturating_sub(call.start_ns)),
+                rank: call.rank.or_else(|| job.as_ref()?.rank),
+                ranks: call.nranks.or_else(|| job.as_ref()?.size),
+            });
+        }
+        for call in &bpf.in_flight {
+            let job = self.job(call.pid);
+            sample.running.push(RunningCall { job: key_of(job.as_ref(), call.pid), pid: call.pid, op: call.op.name(), running: before(call.start_ns) });
+        }
+    }
+
+    fn job(&mut self, pid: u32) -> Option<JobIdentity> {
+        if self.jobs.len() >= PIDS_MAX {
+            self.jobs.clear();
+        }
+        self.jobs.entry(pid).or_insert_with(|| jobs::identify(pid)).clone()
+    }
+
+    fn flows(&mut self, bpf: &BpfSample, sample: &mut Sample) {
+        let fallback;
+        let flows = if self.tcp_by_bpf {
+            &bpf.flows
+        } else {
+            fallback = crate::bpf::sockdiag::flows().unwrap_or_default();
+            &fallback
+        };
+        let mut ended = BTreeMap::new();
+        for flow in flows {
+            let (SocketAddr::V4(local), SocketAddr::V4(remote)) = (flow.local, flow.remote) else { continue };
+            ended.insert((local, remote), flow);
+        }
+        self.owners.retain(|ends, _| ended.contains_key(ends));
+        self.find_owners(ended.keys().copied().collect());
+        for (ends, flow) in ended {
+            let pid = self.owners.get(&ends).and_then(|(pid, _)| *pid);
+            let job = pid.and_then(|pid| self.job(pid)).map_or_else(String::new, |j| j.key);
+            sample.flows.insert(
+                ends,
+                FlowReading {
+                    job,
+                    pid: pid.unwrap_or(0),
+                    bytes: flow.bytes_acked,
+                    retransmits: flow.retransmits,
+                    srtt_us: flow.srtt_us.unwrap_or(0),
+                    delivered_ce: flow.delivered_ce.unwrap_or(0),
+                    closed: flow.closed,
+                },
+            );
+        }
+    }
+
+    /// Looks up the processes of flows not seen before: only then, because it reads /proc.
+    fn find_owners(&mut self, ends: BTreeSet<FlowEnds>) {
+        let now = Instant::now();
+        let unknown = |e: &FlowEnds| match self.owners.get(e) {
+            Some((Some(_), _)) => false,
+            Some((None, asked)) => now.duration_since(*asked) >= OWNER_AGAIN,
+            None => true,
+        };
+        let wanted: Vec<FlowEnds> = ends.into_iter().filter(unknown).take(OWNERS_MAX).collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let found = jobs::socket_owners(&jobs::job_pids());
+        for ends in wanted {
+            let pid = found.get(&(ends.0.into(), ends.1.into())).copied();
+            if self.owners.len() < OWNERS_MAX {
+                self.owners.insert(ends, (pid, now));
+            }
+        }
+    }
+}
+
+fn source_of(state: SourceState) -> Source {
+    match &state.reason {
+        Some(reason) if !state.up => tracing::warn!("source {} is down: {reason}", state.name),
+        Some(reason) => tracing::info!("source {}: {reason}", state.name),
+        None => {}
+    }
+    Source { name: state.name, up: state.up, reason: state.reason.unwrap_or_default() }
+}
+
+/// A process that no launcher named is a job of its own.
+fn key_of(job: Option<&JobIdentity>, pid: u32) -> String {
+    job.map_or_else(|| format!("pid:{pid}"), |j| j.key.clone())
+}
+
+/// Whether a name matches one of the patterns; a trailing `*` stands for anything.
+fn excluded(patterns: &[String], name: &str) -> bool {
+    patterns.iter().any(|p| p.strip_suffix('*').map_or(p == name, |prefix| name.starts_with(prefix)))
+}
+
+fn readings_of(link: &Link, qdisc: Option<&Qdisc>, depth: Option<u64>, kernel_drops: Option<u64>) -> PortReadings {
+    let stats = link.stats;
+    PORT_SIGNALS.map(|signal| match signal {
+        Signal::TxBytes => stats.map(|s| s.tx_bytes),
+        Signal::RxBytes => stats.map(|s| s.rx_bytes),
+        Signal::TxPackets => stats.map(|s| s.tx_packets),
+        Signal::RxPackets => stats.map(|s| s.rx_packets),
+        Signal::TxDrops => stats.map(|s| s.tx_dropped),
+        Signal::RxDrops => stats.map(|s| s.rx_dropped),
+        Signal::TxErrors => stats.map(|s| s.tx_errors),
+        Signal::RxErrors => stats.map(|s| s.rx_errors),
+        Signal::LinkUp => Some(u64::from(link.up)),
+        Signal::QueueBytes => qdisc.map(|q| u64::from(q.backlog_bytes)),
+        Signal::QueueBytesMax => depth,
+        Signal::QueueDrops => qdisc.map(|q| u64::from(q.drops)),
+        Signal::EcnMarkedTx => qdisc.and_then(|q| q.ecn_marked),
+        Signal::KernelDrops => kernel_drops,
+        Signal::BpfLostRecords => None,
+    })
+}

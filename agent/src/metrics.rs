@@ -1,0 +1,358 @@
+//! The agent's own `/metrics`: one table, from which the page and the documents are made.
+//!
+//! The main loop publishes a [`Page`] after each sample; a scrape only formats it. A series exists
+//! only while its subject does: absent is not zero.
+
+use crate::collect::{Extras, Source};
+use crate::sample::{PORT_SIGNALS, Sample};
+use axum::routing::get;
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, MetricFamily, MetricType};
+use prometheus::{Encoder, TextEncoder};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use weir_wire::signal::Signal;
+
+/// Prometheus type of a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Type {
+    Gauge,
+    Counter,
+    Histogram,
+}
+
+/// A row of the catalogue.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Type,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+macro_rules! catalogue {
+    ($($ident:ident $kind:ident $name:literal [$($label:literal),*] $help:literal;)+) => {
+        $(const $ident: Metric = Metric { name: $name, kind: Type::$kind, labels: &[$($label),*], help: $help };)+
+        /// Every metric that the agent can show.
+        pub const CATALOGUE: &[Metric] = &[$($ident,)+];
+    };
+}
+
+catalogue! {
+    BUILD Gauge "weir_agent_build_info" ["version"] "Always 1; carries the version.";
+    CPU Counter "weir_agent_process_cpu_seconds_total" [] "CPU time of the process (/proc/self/stat).";
+    RSS Gauge "weir_agent_process_resident_bytes" [] "Resident memory of the process (/proc/self/statm).";
+    SOURCE_UP Gauge "weir_agent_source_up" ["source"] "1 while the source delivers; 0 costs its columns, not the agent.";
+    COLLECT Gauge "weir_agent_collect_seconds" [] "Wall time of the last collection of all sources.";
+    LOST Counter "weir_agent_bpf_lost_records_total" [] "Records that the eBPF programs could not hand over.";
+    UPLINK Gauge "weir_agent_uplink_up" [] "1 while a stream to the controller is open.";
+    FRAMES Counter "weir_agent_frames_sent_total" [] "Frames sent to the controller.";
+    DROPPED Counter "weir_agent_samples_dropped_total" [] "Samples that the bounded spool dropped while the controller was away.";
+    WIRE_BYTES Counter "weir_agent_wire_bytes_total" [] "Bytes of all messages sent to the controller, before HTTP/2 framing.";
+    WIRE_SAMPLES Counter "weir_agent_wire_samples_total" [] "Column samples that those frames carried.";
+    HELD Gauge "weir_agent_leases_held" [] "Leases that are not over.";
+    STANDING Gauge "weir_agent_changes_standing" [] "Route changes that stand at this moment.";
+    APPLIED Counter "weir_agent_leases_applied_total" [] "Leases whose changes were written and read back.";
+    REFUSED Counter "weir_agent_leases_refused_total" [] "Leases refused by the limits file or because nothing could be written.";
+    ENDED Counter "weir_agent_leases_ended_total" [] "Leases whose baseline was restored.";
+    TX_BYTES Counter "weir_port_transmit_bytes_total" ["port"] "Bytes sent (IFLA_STATS64).";
+    RX_BYTES Counter "weir_port_receive_bytes_total" ["port"] "Bytes received (IFLA_STATS64).";
+    TX_PACKETS Counter "weir_port_transmit_packets_total" ["port"] "Packets sent (IFLA_STATS64).";
+    RX_PACKETS Counter "weir_port_receive_packets_total" ["port"] "Packets received (IFLA_STATS64).";
+    TX_DROPS Counter "weir_port_transmit_drops_total" ["port"] "Packets dropped on the way out (IFLA_STATS64).";
+    RX_DROPS Counter "weir_port_receive_drops_total" ["port"] "Packets dropped on the way in (IFLA_STATS64).";
+    TX_ERRORS Counter "weir_port_transmit_errors_total" ["port"] "Packets that could not be sent (IFLA_STATS64).";
+    RX_ERRORS Counter "weir_port_receive_errors_total" ["port"] "Damaged packets received (IFLA_STATS64).";
+    PORT_UP Gauge "weir_port_up" ["port"] "1 if the port is up and has a carrier.";
+    QUEUE Gauge "weir_port_queue_bytes" ["port"] "Backlog of the root qdisc at the sample.";
+    QUEUE_MAX Gauge "weir_port_queue_max_bytes" ["port"] "Deepest backlog seen at an enqueue since the last sample (eBPF).";
+    QUEUE_DROPS Counter "weir_port_queue_drops_total" ["port"] "Packets dropped by the port's qdisc.";
+    ECN Counter "weir_port_ecn_marked_total" ["port"] "Packets marked CE by the port's qdisc, where its kind marks.";
+    KERNEL_DROPS Counter "weir_port_kernel_drops_total" ["port"] "Packets freed with a drop reason on this port (eBPF, kfree_skb).";
+    DEPTH Histogram "weir_port_queue_depth_bytes" ["port"] "Backlog at each enqueue, in powers of two (eBPF).";
+    REASONS Counter "weir_kernel_drops_total" ["port", "reason"] "Packets freed, by port and the kernel's drop reason (eBPF, kfree_skb).";
+    FLOWS Gauge "weir_tcp_flows" [] "TCP flows seen in the last sample.";
+    RETRANSMITS Counter "weir_tcp_retransmits_total" [] "Segments sent again by the flows seen since the agent started.";
+    CALLS Counter "weir_collective_calls_total" ["op"] "Collective calls that returned (eBPF).";
+    SECONDS Histogram "weir_collective_seconds" ["op"] "Duration of collective calls; for NCCL that of the enqueue (eBPF).";
+    RUNNING Gauge "weir_collective_running" [] "Collective calls that have not returned.";
+}
+
+/// Metric of each port signal.
+fn metric_of(signal: Signal) -> Option<Metric> {
+    Some(match signal {
+        Signal::TxBytes => TX_BYTES,
+        Signal::RxBytes => RX_BYTES,
+        Signal::TxPackets => TX_PACKETS,
+        Signal::RxPackets => RX_PACKETS,
+        Signal::TxDrops => TX_DROPS,
+        Signal::RxDrops => RX_DROPS,
+        Signal::TxErrors => TX_ERRORS,
+        Signal::RxErrors => RX_ERRORS,
+        Signal::LinkUp => PORT_UP,
+        Signal::QueueBytes => QUEUE,
+        Signal::QueueBytesMax => QUEUE_MAX,
+        Signal::QueueDrops => QUEUE_DROPS,
+        Signal::EcnMarkedTx => ECN,
+        Signal::KernelDrops => KERNEL_DROPS,
+        Signal::BpfLostRecords => return None,
+    })
+}
+
+/// Upper bounds of collective durations: 100 us to 100 s, three to a decade.
+const SECONDS_BOUNDS: [f64; 19] = [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
+
+/// Calls of one operation: how many fell into each bucket, and their sum.
+#[derive(Debug, Clone, Default)]
+struct Durations {
+    counts: [u64; SECONDS_BOUNDS.len() + 1],
+    sum_s: f64,
+}
+
+/// Everything that the page shows.
+#[derive(Debug, Clone, Default)]
+pub struct Page {
+    pub sources: Vec<Source>,
+    pub uplink_up: bool,
+    pub frames_sent: u64,
+    pub samples_dropped: u64,
+    pub wire_bytes: u64,
+    pub wire_samples: u64,
+    pub leases_held: usize,
+    pub changes_standing: usize,
+    pub leases_applied: u64,
+    pub leases_refused: u64,
+    pub leases_ended: u64,
+    sample: Sample,
+    extras: Extras,
+    durations: BTreeMap<&'static str, Durations>,
+    retransmits: u64,
+    flow_retransmits: BTreeMap<crate::sample::FlowEnds, u64>,
+}
+
+impl Page {
+    /// Takes a sample.
+    pub fn sampled(&mut self, sample: &Sample, extras: Extras) {
+        for call in &sample.collectives {
+            let seconds = call.duration.as_secs_f64();
+            let durations = self.durations.entry(call.op).or_default();
+            let bucket = SECONDS_BOUNDS.partition_point(|bound| *bound < seconds);
+            durations.counts[bucket] += 1;
+            durations.sum_s += seconds;
+        }
+        for (ends, flow) in &sample.flows {
+            let last = self.flow_retransmits.insert(*ends, flow.retransmits).unwrap_or(0);
+            self.retransmits += flow.retransmits.saturating_sub(last);
+        }
+        self.flow_retransmits.retain(|ends, _| sample.flows.contains_key(ends));
+        self.sample = sample.clone();
+        self.extras = extras;
+    }
+}
+
+/// The page as the HTTP task sees it.
+#[derive(Debug, Clone, Default)]
+pub struct Shared(Arc<Mutex<Page>>);
+
+impl Shared {
+    pub fn publish(&self, page: &Page) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone_from(page);
+    }
+}
+
+/// Serves `/metrics` and `/healthz`.
+///
+/// # Errors
+/// The listener broke.
+pub async fn serve(listener: tokio::net::TcpListener, shared: Shared) -> std::io::Result<()> {
+    let scrape = move || {
+        let page = shared.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        async move { ([("content-type", prometheus::TEXT_FORMAT)], render(&page)) }
+    };
+    let router = axum::Router::new().route("/metrics", get(scrape)).route("/healthz", get(|| async { "ok\n" }));
+    axum::serve(listener, router).await
+}
+
+/// Families under construction.
+#[derive(Default)]
+struct Families(BTreeMap<&'static str, MetricFamily>);
+
+impl Families {
+    fn put(&mut self, metric: Metric, values: &[&str], set: impl FnOnce(&mut prometheus::proto::Metric)) {
+        let family = self.0.entry(metric.name).or_insert_with(|| {
+            let mut family = MetricFamily::default();
+            family.set_name(metric.name.into());
+            family.set_help(metric.help.into());
+            family.set_field_type(match metric.kind {
+                Type::Gauge => MetricType::GAUGE,
+                Type::Counter => MetricType::COUNTER,
+                Type::Histogram => MetricType::HISTOGRAM,
+            });
+            family
+        });
+        let mut point = prometheus::proto::Metric::default();
+        let labels = metric.labels.iter().zip(values).map(|(name, value)| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).into());
+            pair.set_value((*value).into());
+            pair
+        });
+        point.set_label(labels.collect());
+        set(&mut point);
+        family.mut_metric().push(point);
+    }
+
+    fn value(&mut self, metric: Metric, labels: &[&str], value: f64) {
+        self.put(metric, labels, |point| match metric.kind {
+            Type::Gauge => {
+                let mut gauge = Gauge::default();
+                gauge.set_value(value);
+                point.set_gauge(gauge);
+            }
+            Type::Counter | Type::Histogram => {
+                let mut counter = Counter::default();
+                counter.set_value(value);
+                point.set_counter(counter);
+            }
+        });
+    }
+
+    /// `counts` holds one more entry than `bounds`: what lies above the last.
+    fn histogram(&mut self, metric: Metric, labels: &[&str], bounds: &[f64], counts: &[u64], sum: f64) {
+        let mut cumulative = 0;
+        let buckets = bounds.iter().zip(counts).map(|(bound, count)| {
+            cumulative += count;
+            let mut bucket = Bucket::default();
+            bucket.set_cumulative_count(cumulative);
+            bucket.set_upper_bound(*bound);
+            bucket
+        });
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(counts.iter().sum());
+        histogram.set_sample_sum(sum);
+        self.put(metric, labels, |point| point.set_histogram(histogram));
+    }
+}
+
+/// The page as text.
+#[must_use]
+pub fn render(page: &Page) -> String {
+    let mut families = Families::default();
+    own(page, &mut families);
+    ports(page, &mut families);
+    for (op, durations) in &page.durations {
+        let calls: u64 = durations.counts.iter().sum();
+        families.value(CALLS, &[op], calls as f64);
+        families.histogram(SECONDS, &[op], &SECONDS_BOUNDS, &durations.counts, durations.sum_s);
+    }
+    families.value(RUNNING, &[], page.sample.running.len() as f64);
+    families.value(FLOWS, &[], page.sample.flows.len() as f64);
+    families.value(RETRANSMITS, &[], page.retransmits as f64);
+    let mut text = Vec::new();
+    let families: Vec<MetricFamily> = families.0.into_values().collect();
+    if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
+        tracing::error!("/metrics: {error}");
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+fn own(page: &Page, families: &mut Families) {
+    families.value(BUILD, &[env!("CARGO_PKG_VERSION")], 1.0);
+    if let Some((cpu, rss)) = own_process() {
+        families.value(CPU, &[], cpu);
+        families.value(RSS, &[], rss);
+    }
+    for source in &page.sources {
+        families.value(SOURCE_UP, &[source.name], f64::from(u8::from(source.up)));
+    }
+    if let Some(lost) = page.sample.lost_records {
+        families.value(LOST, &[], lost as f64);
+    }
+    let values = [
+        (COLLECT, page.extras.took.as_secs_f64()),
+        (UPLINK, f64::from(u8::from(page.uplink_up))),
+        (FRAMES, page.frames_sent as f64),
+        (DROPPED, page.samples_dropped as f64),
+        (WIRE_BYTES, page.wire_bytes as f64),
+        (WIRE_SAMPLES, page.wire_samples as f64),
+        (HELD, page.leases_held as f64),
+        (STANDING, page.changes_standing as f64),
+        (APPLIED, page.leases_applied as f64),
+        (REFUSED, page.leases_refused as f64),
+        (ENDED, page.leases_ended as f64),
+    ];
+    for (metric, value) in values {
+        families.value(metric, &[], value);
+    }
+}
+
+fn ports(page: &Page, families: &mut Families) {
+    for (port, readings) in &page.sample.ports {
+        for (signal, reading) in PORT_SIGNALS.iter().zip(readings) {
+            if let (Some(metric), Some(value)) = (metric_of(*signal), reading) {
+                families.value(metric, &[port], *value as f64);
+            }
+        }
+    }
+    for depth in &page.extras.bpf.ports {
+        if let Some(port) = page.extras.names.get(&depth.ifindex) {
+            // Bucket n ends at 2^(n+1) - 1 bytes. The sum is not counted; the middle of each bucket stands for it.
+            let bounds: Vec<f64> = (0..31).map(|n| f64::from(2u32.pow(n)) * 2.0 - 1.0).collect();
+            let sum: f64 = depth.histogram.iter().zip(&bounds).map(|(count, bound)| *count as f64 * bound * 0.75).sum();
+            families.histogram(DEPTH, &[port], &bounds, &depth.histogram, sum);
+        }
+    }
+    for drops in &page.extras.bpf.drops {
+        if let Some(port) = page.extras.names.get(&drops.ifindex) {
+            families.value(REASONS, &[port, &drops.reason], drops.count as f64);
+        }
+    }
+}
+
+/// CPU seconds and resident bytes of this process; `None` where /proc is not mounted.
+fn own_process() -> Option<(f64, f64)> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let user: f64 = fields.nth(11)?.parse().ok()?;
+    let system: f64 = fields.next()?.parse().ok()?;
+    let pages: f64 = std::fs::read_to_string("/proc/self/statm").ok()?.split_whitespace().nth(1)?.parse().ok()?;
+    // The kernel's user-visible clock tick is 100 Hz (USER_HZ); pages are 4 KiB on x86-64.
+    Some(((user + system) / 100.0, pages * 4096.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use weir_wire::signal::Kind;
+
+    #[test]
+    fn names_are_unique_and_follow_the_convention() {
+        let names: BTreeSet<&str> = CATALOGUE.iter().map(|m| m.name).collect();
+        assert_eq!(names.len(), CATALOGUE.len());
+        for metric in CATALOGUE {
+            assert!(metric.name.starts_with("weir_"), "{}", metric.name);
+            assert_eq!(metric.kind == Type::Counter, metric.name.ends_with("_total"), "{}", metric.name);
+        }
+    }
+
+    #[test]
+    fn every_port_signal_has_a_metric_of_its_kind() {
+        for signal in PORT_SIGNALS {
+            let metric = metric_of(signal).unwrap();
+            assert_eq!(metric.kind == Type::Counter, signal.kind() == Kind::Counter, "{}", metric.name);
+        }
+    }
+
+    #[test]
+    fn what_is_absent_has_no_series() {
+        let mut page = Page::default();
+        let mut readings = [None; PORT_SIGNALS.len()];
+        readings[0] = Some(7);
+        let sample = Sample { ports: [("eth0".to_owned(), readings)].into(), ..Sample::default() };
+        page.sampled(&sample, Extras::default());
+        let text = render(&page);
+        assert!(text.contains("weir_port_transmit_bytes_total{port=\"eth0\"} 7"), "{text}");
+        assert!(!text.contains("weir_port_ecn_marked_total{"), "{text}");
+    }
+}

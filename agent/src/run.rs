@@ -1,0 +1,358 @@
+//! The main loop: one thread, one task beside the uplink's and the metrics page's.
+//!
+//! It waits for whatever comes first: the next sample, the kernel's word that routes changed, a
+//! message of the controller, the expiry of a lease, a signal. Every branch is cancel-safe.
+
+use crate::actuate::backend::{Backend, DryRun};
+use crate::actuate::{Actuator, Report, journal};
+use crate::collect::{Collector, Source};
+use crate::config::{Config, Role};
+use crate::inventory;
+use crate::metrics::{Page, Shared};
+use crate::netlink::Netlink;
+use crate::netlink::monitor::Monitor;
+use crate::sample::{FrameEncoder, Sample, carry};
+use crate::uplink::{self, Event};
+use anyhow::Context as _;
+use prost::Message as _;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use weir_agent_core::lease::{Grant, Outcome};
+use weir_agent_core::spool::Spool;
+use weir_wire::v1::{self, AgentMessage, agent_message::Body, controller_message};
+use weir_wire::version;
+
+/// Lease reports that wait for a stream.
+const REPORTS_MAX: usize = 256;
+/// A reason that did not change is not logged again.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+
+/// Runs the agent until it is told to stop; every change is given back then.
+///
+/// # Errors
+/// What keeps the agent from running at all.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let epoch = Instant::now();
+    if config.limits_file.is_none() {
+        tracing::info!("no limits file: this node allows no change (set `limits`)");
+    }
+    // Before anything else: what a former run left is restored.
+    if config.dry_run {
+        let backend = DryRun::new(Netlink::open()?);
+        start(config, backend, epoch).await
+    } else {
+        let backend = Netlink::open()?;
+        start(config, backend, epoch).await
+    }
+}
+
+async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow::Result<()> {
+    let (actuator, notes) = Actuator::open(&config.state_dir, config.limits.clone(), backend)?;
+    for note in notes {
+        tracing::warn!("{note}");
+    }
+    let mut term = signal(SignalKind::terminate())?;
+    let collector = Collector::open(&config, epoch)?;
+    let shared = Shared::default();
+    let listener = tokio::net::TcpListener::bind(config.listen_metrics)
+        .await
+        .with_context(|| format!("cannot listen for /metrics on {}; set listen_metrics to a free address", config.listen_metrics))?;
+    tracing::info!("/metrics on {}", listener.local_addr()?);
+    let page = tokio::spawn(crate::metrics::serve(listener, shared.clone()));
+    let uplink = config.controller.clone().map(uplink::spawn);
+    let mut agent = Agent {
+        reports: VecDeque::new(),
+        spool: Spool::new(config.spool_samples),
+        encoder: FrameEncoder::default(),
+        stream: None,
+        routes_epoch: 1,
+        said: None,
+        told_sources: Vec::new(),
+        told_inventory: None,
+        page: Page::default(),
+        instance: u64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos()).unwrap_or(u64::MAX),
+        config,
+        actuator,
+        collector,
+        shared,
+        epoch,
+    };
+    let result = agent.serve(uplink, &mut term).await;
+    agent.shut_down().await;
+    page.abort();
+    result
+}
+
+struct Agent<B> {
+    config: Config,
+    actuator: Actuator<B>,
+    collector: Collector,
+    shared: Shared,
+    page: Page,
+    spool: Spool<Sample>,
+    encoder: FrameEncoder,
+    stream: Option<mpsc::Sender<AgentMessage>>,
+    reports: VecDeque<Report>,
+    routes_epoch: u64,
+    told_sources: Vec<Source>,
+    told_inventory: Option<v1::Inventory>,
+    /// Last reason logged for a lost stream.
+    said: Option<(String, Instant)>,
+    instance: u64,
+    epoch: Instant,
+}
+
+impl<B: Backend> Agent<B> {
+    async fn serve(&mut self, mut uplink: Option<mpsc::Receiver<Event>>, term: &mut tokio::signal::unix::Signal) -> anyhow::Result<()> {
+        let mut ticks = tokio::time::interval(self.config.sample_interval);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut monitor = Monitor::open()?;
+        loop {
+            let expiry = self.actuator.poll_timeout();
+            tokio::select! {
+                _ = ticks.tick() => self.sample(),
+                changes = monitor.changed() => {
+                    let changes = changes?;
+                    if changes.routing {
+                        self.routing_changed();
+                    }
+                }
+                event = next(&mut uplink) => self.uplink_event(event),
+                () = until(self.epoch, expiry) => self.tick_leases(),
+                _ = term.recv() => return Ok(()),
+                result = tokio::signal::ctrl_c() => return Ok(result?),
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    fn sample(&mut self) {
+        let (sample, extras) = self.collector.collect();
+        self.page.sampled(&sample, extras);
+        self.tick_leases();
+        if let Some(dropped) = self.spool.push(sample)
+            && let Some(oldest) = self.spool.oldest_mut()
+        {
+            carry(dropped, oldest);
+        }
+        self.tell_inventory();
+        self.tell_sources();
+        self.flush();
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        self.page.sources = self.collector.sources();
+        self.page.uplink_up = self.stream.is_some();
+        self.page.leases_held = self.actuator.held().len();
+        self.page.changes_standing = self.actuator.standing();
+        self.page.samples_dropped = self.spool.dropped();
+        self.page.wire_samples = self.encoder.samples;
+        self.shared.publish(&self.page);
+    }
+
+    fn routing_changed(&mut self) {
+        self.routes_epoch += 1;
+        self.actuator.routing_changed(self.now());
+        self.take_reports();
+        self.tell_inventory();
+        self.flush();
+    }
+
+    fn tick_leases(&mut self) {
+        self.actuator.tick(self.now());
+        self.take_reports();
+        self.flush_reports();
+    }
+
+    fn take_reports(&mut self) {
+        for report in self.actuator.take_reports() {
+            match report.outcome {
+                Outcome::Applied => self.page.leases_applied += 1,
+                Outcome::Refused => self.page.leases_refused += 1,
+                Outcome::Ended => self.page.leases_ended += 1,
+            }
+            if self.reports.len() == REPORTS_MAX {
+                self.reports.pop_front();
+            }
+            self.reports.push_back(report);
+        }
+    }
+
+    fn uplink_event(&mut self, event: Event) {
+        match event {
+            Event::Opening(stream) => self.open(stream),
+            Event::Closed { reason } => {
+                self.stream = None;
+                let repeated = self.said.as_ref().is_some_and(|(r, at)| *r == reason && at.elapsed() < SAY_AGAIN);
+                if !repeated {
+                    tracing::warn!("no uplink, will try again: {reason}");
+                    self.said = Some((reason, Instant::now()));
+                }
+            }
+            Event::Message(message) => {
+                if let Some(body) = message.body {
+                    self.message(body);
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, stream: mpsc::Sender<AgentMessage>) {
+        let newest = self.spool.newest();
+        let schema = self.encoder.restart(newest);
+        let hello = v1::Hello {
+            protocol_major: version::PROTOCOL_MAJOR,
+            protocol_minor: version::PROTOCOL_MINOR,
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            node: self.config.node.clone(),
+            role: match self.config.role {
+                Role::Host => v1::Role::Host,
+                Role::Switch => v1::Role::Switch,
+            }
+            .into(),
+            boot_id: journal::boot_id(),
+            instance: self.instance,
+            held_leases: self.actuator.held(),
+            schema: Some(schema),
+        };
+        self.stream = Some(stream);
+        self.told_sources.clear();
+        self.told_inventory = None;
+        self.send(Body::Hello(hello));
+        self.tell_inventory();
+        self.tell_sources();
+        self.flush();
+    }
+
+    fn message(&mut self, body: controller_message::Body) {
+        let now = self.now();
+        match body {
+            controller_message::Body::Welcome(welcome) => {
+                self.said = None;
+                tracing::info!(controller = welcome.controller_version, "uplink is up");
+            }
+            controller_message::Body::Resync(_) => self.encoder.resync(),
+            controller_message::Body::Path(query) => {
+                let answer = inventory::answer(&mut self.collector.netlink, &query);
+                self.send(Body::Path(answer));
+            }
+            controller_message::Body::Grant(grant) => self.granted(grant, now),
+            controller_message::Body::Renew(renew) => self.actuator.renew(renew.id, Duration::from_millis(u64::from(renew.ttl_ms)), now),
+            controller_message::Body::End(end) => self.actuator.end(end.id, &end.reason, now),
+        }
+        self.take_reports();
+        self.flush_reports();
+    }
+
+    fn granted(&mut self, grant: v1::LeaseGrant, now: Duration) {
+        tracing::info!(lease = grant.id, incident = grant.incident, "asked to change routes: {}", grant.verdict);
+        let changes: Result<Vec<_>, String> = grant.changes.iter().map(|c| inventory::change_of(&mut self.collector.netlink, c)).collect();
+        match changes {
+            Ok(changes) => self.actuator.grant(Grant { id: grant.id, ttl: Duration::from_millis(u64::from(grant.ttl_ms)), verdict: grant.verdict, changes }, now),
+            Err(reason) => {
+                tracing::warn!(lease = grant.id, "refused: {reason}");
+                self.page.leases_refused += 1;
+                self.reports.push_back(Report { id: grant.id, outcome: Outcome::Refused, reason });
+            }
+        }
+    }
+
+    fn tell_inventory(&mut self) {
+        if self.stream.is_none() {
+            return;
+        }
+        match inventory::read(&mut self.collector.netlink, self.routes_epoch) {
+            Ok(inventory) if self.told_inventory.as_ref() != Some(&inventory) => {
+                self.send(Body::Inventory(inventory.clone()));
+                self.told_inventory = Some(inventory);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!("inventory: {error}"),
+        }
+    }
+
+    fn tell_sources(&mut self) {
+        let sources = self.collector.sources();
+        if self.stream.is_some() && sources != self.told_sources {
+            let report = sources.iter().map(|s| v1::Source { name: s.name.into(), up: s.up, reason: s.reason.clone() });
+            self.send(Body::Sources(v1::SourceReport { sources: report.collect() }));
+            self.told_sources = sources;
+        }
+    }
+
+    /// Sends what waits, oldest first, as far as the stream takes it.
+    fn flush(&mut self) {
+        self.flush_reports();
+        while let Some(stream) = &self.stream
+            && stream.capacity() > 1
+            && let Some(sample) = self.spool.pop()
+        {
+            let (schema, frame) = self.encoder.encode(&sample, self.spool.dropped());
+            if let Some(schema) = schema {
+                self.send(Body::Schema(schema));
+            }
+            self.page.frames_sent += 1;
+            self.send(Body::Frame(frame));
+        }
+    }
+
+    fn flush_reports(&mut self) {
+        while self.stream.as_ref().is_some_and(|s| s.capacity() > 0)
+            && let Some(report) = self.reports.pop_front()
+        {
+            let state = match report.outcome {
+                Outcome::Applied => v1::lease_report::State::Applied,
+                Outcome::Refused => v1::lease_report::State::Refused,
+                Outcome::Ended => v1::lease_report::State::Ended,
+            };
+            self.send(Body::Lease(v1::LeaseReport { id: report.id, state: state.into(), reason: report.reason, detail: String::new() }));
+        }
+    }
+
+    fn send(&mut self, body: Body) {
+        let Some(stream) = &self.stream else { return };
+        let message = AgentMessage { body: Some(body) };
+        self.page.wire_bytes += message.encoded_len() as u64;
+        if stream.try_send(message).is_err() {
+            // Full or closed: the task behind it will say so and connect again.
+            self.stream = None;
+        }
+    }
+
+    async fn shut_down(&mut self) {
+        self.actuator.end_all("the agent is stopping", self.now());
+        self.take_reports();
+        self.flush_reports();
+        if let Some(stream) = self.stream.take() {
+            // Lets the last reports go out; a controller that is gone learns it from the journal.
+            let sent = tokio::time::timeout(Duration::from_millis(500), async { while stream.capacity() < stream.max_capacity() { tokio::task::yield_now().await } }).await;
+            tracing::debug!(reported = sent.is_ok(), "stopped");
+        }
+        if !self.actuator.held().is_empty() {
+            tracing::error!("leases {:?} could not be restored yet: the journal keeps their baseline for the next start", self.actuator.held());
+        }
+    }
+}
+
+async fn next(uplink: &mut Option<mpsc::Receiver<Event>>) -> Event {
+    match uplink {
+        Some(events) => match events.recv().await {
+            Some(event) => event,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(epoch: Instant, at: Option<Duration>) {
+    match at {
+        Some(at) => tokio::time::sleep_until((epoch + at).into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,85 @@
+//! `weir-agent scan`: one look at this node, for people and for monitoring checks.
+
+use crate::bpf::jobs;
+use crate::collect::Collector;
+use crate::config::Config;
+use crate::inventory;
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+use std::time::Instant;
+
+/// How bad a finding is; the exit code of monitoring plugins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Ok = 0,
+    Warning = 1,
+    Critical = 2,
+}
+
+/// One line: what was looked at, what was found, what to do.
+#[derive(Debug, Clone, Serialize)]
+pub struct Finding {
+    pub subject: String,
+    pub level: Level,
+    pub finding: String,
+    /// Empty if there is nothing to do.
+    pub action: String,
+}
+
+/// Looks at the node once.
+///
+/// # Errors
+/// Nothing at all can be read: the state is unknown.
+pub fn scan(config: &Config) -> anyhow::Result<Vec<Finding>> {
+    let mut collector = Collector::open(config, Instant::now())?;
+    let (sample, _) = collector.collect();
+    let mut findings = Vec::new();
+    let mut say = |subject: String, level, finding: String, action: &str| findings.push(Finding { subject, level, finding, action: action.into() });
+    for source in collector.sources() {
+        let level = if source.up { Level::Ok } else { Level::Warning };
+        let text = if source.reason.is_empty() { "up".to_owned() } else { source.reason };
+        say(format!("source {}", source.name), level, text, if source.up { "" } else { "give the agent the right that is named, or switch the source off" });
+    }
+    let inventory = inventory::read(&mut collector.netlink, 0)?;
+    for port in &inventory.ports {
+        let drops = sample.ports.get(&port.name).map_or(0, |r| r[11].unwrap_or(0));
+        let has_address = !port.addresses.is_empty();
+        match (port.up, has_address) {
+            (true, _) if drops > 0 => say(format!("port {}", port.name), Level::Ok, format!("up, {drops} packets dropped by its queue since it was made"), ""),
+            (true, _) => say(format!("port {}", port.name), Level::Ok, format!("up, {}", port.addresses.join(" ")), ""),
+            (false, true) => say(format!("port {}", port.name), Level::Critical, "down, although it has an address".into(), "check cable, optic and the port at the other end"),
+            (false, false) => say(format!("port {}", port.name), Level::Ok, "down, not in use".into(), ""),
+        }
+    }
+    for group in &inventory.groups {
+        let members: Vec<String> = group.members.iter().map(|m| format!("{}={}", m.port, m.weight)).collect();
+        let level = if group.members.is_empty() { Level::Critical } else { Level::Ok };
+        say(format!("ECMP group {}", group.id), level, format!("{} for {}", members.join(" "), group.prefixes.join(" ")), if group.members.is_empty() { "its next hops are gone: restore them" } else { "" });
+    }
+    for pid in jobs::job_pids() {
+        if let Some(job) = jobs::identify(pid) {
+            let rank = job.rank.map_or_else(String::new, |r| format!(", rank {r}"));
+            say(format!("process {pid}"), Level::Ok, format!("job {}{rank} (by {})", job.key, job.source), "");
+        }
+    }
+    let routes = if config.limits.routes_allow { format!("up to {} pins", config.limits.pins_max) } else { "no change is allowed".into() };
+    say("limits".into(), Level::Ok, routes, "");
+    Ok(findings)
+}
+
+/// The findings as a table.
+#[must_use]
+pub fn table(findings: &[Finding]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic).set_header(["", "subject", "finding", "action"]);
+    for f in findings {
+        let level = match f.level {
+            Level::Ok => "ok",
+            Level::Warning => "WARNING",
+            Level::Critical => "CRITICAL",
+        };
+        table.add_row([level, &f.subject, &f.finding, &f.action]);
+    }
+    table.to_string()
+}
