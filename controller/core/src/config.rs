@@ -28,7 +28,7 @@ pub struct Hotspot {
     /// Share of capacity, over the busy part of the interval. 0.9: a healthy job that fills
     /// 85 % of a balanced uplink was measured in the lab and must stay silent.
     pub utilisation_hot: f64,
-    /// Above this a link is hot even with no sight of its queue.
+    /// Above this, over the whole interval, a link whose queue nobody sees is hot.
     pub utilisation_full: f64,
     /// Queueing delay that proves pressure, at the link's own rate. 0.4 ms at 200 Mbit/s is seven
     /// full frames.

@@ -258,18 +258,21 @@ impl Scene<'_> {
         })
     }
 
-    /// Sets of hot links that are held together by a job, or by a flow of no known job.
+    /// Sets of hot links that are held together by a job, by a flow of no known job, or by their group.
     fn components(&self, roots: &[PortId]) -> Vec<Vec<PortId>> {
         let mut components: Vec<(BTreeSet<String>, Vec<PortId>)> = Vec::new();
         for port in roots {
-            let mut ties: BTreeSet<String> = self
-                .flows_on(port)
+            let flows = self.flows_on(port);
+            let mut ties: BTreeSet<String> = flows
                 .map(|(k, c)| {
                     c.job
                         .as_ref()
                         .map_or_else(|| k.to_string(), |j| format!("job {j}"))
                 })
                 .collect();
+            if let Some(group) = self.topology.group_of(port) {
+                ties.insert(format!("group {} of {}", group.id, port.node));
+            }
             let mut ports = vec![port.clone()];
             components.retain_mut(|(t, p)| {
                 let apart = t.is_disjoint(&ties);

@@ -67,9 +67,10 @@ impl Links {
             .map(|(c, q)| q as f64 * 8.0 / c);
         let pressed = queue_delay_s.is_some_and(|d| d >= limits.queue_delay_hot.as_secs_f64())
             || drops_per_s.is_some_and(|d| d > 0.0);
-        let hot = utilisation_busy.is_some_and(|u| {
-            u >= limits.utilisation_full || (u >= limits.utilisation_hot && pressed)
-        });
+        // A queue proves pressure. Where nobody sees the queue, only a link that is full all the time counts.
+        let unseen = sample.queue_bytes_max.is_none() && sample.drops.is_none();
+        let hot = (pressed && utilisation_busy.is_some_and(|u| u >= limits.utilisation_hot))
+            || (unseen && utilisation.is_some_and(|u| u >= limits.utilisation_full));
         if !self.samples.contains_key(port) && self.samples.len() >= LINKS_MAX {
             self.refused += 1;
             return;
