@@ -78,7 +78,12 @@ impl Attachments {
             }
         }
         let gone = |key: &FileKey| !wanted.contains_key(key);
-        let released: Vec<_> = self.libraries.keys().filter(|key| gone(key)).cloned().collect();
+        let released: Vec<_> = self
+            .libraries
+            .keys()
+            .filter(|key| gone(key))
+            .cloned()
+            .collect();
         for key in released {
             self.release(ebpf, &key, notes);
         }
@@ -195,7 +200,12 @@ impl Attachments {
         if !process.datatypes.is_empty() || !map.libraries.iter().any(MappedFile::is_mpi) {
             return;
         }
-        let files: Vec<_> = map.libraries.iter().chain(&map.executable).cloned().collect();
+        let files: Vec<_> = map
+            .libraries
+            .iter()
+            .chain(&map.executable)
+            .cloned()
+            .collect();
         for file in files {
             let path = reach(pid, &file);
             if let Ok(elf) = self.file(&file.key, &path)
@@ -247,12 +257,18 @@ fn detach(ebpf: &mut Ebpf, links: Vec<(&'static str, UProbeLinkId)>) {
 /// A path by which the agent reaches a file that a process has mapped.
 fn reach(pid: u32, file: &MappedFile) -> PathBuf {
     let in_root = file.path.strip_prefix("/").unwrap_or(&file.path);
-    let through_root = Path::new("/proc").join(pid.to_string()).join("root").join(in_root);
+    let through_root = Path::new("/proc")
+        .join(pid.to_string())
+        .join("root")
+        .join(in_root);
     let same_file = fs::metadata(&through_root).is_ok_and(|found| found.ino() == file.key.inode);
     if same_file && !file.deleted {
         return through_root;
     }
-    PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", file.start, file.end))
+    PathBuf::from(format!(
+        "/proc/{pid}/map_files/{:x}-{:x}",
+        file.start, file.end
+    ))
 }
 
 fn modified(path: &Path) -> io::Result<(i64, i64)> {

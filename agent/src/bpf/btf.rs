@@ -257,7 +257,11 @@ mod tests {
         assert_eq!(btf.offset("no_such_struct", &["prev"]), None);
         assert_eq!(btf.tracepoint_arguments("qdisc_enqueue"), Some(3));
         let reasons = btf.enum_names("skb_drop_reason");
-        assert!(reasons.values().any(|name| name == "SKB_DROP_REASON_QDISC_DROP"));
+        assert!(
+            reasons
+                .values()
+                .any(|name| name == "SKB_DROP_REASON_QDISC_DROP")
+        );
     }
 
     #[test]

@@ -74,7 +74,9 @@ impl Collectives {
             Ok(false) => {}
             Err(error) => {
                 if !self.scan_failed {
-                    sample.notes.push(format!("/proc cannot be listed: {error}"));
+                    sample
+                        .notes
+                        .push(format!("/proc cannot be listed: {error}"));
                 }
                 self.scan_failed = true;
             }
@@ -109,7 +111,11 @@ impl Collectives {
                 op,
                 bytes: bytes_of(op, call.count, datatype),
                 // For an init call this is where the handle will be stored.
-                comm: if op == CollectiveOp::NcclCommInitRank { 0 } else { call.comm },
+                comm: if op == CollectiveOp::NcclCommInitRank {
+                    0
+                } else {
+                    call.comm
+                },
                 start_ns: call.start_ns,
             });
         }

@@ -104,7 +104,10 @@ mod tests {
         // A derived type of MPICH, and a pointer of Open MPI.
         assert_eq!(of_mpich(0xcc00_0000), None);
         assert_eq!(of_mpich(0x7f00_1234_5678), None);
-        assert_eq!(of_open_mpi_symbol("ompi_mpi_float").map(|t| t.bytes), Some(4));
+        assert_eq!(
+            of_open_mpi_symbol("ompi_mpi_float").map(|t| t.bytes),
+            Some(4)
+        );
         assert_eq!(of_open_mpi_symbol("ompi_mpi_comm_world"), None);
     }
 }

@@ -93,7 +93,13 @@ mod tests {
         }
         let elf = Elf::read(path).expect("readable");
         let names: Vec<_> = elf.functions.iter().map(|(known, _)| known.name).collect();
-        for name in ["MPI_Allreduce", "MPI_Allgather", "MPI_Reduce_scatter", "MPI_Alltoall", "MPI_Bcast"] {
+        for name in [
+            "MPI_Allreduce",
+            "MPI_Allgather",
+            "MPI_Reduce_scatter",
+            "MPI_Alltoall",
+            "MPI_Bcast",
+        ] {
             assert!(names.contains(&name), "{name} in {names:?}");
         }
         assert!(elf.datatypes.len() > 20);
@@ -103,6 +109,9 @@ mod tests {
     fn a_library_without_the_functions_has_none() {
         let elf = Elf::read(Path::new("/proc/self/exe")).expect("readable");
         assert!(elf.functions.is_empty());
-        assert!(matches!(Elf::read(Path::new("/proc/self/maps")), Err(ElfError::Parse(_))));
+        assert!(matches!(
+            Elf::read(Path::new("/proc/self/maps")),
+            Err(ElfError::Parse(_))
+        ));
     }
 }

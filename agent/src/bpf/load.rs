@@ -74,25 +74,30 @@ const fn field(
 /// What the programs are told about the kernel they run on.
 #[derive(Debug, Default)]
 pub struct Globals {
-    offsets: Vec<(&'static str, Option<u32>)>,
-    netns_inum: u32,
-    netns_cookie: u64,
+    pub offsets: Offsets,
+    /// Inode number of the only namespace whose processes count; 0: all.
+    pub netns_inum: u32,
+    /// Inode number of the namespace whose ports count.
+    pub netns_ports: u32,
+    /// Cookie of the only namespace whose flows count; 0: all.
+    pub netns_cookie: u64,
+}
+
+/// Offsets by the globals' names; `None` for a field that was not found.
+pub type Offsets = Vec<(&'static str, Option<u32>)>;
+
+/// Finds the fields; without type information none is found.
+pub fn find_offsets(btf: Option<&Btf>) -> Offsets {
+    FIELDS
+        .iter()
+        .map(|field| {
+            let found = btf.and_then(|btf| btf.offset(field.structure, field.path));
+            (field.global, found)
+        })
+        .collect()
 }
 
 impl Globals {
-    /// Finds the fields; without type information none is found.
-    pub fn find(btf: Option<&Btf>, netns_inum: u32, netns_cookie: u64) -> Self {
-        let find = |field: &Field| btf.and_then(|btf| btf.offset(field.structure, field.path));
-        Self {
-            offsets: FIELDS
-                .iter()
-                .map(|field| (field.global, find(field)))
-                .collect(),
-            netns_inum,
-            netns_cookie,
-        }
-    }
-
     /// Checks that the named globals were found.
     ///
     /// # Errors
@@ -133,6 +138,7 @@ pub fn load_object(options: &BpfOptions, globals: &Globals) -> Result<Ebpf, Load
         }
     }
     loader.override_global("NETNS_INUM", &globals.netns_inum, false);
+    loader.override_global("NETNS_PORTS", &globals.netns_ports, false);
     loader.override_global("NETNS_COOKIE", &globals.netns_cookie, false);
     for (wanted, map, entries) in [
         // The smallest sizes that the kernel takes, for what is not asked for.
@@ -228,11 +234,7 @@ fn explain_chain(error: &(dyn Error + 'static)) -> String {
 
 /// Names the capabilities that loading and attaching take and this process lacks.
 fn missing_right(effective: Option<u64>) -> String {
-    const NEEDED: [(u32, &str); 3] = [
-        (39, "CAP_BPF"),
-        (38, "CAP_PERFMON"),
-        (12, "CAP_NET_ADMIN"),
-    ];
+    const NEEDED: [(u32, &str); 3] = [(39, "CAP_BPF"), (38, "CAP_PERFMON"), (12, "CAP_NET_ADMIN")];
     const SYS_ADMIN: u32 = 21;
     let Some(effective) = effective else {
         return "not permitted".to_owned();
@@ -257,7 +259,9 @@ fn missing_right(effective: Option<u64>) -> String {
 
 fn effective_capabilities() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
@@ -268,16 +272,25 @@ mod tests {
     #[test]
     fn a_missing_right_is_named() {
         let text = missing_right(Some(0));
-        assert!(text.contains("CAP_BPF + CAP_PERFMON + CAP_NET_ADMIN"), "{text}");
+        assert!(
+            text.contains("CAP_BPF + CAP_PERFMON + CAP_NET_ADMIN"),
+            "{text}"
+        );
         // CAP_SYS_ADMIN stands for the two that were split from it.
         let text = missing_right(Some(1 << 21));
-        assert!(text.contains("CAP_NET_ADMIN") && !text.contains("CAP_BPF"), "{text}");
+        assert!(
+            text.contains("CAP_NET_ADMIN") && !text.contains("CAP_BPF"),
+            "{text}"
+        );
         assert!(missing_right(Some(u64::MAX)).contains("seccomp"));
     }
 
     #[test]
     fn a_field_that_was_not_found_stops_the_family() {
-        let globals = Globals::find(None, 0, 0);
+        let globals = Globals {
+            offsets: find_offsets(None),
+            ..Globals::default()
+        };
         let error = globals.require(&["OFF_QDISC_BACKLOG"]).expect_err("no BTF");
         assert!(error.to_string().contains("Qdisc"));
         assert!(globals.require(&[]).is_ok());

@@ -52,7 +52,9 @@ pub fn parse_maps(text: &str, executable: Option<&str>) -> MemoryMap {
     let mut found = MemoryMap::default();
     for line in text.lines() {
         // Most lines are of no interest: look at the name before the rest.
-        let Some(name_at) = line.find('/') else { continue };
+        let Some(name_at) = line.find('/') else {
+            continue;
+        };
         let name = &line[name_at..];
         let name = name.strip_suffix(" (deleted)").unwrap_or(name);
         let file_name = name.rsplit('/').next().unwrap_or_default();
@@ -117,7 +119,10 @@ garbage";
             .collect();
         assert_eq!(
             names,
-            [("/usr/lib/libmpi.so.40.30.4", false), ("/opt/libnccl.so.2", true)]
+            [
+                ("/usr/lib/libmpi.so.40.30.4", false),
+                ("/opt/libnccl.so.2", true)
+            ]
         );
         assert_eq!(found.libraries[0].start, 0x7f00_0000_0000);
         assert!(found.libraries[0].is_mpi() && !found.libraries[1].is_mpi());

@@ -139,8 +139,7 @@ pub struct FlowSample {
 /// Depth of a port's queue, measured as each packet entered it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortDepth {
-    /// Inode number of the port's network namespace.
-    pub netns: u32,
+    /// Of the agent's own network namespace.
     pub ifindex: u32,
     /// Largest backlog since the last poll, bytes; 0 if no packet was queued.
     pub queue_bytes_max: u64,
@@ -152,9 +151,8 @@ pub struct PortDepth {
 /// Packets dropped at a port for one reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Drops {
-    /// Inode number of the port's network namespace; 0 if the packet had no port.
-    pub netns: u32,
-    /// 0 if the packet had no port.
+    /// Of the agent's own network namespace; 0 if the packet had no port (seen
+    /// only without the namespace filter).
     pub ifindex: u32,
     /// The running kernel's name of the reason, in lower case.
     pub reason: String,

@@ -80,7 +80,9 @@ impl Scanner {
     }
 
     pub fn processes_mut(&mut self) -> impl Iterator<Item = (u32, &mut Process)> {
-        self.processes.iter_mut().map(|(pid, process)| (*pid, process))
+        self.processes
+            .iter_mut()
+            .map(|(pid, process)| (*pid, process))
     }
 
     /// Looks through `/proc` if it is time; true if libraries came or went.
@@ -96,7 +98,11 @@ impl Scanner {
         let mut listed = BTreeMap::new();
         for entry in fs::read_dir("/proc")? {
             let entry = entry?;
-            if let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+            if let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            {
                 listed.insert(pid, entry.ino());
             }
         }

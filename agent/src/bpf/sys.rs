@@ -1,11 +1,7 @@
 //! The few system calls that neither std nor aya wraps.
 #![expect(unsafe_code, reason = "direct calls of libc, each with its proof")]
 
-use std::{
-    io,
-    os::fd::AsRawFd as _,
-    os::unix::fs::MetadataExt as _,
-};
+use std::{io, os::fd::AsRawFd as _, os::unix::fs::MetadataExt as _};
 
 /// Reads the clock that the programs stamp records with (`bpf_ktime_get_ns`).
 pub fn monotonic_ns() -> u64 {
@@ -25,8 +21,10 @@ pub fn monotonic_ns() -> u64 {
 /// # Errors
 ///
 /// `/proc` is not mounted.
-pub fn netns_inum() -> io::Result<u64> {
-    Ok(std::fs::metadata("/proc/thread-self/ns/net")?.ino())
+pub fn netns_inum() -> io::Result<u32> {
+    let inode = std::fs::metadata("/proc/thread-self/ns/net")?.ino();
+    // The kernel numbers namespaces with 32 bits.
+    u32::try_from(inode).map_err(io::Error::other)
 }
 
 /// Returns the kernel's cookie of the calling thread's network namespace.

@@ -1,1 +1,58 @@
-//! Skeleton.
+//! Records and map values shared by the eBPF programs and the agent.
+//!
+//! Both sides are compiled by different compilers, so every type here is
+//! `#[repr(C)]`, spells out its padding and has its size checked at compile
+//! time. All integers are in the machine's byte order; addresses and ports in
+//! [`FlowKey`] say theirs. With the feature `user` the types implement
+//! `aya::Pod`, which is what lets the agent read them out of a map.
+#![no_std]
+
+mod collective;
+mod flow;
+mod port;
+
+pub use collective::{CallLayout, CollectiveRecord, InFlight, op};
+pub use flow::{FlowKey, FlowRecord, family, tcp_state};
+pub use port::{DropKey, HISTOGRAM_BUCKETS, PortQueue, histogram_bucket};
+
+/// Indices of the per-CPU array `LOST`: what could not be recorded, by cause.
+pub mod lost {
+    /// A finished call found the ring buffer full.
+    pub const RING_FULL: u32 = 0;
+    /// A call that begins found the table of calls in flight full.
+    pub const IN_FLIGHT_FULL: u32 = 1;
+    /// A flow could not be entered into the table of flows.
+    pub const FLOWS_FULL: u32 = 2;
+    /// A port could not be entered into the table of queues.
+    pub const PORTS_FULL: u32 = 3;
+    /// A drop could not be entered into the table of drops.
+    pub const DROPS_FULL: u32 = 4;
+    /// Length of the array.
+    pub const COUNT: u32 = 5;
+}
+
+#[cfg(feature = "user")]
+#[expect(
+    unsafe_code,
+    reason = "Pod is an unsafe trait: the types below are plain old data"
+)]
+mod pod {
+    use super::{CollectiveRecord, DropKey, FlowKey, FlowRecord, InFlight, PortQueue};
+
+    // SAFETY (all): `repr(C)`, made of integers only, without implicit padding
+    // (the size asserts beside each type prove it), so any bytes are a value.
+    macro_rules! pod {
+        ($($record:ty),+) => { $(
+            // SAFETY: see above.
+            unsafe impl aya::Pod for $record {}
+        )+ };
+    }
+    pod!(
+        CollectiveRecord,
+        InFlight,
+        FlowKey,
+        FlowRecord,
+        PortQueue,
+        DropKey
+    );
+}
