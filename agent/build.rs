@@ -3,7 +3,7 @@
 //! The programs are compiled for the BPF target by Debian's rustc, which ships
 //! a prebuilt `core` for it (a rustup toolchain would need nightly), through a
 //! nested cargo with a target directory of its own under `OUT_DIR`. The object
-//! is embedded by `agent/src/bpf/object.rs`.
+//! is embedded by `agent/src/bpf/embedded.rs`.
 //!
 //! - `WEIR_EBPF_OBJ`: a prebuilt object to embed instead; nothing is compiled.
 //! - `BPF_LINKER`: the linker to use; otherwise PATH, then where `make setup` puts it.

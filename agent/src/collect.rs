@@ -99,6 +99,14 @@ impl Collector {
         sources
     }
 
+    /// Looks for processes to probe, between samples.
+    pub fn look_for_jobs(&mut self) {
+        let notes = self.bpf.as_mut().map(|b| b.look_for_jobs(Instant::now())).unwrap_or_default();
+        for note in notes {
+            tracing::info!("{note}");
+        }
+    }
+
     /// Reads everything once.
     pub fn collect(&mut self) -> (Sample, Extras) {
         let started = Instant::now();

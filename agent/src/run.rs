@@ -24,6 +24,8 @@ use weir_agent_core::spool::Spool;
 use weir_wire::v1::{self, AgentMessage, agent_message::Body, controller_message};
 use weir_wire::version;
 
+/// A new job is probed within this time; the scanner itself rests as long between looks.
+const LOOK_FOR_JOBS: Duration = Duration::from_millis(500);
 /// Lease reports that wait for a stream.
 const REPORTS_MAX: usize = 256;
 /// A reason that did not change is not logged again.
@@ -108,11 +110,14 @@ impl<B: Backend> Agent<B> {
     async fn serve(&mut self, mut uplink: Option<mpsc::Receiver<Event>>, term: &mut tokio::signal::unix::Signal) -> anyhow::Result<()> {
         let mut ticks = tokio::time::interval(self.config.sample_interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut looks = tokio::time::interval(LOOK_FOR_JOBS);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut monitor = Monitor::open()?;
         loop {
             let expiry = self.actuator.poll_timeout();
             tokio::select! {
                 _ = ticks.tick() => self.sample(),
+                _ = looks.tick() => self.collector.look_for_jobs(),
                 changes = monitor.changed() => {
                     let changes = changes?;
                     if changes.routing {

@@ -64,23 +64,23 @@ impl Collectives {
         self.attachments.attached()
     }
 
-    /// Looks for processes, and reads what their calls have left.
-    pub fn poll(&mut self, ebpf: &mut Ebpf, now: Instant, sample: &mut BpfSample) {
+    /// Looks for processes to probe, if it is time.
+    pub fn look(&mut self, ebpf: &mut Ebpf, now: Instant, notes: &mut Vec<String>) {
         match self.scanner.scan(now) {
-            Ok(true) => {
-                self.attachments
-                    .update(ebpf, &mut self.scanner, &mut sample.notes);
-            }
+            Ok(true) => self.attachments.update(ebpf, &mut self.scanner, notes),
             Ok(false) => {}
             Err(error) => {
                 if !self.scan_failed {
-                    sample
-                        .notes
-                        .push(format!("/proc cannot be listed: {error}"));
+                    notes.push(format!("/proc cannot be listed: {error}"));
                 }
                 self.scan_failed = true;
             }
         }
+    }
+
+    /// Looks for processes, and reads what their calls have left.
+    pub fn poll(&mut self, ebpf: &mut Ebpf, now: Instant, sample: &mut BpfSample) {
+        self.look(ebpf, now, &mut sample.notes);
         while let Some(item) = self.calls.next() {
             if let Some(record) = read_record::<CollectiveRecord>(&item)
                 && let Some(collective) = finished(&self.scanner, &record)

@@ -61,8 +61,10 @@ impl Flows {
         };
         let sock_ops: &mut SockOps = program(ebpf, PROGRAM)?;
         sock_ops.load().map_err(refused)?;
+        // A link (5.7 and newer, and older kernels refuse the program) always
+        // lets others attach too, and takes no flag to say so.
         sock_ops
-            .attach(cgroup, CgroupAttachMode::AllowMultiple)
+            .attach(cgroup, CgroupAttachMode::Single)
             .map_err(refused)?;
         let mut flows = Self {
             table: Some(table),

@@ -8,7 +8,7 @@ use aya::{
     programs::ProgramError,
 };
 
-use super::{btf::Btf, object, sample::BpfOptions};
+use super::{btf::Btf, embedded, sample::BpfOptions};
 
 /// How much of the verifier's log is worth showing: its end says what was refused.
 const VERIFIER_LINES: usize = 5;
@@ -129,7 +129,7 @@ impl Globals {
 pub fn load_object(options: &BpfOptions, globals: &Globals) -> Result<Ebpf, LoadError> {
     let object: Cow<'_, [u8]> = match &options.object {
         Some(object) => Cow::Borrowed(object),
-        None => Cow::Borrowed(object::PROGRAMS),
+        None => Cow::Borrowed(embedded::PROGRAMS),
     };
     let mut loader = EbpfLoader::new();
     for (global, offset) in &globals.offsets {

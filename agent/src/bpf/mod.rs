@@ -19,12 +19,12 @@ mod btf;
 mod collective;
 mod datatype;
 mod elf;
+mod embedded;
 mod flows;
 mod functions;
 pub mod jobs;
 mod load;
 mod maps;
-mod object;
 mod ports;
 mod sample;
 mod scan;
@@ -103,6 +103,16 @@ impl Bpf {
         }
         sample.lost_records = self.lost_records();
         sample
+    }
+
+    /// Looks for processes to probe between polls, so that a job's first calls are seen; returns
+    /// what is worth a line in the log.
+    pub fn look_for_jobs(&mut self, now: Instant) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let (Some(collectives), Some(ebpf)) = (&mut self.collectives, &mut self.ebpf) {
+            collectives.look(ebpf, now, &mut notes);
+        }
+        notes
     }
 
     /// Processes that run a communication library now, as of the last poll.

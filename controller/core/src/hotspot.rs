@@ -295,11 +295,18 @@ impl Scene<'_> {
 
     /// A verdict on hot links inside the fabric, if one is due.
     fn fabric(&self, hot: &[PortId], flows: &mut Flows, changes_max: usize) -> Option<Verdict> {
-        let on_hot: Vec<(&FlowKey, &Crossing)> = self
+        let crosses = |c: &Crossing| c.path.ports.iter().any(|p| hot.contains(p));
+        let jobs: BTreeSet<&JobId> = self
             .crossing
-            .iter()
-            .filter(|(_, c)| c.path.ports.iter().any(|p| hot.contains(p)))
+            .values()
+            .filter(|c| crosses(c))
+            .filter_map(|c| c.job.as_ref())
             .collect();
+        // A collective is as fast as its slowest edge: the plan is for all flows of the jobs that
+        // are hit, also for those whose link was not hot just now.
+        let ours = |c: &Crossing| crosses(c) || c.job.as_ref().is_some_and(|j| jobs.contains(j));
+        let on_hot: Vec<(&FlowKey, &Crossing)> =
+            self.crossing.iter().filter(|(_, c)| ours(c)).collect();
         let items = self.items(&on_hot, flows)?;
         let load = self.load(&items);
         let taken = plan::spread(&items, &load, changes_max);
@@ -364,10 +371,16 @@ impl Scene<'_> {
                 plan,
             });
         }
+        let is_full = |p: &PortId| {
+            hot.contains(p)
+                && self
+                    .utilisation(p)
+                    .is_some_and(|u| u >= self.limits.utilisation_full)
+        };
         let full = |p: &PortId| {
             self.topology.group_of(p).is_some_and(|g| {
                 g.members.iter().all(|m| {
-                    hot.contains(&PortId {
+                    is_full(&PortId {
                         node: p.node.clone(),
                         port: m.clone(),
                     })

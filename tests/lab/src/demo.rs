@@ -29,9 +29,9 @@ use crate::{
     sys,
 };
 
-/// About 0.6 s an iteration in the collision and 0.35 s without: samples see each, and a trial has a dozen
+/// About 0.37 s an iteration in the collision and 0.2 s without: a sample sees several, and a trial has a dozen
 /// within some seconds.
-pub const JOB_BYTES: u32 = 2_000_000;
+pub const JOB_BYTES: u32 = 1_200_000;
 /// Rank 0's first line comes within three seconds on two cores.
 const JOB_DEADLINE: Duration = Duration::from_secs(30);
 /// The goal is 5 s to the change; the trial then takes some iterations. Past this it will not come.
