@@ -12,6 +12,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
 };
 
 use aya::{
@@ -242,15 +243,24 @@ fn attach_one(
     probe.attach(point, path, UProbeScope::AllProcesses)
 }
 
+/// Removes probes without waiting for it: the kernel takes some 100 ms for each
+/// (every CPU has to have left the probed code), and the agent has more to do.
 fn detach(ebpf: &mut Ebpf, links: Vec<(&'static str, UProbeLinkId)>) {
+    let mut owned = Vec::with_capacity(links.len());
     // Entry probes were attached last and go first, for the reason given there.
     for (program, link) in links.into_iter().rev() {
         let Some(Ok(probe)) = ebpf.program_mut(program).map(<&mut UProbe>::try_from) else {
             continue;
         };
-        if let Err(error) = probe.detach(link) {
-            tracing::warn!(program, %error, "a probe could not be detached");
+        match probe.take_link(link) {
+            Ok(link) => owned.push(link),
+            Err(error) => tracing::warn!(program, %error, "a probe could not be detached"),
         }
+    }
+    // Dropping a link detaches it. If no thread can be had, it happens here.
+    let detacher = thread::Builder::new().name("bpf-detach".to_owned());
+    if let Err(error) = detacher.spawn(move || drop(owned)) {
+        tracing::debug!(%error, "no thread to detach probes on");
     }
 }
 

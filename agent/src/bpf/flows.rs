@@ -21,6 +21,8 @@ use super::{
 };
 
 const PROGRAM: &str = "tcp_flow";
+/// Processes above the agent that are asked for the cgroup file system.
+const ANCESTORS_MAX: u32 = 16;
 
 /// A connection as both sources name it.
 type Ends = (SocketAddr, SocketAddr);
@@ -187,15 +189,30 @@ fn flow_sample(key: &FlowKey, record: &FlowRecord) -> Option<FlowSample> {
 /// Finds where the version 2 hierarchy is mounted.
 ///
 /// An agent whose mount namespace hides it (`ip netns exec` covers `/sys`)
-/// reaches it through the first process' root.
+/// reaches it through the root of the process that started it, or of one above.
 fn find_cgroup() -> Option<PathBuf> {
-    let mounted = |mounts: &str, root: &str| {
-        let text = fs::read_to_string(mounts).ok()?;
-        let path = parse_cgroup_mount(&text)?;
-        let path = PathBuf::from(format!("{root}{path}"));
-        path.join("cgroup.procs").exists().then_some(path)
-    };
-    mounted("/proc/self/mounts", "").or_else(|| mounted("/proc/1/mounts", "/proc/1/root"))
+    let mut pid = std::process::id();
+    for _ in 0..ANCESTORS_MAX {
+        if let Some(path) = cgroup_of(pid) {
+            return Some(path);
+        }
+        pid = parent(pid)?;
+    }
+    None
+}
+
+fn cgroup_of(pid: u32) -> Option<PathBuf> {
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).ok()?;
+    let mounted = parse_cgroup_mount(&mounts)?;
+    let path = PathBuf::from(format!("/proc/{pid}/root{mounted}"));
+    path.join("cgroup.procs").exists().then_some(path)
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is a name in parentheses that may hold anything.
+    let after_name = stat.rsplit_once(')')?.1;
+    after_name.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 fn parse_cgroup_mount(mounts: &str) -> Option<&str> {

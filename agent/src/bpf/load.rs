@@ -242,7 +242,7 @@ fn missing_right(effective: Option<u64>) -> String {
     let has = |bit: u32| effective & (1 << bit) != 0;
     let missing: Vec<_> = NEEDED
         .iter()
-        .filter(|(bit, _)| !has(*bit) && !(has(SYS_ADMIN) && *bit != 12))
+        .filter(|(bit, _)| !(has(*bit) || has(SYS_ADMIN) && *bit != 12))
         .map(|(_, name)| *name)
         .collect();
     if missing.is_empty() {

@@ -4,7 +4,6 @@
 //! is missing a test says so and passes.
 
 mod collective;
-mod dbg;
 mod loading;
 mod mpi;
 mod ports;

@@ -1,6 +1,6 @@
 //! Queue depth and drops of a real shaped port.
 
-use std::net::UdpSocket;
+use std::net::{TcpStream, UdpSocket};
 
 use super::rig::{Pair, inside, is_root, load, output, skipped, succeeds, until};
 use crate::bpf::{BpfOptions, BpfSample};
@@ -20,9 +20,7 @@ fn options() -> BpfOptions {
 
 /// The lab's port: a class that shapes, with a byte queue below it.
 fn shape(netns: &str) -> bool {
-    // The address is resolved beforehand: only our datagrams are to be queued.
     [
-        format!("ip netns exec {netns} ping -c 1 -W 2 10.77.0.2"),
         format!("tc -n {netns} qdisc add dev port root handle 1: htb default 1"),
         format!("tc -n {netns} class add dev port parent 1: classid 1:1 htb rate 1mbit burst 2k"),
         format!("tc -n {netns} qdisc add dev port parent 1:1 handle 10: bfifo limit {LIMIT_BYTES}"),
@@ -32,6 +30,8 @@ fn shape(netns: &str) -> bool {
 }
 
 fn burst() {
+    // Refused; resolves the address, so that only our datagrams queue.
+    drop(TcpStream::connect("10.77.0.2:9"));
     let socket = UdpSocket::bind("10.77.0.1:0").expect("a free port");
     for _ in 0..DATAGRAMS {
         // The queue is too short for all: a refusal is what is looked for.
