@@ -9,7 +9,10 @@ use crate::config::Config;
 use crate::netlink::links::Link;
 use crate::netlink::qdiscs::Qdisc;
 use crate::netlink::{Netlink, NetlinkError};
-use crate::sample::{CollectiveCall, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, Readings, RunningCall, Sample};
+use crate::sample::{
+    CollectiveCall, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, Readings, RunningCall,
+    Sample,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -45,13 +48,15 @@ pub struct Extras {
 pub struct Collector {
     pub netlink: Netlink,
     bpf: Option<Bpf>,
-    tcp_by_bpf: bool,
+    collectives_by_bpf: bool,
     bpf_sources: Vec<Source>,
     netdev_error: Option<String>,
     readings: Readings,
     exclude: Vec<String>,
     jobs: BTreeMap<u32, Option<JobIdentity>>,
     owners: BTreeMap<FlowEnds, (Option<u32>, Instant)>,
+    /// Processes among which the owners were looked for last.
+    owner_pids: Vec<u32>,
     drop_sums: BTreeMap<u32, u64>,
     want_flows: bool,
     epoch: Instant,
@@ -73,17 +78,18 @@ impl Collector {
             object: None,
         };
         let start = Bpf::load(&options);
-        let tcp_by_bpf = start.sources.iter().any(|s| s.name == "tcp" && s.up);
+        let collectives_by_bpf = start.sources.iter().any(|s| s.name == "collective" && s.up);
         Ok(Collector {
             netlink: Netlink::open()?,
             bpf: start.bpf,
-            tcp_by_bpf,
+            collectives_by_bpf,
             bpf_sources: start.sources.into_iter().map(source_of).collect(),
             netdev_error: None,
             readings: Readings::default(),
             exclude: config.ports_exclude.clone(),
             jobs: BTreeMap::new(),
             owners: BTreeMap::new(),
+            owner_pids: Vec::new(),
             drop_sums: BTreeMap::new(),
             want_flows: config.role == crate::config::Role::Host,
             epoch,
@@ -93,7 +99,11 @@ impl Collector {
     /// State of every source after the last collection.
     #[must_use]
     pub fn sources(&self) -> Vec<Source> {
-        let netdev = Source { name: "netdev", up: self.netdev_error.is_none(), reason: self.netdev_error.clone().unwrap_or_default() };
+        let netdev = Source {
+            name: "netdev",
+            up: self.netdev_error.is_none(),
+            reason: self.netdev_error.clone().unwrap_or_default(),
+        };
         let mut sources = vec![netdev];
         sources.extend(self.bpf_sources.iter().cloned());
         sources
@@ -101,7 +111,11 @@ impl Collector {
 
     /// Looks for processes to probe, between samples.
     pub fn look_for_jobs(&mut self) {
-        let notes = self.bpf.as_mut().map(|b| b.look_for_jobs(Instant::now())).unwrap_or_default();
+        let notes = self
+            .bpf
+            .as_mut()
+            .map(|b| b.look_for_jobs(Instant::now()))
+            .unwrap_or_default();
         for note in notes {
             tracing::info!("{note}");
         }
@@ -110,8 +124,15 @@ impl Collector {
     /// Reads everything once.
     pub fn collect(&mut self) -> (Sample, Extras) {
         let started = Instant::now();
-        let mut sample = Sample { at: started.duration_since(self.epoch), ..Sample::default() };
-        let bpf = self.bpf.as_mut().map(|b| b.poll(started)).unwrap_or_default();
+        let mut sample = Sample {
+            at: started.duration_since(self.epoch),
+            ..Sample::default()
+        };
+        let bpf = self
+            .bpf
+            .as_mut()
+            .map(|b| b.poll(started))
+            .unwrap_or_default();
         for note in &bpf.notes {
             tracing::info!("{note}");
         }
@@ -134,22 +155,49 @@ impl Collector {
             self.flows(&bpf, &mut sample);
         }
         self.readings.judge(&mut sample);
-        (sample, Extras { bpf, names, took: started.elapsed() })
+        (
+            sample,
+            Extras {
+                bpf,
+                names,
+                took: started.elapsed(),
+            },
+        )
     }
 
-    fn netdev(&mut self, bpf: &BpfSample, sample: &mut Sample) -> Result<BTreeMap<u32, String>, NetlinkError> {
+    fn netdev(
+        &mut self,
+        bpf: &BpfSample,
+        sample: &mut Sample,
+    ) -> Result<BTreeMap<u32, String>, NetlinkError> {
         let links = self.netlink.links()?;
         let qdiscs = self.netlink.qdiscs()?;
-        let depths: BTreeMap<u32, u64> = bpf.ports.iter().map(|p| (p.ifindex, p.queue_bytes_max)).collect();
+        let depths: BTreeMap<u32, u64> = bpf
+            .ports
+            .iter()
+            .map(|p| (p.ifindex, p.queue_bytes_max))
+            .collect();
         let drops_seen = self.bpf_sources.iter().any(|s| s.name == "drop" && s.up);
         self.drop_sums.clear();
         for drops in &bpf.drops {
             *self.drop_sums.entry(drops.ifindex).or_default() += drops.count;
         }
         let mut names = BTreeMap::new();
-        for link in links.into_iter().filter(|l| !l.loopback && !excluded(&self.exclude, &l.name)) {
-            let kernel_drops = drops_seen.then(|| self.drop_sums.get(&link.ifindex).copied().unwrap_or(0));
-            sample.ports.insert(link.name.clone(), readings_of(&link, qdiscs.get(&link.ifindex), depths.get(&link.ifindex).copied(), kernel_drops));
+        for link in links
+            .into_iter()
+            .filter(|l| !l.loopback && !excluded(&self.exclude, &l.name))
+        {
+            let kernel_drops =
+                drops_seen.then(|| self.drop_sums.get(&link.ifindex).copied().unwrap_or(0));
+            sample.ports.insert(
+                link.name.clone(),
+                readings_of(
+                    &link,
+                    qdiscs.get(&link.ifindex),
+                    depths.get(&link.ifindex).copied(),
+                    kernel_drops,
+                ),
+            );
             names.insert(link.ifindex, link.name);
         }
         Ok(names)
@@ -173,7 +221,12 @@ impl Collector {
         }
         for call in &bpf.in_flight {
             let job = self.job(call.pid);
-            sample.running.push(RunningCall { job: key_of(job.as_ref(), call.pid), pid: call.pid, op: call.op.name(), running: before(call.start_ns) });
+            sample.running.push(RunningCall {
+                job: key_of(job.as_ref(), call.pid),
+                pid: call.pid,
+                op: call.op.name(),
+                running: before(call.start_ns),
+            });
         }
     }
 
@@ -181,12 +234,15 @@ impl Collector {
         if self.jobs.len() >= PIDS_MAX {
             self.jobs.clear();
         }
-        self.jobs.entry(pid).or_insert_with(|| jobs::identify(pid)).clone()
+        self.jobs
+            .entry(pid)
+            .or_insert_with(|| jobs::identify(pid))
+            .clone()
     }
 
     fn flows(&mut self, bpf: &BpfSample, sample: &mut Sample) {
         let fallback;
-        let flows = if self.tcp_by_bpf {
+        let flows = if self.bpf.is_some() {
             &bpf.flows
         } else {
             fallback = crate::bpf::sockdiag::flows().unwrap_or_default();
@@ -194,14 +250,18 @@ impl Collector {
         };
         let mut ended = BTreeMap::new();
         for flow in flows {
-            let (SocketAddr::V4(local), SocketAddr::V4(remote)) = (flow.local, flow.remote) else { continue };
+            let (SocketAddr::V4(local), SocketAddr::V4(remote)) = (flow.local, flow.remote) else {
+                continue;
+            };
             ended.insert((local, remote), flow);
         }
         self.owners.retain(|ends, _| ended.contains_key(ends));
         self.find_owners(ended.keys().copied().collect());
         for (ends, flow) in ended {
             let pid = self.owners.get(&ends).and_then(|(pid, _)| *pid);
-            let job = pid.and_then(|pid| self.job(pid)).map_or_else(String::new, |j| j.key);
+            let job = pid
+                .and_then(|pid| self.job(pid))
+                .map_or_else(String::new, |j| j.key);
             sample.flows.insert(
                 ends,
                 FlowReading {
@@ -218,18 +278,27 @@ impl Collector {
     }
 
     /// Looks up the processes of flows not seen before: only then, because it reads /proc.
+    ///
+    /// A flow may be older than the moment at which its process was recognised as a job's, so those
+    /// without an owner are looked for again when the set of such processes changed.
     fn find_owners(&mut self, ends: BTreeSet<FlowEnds>) {
         let now = Instant::now();
+        let pids = match &self.bpf {
+            Some(bpf) if self.collectives_by_bpf => bpf.job_pids(),
+            Some(_) | None => jobs::job_pids(),
+        };
+        let others = self.owner_pids != pids;
         let unknown = |e: &FlowEnds| match self.owners.get(e) {
             Some((Some(_), _)) => false,
-            Some((None, asked)) => now.duration_since(*asked) >= OWNER_AGAIN,
+            Some((None, asked)) => others || now.duration_since(*asked) >= OWNER_AGAIN,
             None => true,
         };
         let wanted: Vec<FlowEnds> = ends.into_iter().filter(unknown).take(OWNERS_MAX).collect();
         if wanted.is_empty() {
             return;
         }
-        let found = jobs::socket_owners(&jobs::job_pids());
+        let found = jobs::socket_owners(&pids);
+        self.owner_pids = pids;
         for ends in wanted {
             let pid = found.get(&(ends.0.into(), ends.1.into())).copied();
             if self.owners.len() < OWNERS_MAX {
@@ -245,7 +314,11 @@ fn source_of(state: SourceState) -> Source {
         Some(reason) => tracing::info!("source {}: {reason}", state.name),
         None => {}
     }
-    Source { name: state.name, up: state.up, reason: state.reason.unwrap_or_default() }
+    Source {
+        name: state.name,
+        up: state.up,
+        reason: state.reason.unwrap_or_default(),
+    }
 }
 
 /// A process that no launcher named is a job of its own.
@@ -255,10 +328,18 @@ fn key_of(job: Option<&JobIdentity>, pid: u32) -> String {
 
 /// Whether a name matches one of the patterns; a trailing `*` stands for anything.
 fn excluded(patterns: &[String], name: &str) -> bool {
-    patterns.iter().any(|p| p.strip_suffix('*').map_or(p == name, |prefix| name.starts_with(prefix)))
+    patterns.iter().any(|p| {
+        p.strip_suffix('*')
+            .map_or(p == name, |prefix| name.starts_with(prefix))
+    })
 }
 
-fn readings_of(link: &Link, qdisc: Option<&Qdisc>, depth: Option<u64>, kernel_drops: Option<u64>) -> PortReadings {
+fn readings_of(
+    link: &Link,
+    qdisc: Option<&Qdisc>,
+    depth: Option<u64>,
+    kernel_drops: Option<u64>,
+) -> PortReadings {
     let stats = link.stats;
     PORT_SIGNALS.map(|signal| match signal {
         Signal::TxBytes => stats.map(|s| s.tx_bytes),

@@ -10,11 +10,22 @@ use weir_agent_core::limits::Limits;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read {path}: {source}; give an existing file")]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("{path}: {source}")]
-    Syntax { path: PathBuf, source: serde_norway::Error },
+    Syntax {
+        path: PathBuf,
+        source: serde_norway::Error,
+    },
     #[error("{path}: {key}: {value:?} is not valid: {expected}")]
-    Value { path: PathBuf, key: &'static str, value: String, expected: String },
+    Value {
+        path: PathBuf,
+        key: &'static str,
+        value: String,
+        expected: String,
+    },
 }
 
 /// What the node is in the fabric.
@@ -107,18 +118,57 @@ struct RawRouteLimits {
 struct Checker<'a>(&'a Path);
 
 impl Checker<'_> {
-    fn wrong(&self, key: &'static str, value: &dyn std::fmt::Display, expected: impl Into<String>) -> ConfigError {
-        ConfigError::Value { path: self.0.to_owned(), key, value: value.to_string(), expected: expected.into() }
+    fn wrong(
+        &self,
+        key: &'static str,
+        value: &dyn std::fmt::Display,
+        expected: impl Into<String>,
+    ) -> ConfigError {
+        ConfigError::Value {
+            path: self.0.to_owned(),
+            key,
+            value: value.to_string(),
+            expected: expected.into(),
+        }
     }
 
-    fn duration(&self, key: &'static str, value: Option<&String>, default: Duration, min: Duration, max: Duration) -> Result<Duration, ConfigError> {
-        let Some(text) = value else { return Ok(default) };
-        let parsed = humantime::parse_duration(text).ok().filter(|d| *d >= min && *d <= max);
-        let (min, max) = (humantime::format_duration(min), humantime::format_duration(max));
-        parsed.ok_or_else(|| self.wrong(key, text, format!("give a duration with a unit from {min} to {max}, such as \"1s\" or \"250ms\"")))
+    fn duration(
+        &self,
+        key: &'static str,
+        value: Option<&String>,
+        default: Duration,
+        min: Duration,
+        max: Duration,
+    ) -> Result<Duration, ConfigError> {
+        let Some(text) = value else {
+            return Ok(default);
+        };
+        let parsed = humantime::parse_duration(text)
+            .ok()
+            .filter(|d| *d >= min && *d <= max);
+        let (min, max) = (
+            humantime::format_duration(min),
+            humantime::format_duration(max),
+        );
+        parsed.ok_or_else(|| {
+            self.wrong(
+                key,
+                text,
+                format!(
+                    "give a duration with a unit from {min} to {max}, such as \"1s\" or \"250ms\""
+                ),
+            )
+        })
     }
 
-    fn count(&self, key: &'static str, value: Option<u64>, default: usize, min: u64, max: u64) -> Result<usize, ConfigError> {
+    fn count(
+        &self,
+        key: &'static str,
+        value: Option<u64>,
+        default: usize,
+        min: u64,
+        max: u64,
+    ) -> Result<usize, ConfigError> {
         let Some(v) = value else { return Ok(default) };
         let valid = usize::try_from(v).ok().filter(|_| (min..=max).contains(&v));
         valid.ok_or_else(|| self.wrong(key, &v, format!("give a whole number from {min} to {max}")))
@@ -139,15 +189,29 @@ impl RawConfig {
         };
         let node = self.node.clone().unwrap_or_else(hostname);
         if node.is_empty() || node.len() > 255 || node.contains([':', ' ', '\n']) {
-            return Err(check.wrong("node", &node, "give 1 to 255 characters without colon or space"));
+            return Err(check.wrong(
+                "node",
+                &node,
+                "give 1 to 255 characters without colon or space",
+            ));
         }
         if let Some(controller) = &self.controller
             && !controller.starts_with("http://")
         {
-            return Err(check.wrong("controller", controller, "give http://ADDRESS:PORT, such as \"http://10.0.0.1:9742\""));
+            return Err(check.wrong(
+                "controller",
+                controller,
+                "give http://ADDRESS:PORT, such as \"http://10.0.0.1:9742\"",
+            ));
         }
         let listen = self.listen_metrics.as_deref().unwrap_or("127.0.0.1:9741");
-        let listen_metrics = listen.parse().map_err(|_| check.wrong("listen_metrics", &listen, "give an address and a port, such as \"0.0.0.0:9741\""))?;
+        let listen_metrics = listen.parse().map_err(|_| {
+            check.wrong(
+                "listen_metrics",
+                &listen,
+                "give an address and a port, such as \"0.0.0.0:9741\"",
+            )
+        })?;
         let second = Duration::from_secs(1);
         let enabled = self.bpf.enabled.unwrap_or(true);
         let is_host = role == Role::Host;
@@ -161,10 +225,19 @@ impl RawConfig {
             role,
             controller: self.controller.clone(),
             listen_metrics,
-            state_dir: self.state_dir.clone().unwrap_or_else(|| "/var/lib/weir/agent".into()),
+            state_dir: self
+                .state_dir
+                .clone()
+                .unwrap_or_else(|| "/var/lib/weir/agent".into()),
             limits,
             limits_file: self.limits.clone(),
-            sample_interval: check.duration("sample_interval", self.sample_interval.as_ref(), second, second / 10, 60 * second)?,
+            sample_interval: check.duration(
+                "sample_interval",
+                self.sample_interval.as_ref(),
+                second,
+                second / 10,
+                60 * second,
+            )?,
             spool_samples: check.count("spool_samples", self.spool_samples, 120, 1, 10_000)?,
             ports_exclude: self.ports_exclude.clone().unwrap_or_default(),
             dry_run: self.dry_run.unwrap_or(false),
@@ -192,8 +265,15 @@ pub fn read(path: &Path) -> Result<(RawConfig, Config), ConfigError> {
 }
 
 fn parse<T: Default + for<'a> Deserialize<'a>>(path: &Path) -> Result<T, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    let parsed: Option<T> = serde_norway::from_str(&text).map_err(|source| ConfigError::Syntax { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let parsed: Option<T> =
+        serde_norway::from_str(&text).map_err(|source| ConfigError::Syntax {
+            path: path.to_owned(),
+            source,
+        })?;
     Ok(parsed.unwrap_or_default())
 }
 
@@ -203,15 +283,33 @@ fn read_limits(path: &Path) -> Result<Limits, ConfigError> {
     let second = Duration::from_secs(1);
     let mut prefixes = Vec::new();
     for text in raw.routes.prefixes.iter().flatten() {
-        prefixes.push(cidr(text).ok_or_else(|| check.wrong("routes.prefixes", text, "give networks such as \"10.0.0.0/8\""))?);
+        prefixes.push(cidr(text).ok_or_else(|| {
+            check.wrong(
+                "routes.prefixes",
+                text,
+                "give networks such as \"10.0.0.0/8\"",
+            )
+        })?);
     }
     let defaults = Limits::default();
     Ok(Limits {
         routes_allow: raw.routes.allow.unwrap_or(false),
-        pins_max: check.count("routes.max_pins", raw.routes.max_pins, defaults.pins_max, 0, 65_536)?,
+        pins_max: check.count(
+            "routes.max_pins",
+            raw.routes.max_pins,
+            defaults.pins_max,
+            0,
+            65_536,
+        )?,
         prefixes,
         groups: raw.routes.groups.unwrap_or_default(),
-        lease_max: check.duration("max_lease", raw.max_lease.as_ref(), defaults.lease_max, second, 3600 * second)?,
+        lease_max: check.duration(
+            "max_lease",
+            raw.max_lease.as_ref(),
+            defaults.lease_max,
+            second,
+            3600 * second,
+        )?,
     })
 }
 
@@ -219,11 +317,16 @@ fn read_limits(path: &Path) -> Result<Limits, ConfigError> {
 #[must_use]
 pub fn cidr(text: &str) -> Option<(Ipv4Addr, u8)> {
     let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
-    Some((address.parse().ok()?, prefix.parse().ok().filter(|p| *p <= 32)?))
+    Some((
+        address.parse().ok()?,
+        prefix.parse().ok().filter(|p| *p <= 32)?,
+    ))
 }
 
 fn hostname() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map(|s| s.trim().to_owned()).unwrap_or_default()
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|s| s.trim().to_owned())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -235,7 +338,11 @@ mod tests {
         let limits_path = dir.path().join("limits.yaml");
         std::fs::write(&limits_path, limits).unwrap();
         let path = dir.path().join("agent.yaml");
-        std::fs::write(&path, format!("limits: {}\n{config}", limits_path.display())).unwrap();
+        std::fs::write(
+            &path,
+            format!("limits: {}\n{config}", limits_path.display()),
+        )
+        .unwrap();
         read(&path).unwrap_err().to_string()
     }
 
@@ -248,13 +355,23 @@ mod tests {
     #[test]
     fn an_interval_without_unit_is_refused_with_the_range() {
         let text = refusal("sample_interval: \"1\"", "");
-        assert!(text.contains("agent.yaml") && text.contains("sample_interval") && text.contains("100ms to 1m"), "{text}");
+        assert!(
+            text.contains("agent.yaml")
+                && text.contains("sample_interval")
+                && text.contains("100ms to 1m"),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_limits_file_is_checked_like_the_rest() {
         let text = refusal("", "routes: {prefixes: [\"10.0.0.0/33\"]}");
-        assert!(text.contains("limits.yaml") && text.contains("routes.prefixes") && text.contains("/33"), "{text}");
+        assert!(
+            text.contains("limits.yaml")
+                && text.contains("routes.prefixes")
+                && text.contains("/33"),
+            "{text}"
+        );
         assert!(refusal("", "routs: {}").contains("routs"));
     }
 }

@@ -2,12 +2,12 @@
 //! changed is decided in `weir-agent-core`.
 
 pub mod actuate;
-pub mod netlink;
 pub mod bpf;
 pub mod collect;
 pub mod config;
 pub mod inventory;
 pub mod metrics;
+pub mod netlink;
 pub mod run;
 pub mod sample;
 pub mod scan;

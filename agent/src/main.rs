@@ -81,12 +81,21 @@ struct Options {
 
 impl Options {
     fn load(&self) -> Result<(RawConfig, Config), ConfigError> {
-        let path = self.config.as_deref().unwrap_or(Path::new("(command line)"));
+        let path = self
+            .config
+            .as_deref()
+            .unwrap_or(Path::new("(command line)"));
         let mut raw = match &self.config {
             Some(file) => config::read(file)?.0,
             None => RawConfig::default(),
         };
-        let overrides = [(&self.node, &mut raw.node), (&self.role, &mut raw.role), (&self.controller, &mut raw.controller), (&self.listen_metrics, &mut raw.listen_metrics), (&self.sample_interval, &mut raw.sample_interval)];
+        let overrides = [
+            (&self.node, &mut raw.node),
+            (&self.role, &mut raw.role),
+            (&self.controller, &mut raw.controller),
+            (&self.listen_metrics, &mut raw.listen_metrics),
+            (&self.sample_interval, &mut raw.sample_interval),
+        ];
         for (given, key) in overrides {
             if given.is_some() {
                 key.clone_from(given);
@@ -102,19 +111,33 @@ impl Options {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let filter = if matches!(args.command, Cmd::Scan { .. }) { "error" } else { "info" };
+    let filter = if matches!(args.command, Cmd::Scan { .. }) {
+        "error"
+    } else {
+        "info"
+    };
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| filter.into()))
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| filter.into()),
+        )
         .init();
-    let failure = if matches!(args.command, Cmd::Scan { .. }) { EXIT_UNKNOWN } else { 1 };
+    let failure = if matches!(args.command, Cmd::Scan { .. }) {
+        EXIT_UNKNOWN
+    } else {
+        1
+    };
     match perform(args.command) {
         Ok(code) => code,
         Err(error) => {
             let written = writeln!(std::io::stderr(), "weir-agent: {error:#}");
             drop(written);
-            ExitCode::from(if error.is::<ConfigError>() { EXIT_CONFIG } else { failure })
+            ExitCode::from(if error.is::<ConfigError>() {
+                EXIT_CONFIG
+            } else {
+                failure
+            })
         }
     }
 }
@@ -124,11 +147,22 @@ fn perform(command: Cmd) -> anyhow::Result<ExitCode> {
     match command {
         Cmd::Run(options) => {
             let (_, config) = options.load()?;
-            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run::run(config))?;
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?
+                .block_on(run::run(config))?;
         }
         Cmd::Scan { options, json } => {
             let findings = scan::scan(&options.load()?.1)?;
-            writeln!(out, "{}", if json { serde_json::to_string_pretty(&findings)? } else { scan::table(&findings) })?;
+            writeln!(
+                out,
+                "{}",
+                if json {
+                    serde_json::to_string_pretty(&findings)?
+                } else {
+                    scan::table(&findings)
+                }
+            )?;
             return Ok(match findings.iter().map(|f| f.level).max() {
                 None | Some(Level::Ok) => ExitCode::SUCCESS,
                 Some(Level::Warning) => ExitCode::from(1),
@@ -137,19 +171,35 @@ fn perform(command: Cmd) -> anyhow::Result<ExitCode> {
         }
         Cmd::Metrics { json: true } => {
             let rows = metrics::CATALOGUE.iter().map(|m| serde_json::json!({ "name": m.name, "type": format!("{:?}", m.kind).to_lowercase(), "labels": m.labels, "help": m.help }));
-            writeln!(out, "{}", serde_json::to_string_pretty(&rows.collect::<Vec<_>>())?)?;
+            writeln!(
+                out,
+                "{}",
+                serde_json::to_string_pretty(&rows.collect::<Vec<_>>())?
+            )?;
         }
         Cmd::Metrics { json: false } => {
-            writeln!(out, "| metric | type | labels | meaning |\n|---|---|---|---|")?;
+            writeln!(
+                out,
+                "| metric | type | labels | meaning |\n|---|---|---|---|"
+            )?;
             for m in metrics::CATALOGUE {
-                writeln!(out, "| `{}` | {} | {} | {} |", m.name, format!("{:?}", m.kind).to_lowercase(), m.labels.join(", "), m.help)?;
+                writeln!(
+                    out,
+                    "| `{}` | {} | {} | {} |",
+                    m.name,
+                    format!("{:?}", m.kind).to_lowercase(),
+                    m.labels.join(", "),
+                    m.help
+                )?;
             }
         }
         Cmd::Config(ConfigCmd::Check(options)) => {
             options.load()?;
             writeln!(out, "ok")?;
         }
-        Cmd::Config(ConfigCmd::Show(options)) => write!(out, "{}", serde_norway::to_string(&options.load()?.0)?)?,
+        Cmd::Config(ConfigCmd::Show(options)) => {
+            write!(out, "{}", serde_norway::to_string(&options.load()?.0)?)?
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -99,7 +99,10 @@ fn metric_of(signal: Signal) -> Option<Metric> {
 }
 
 /// Upper bounds of collective durations: 100 us to 100 s, three to a decade.
-const SECONDS_BOUNDS: [f64; 19] = [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
+const SECONDS_BOUNDS: [f64; 19] = [
+    1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0,
+    50.0, 100.0,
+];
 
 /// Calls of one operation: how many fell into each bucket, and their sum.
 #[derive(Debug, Clone, Default)]
@@ -140,10 +143,14 @@ impl Page {
             durations.sum_s += seconds;
         }
         for (ends, flow) in &sample.flows {
-            let last = self.flow_retransmits.insert(*ends, flow.retransmits).unwrap_or(0);
+            let last = self
+                .flow_retransmits
+                .insert(*ends, flow.retransmits)
+                .unwrap_or(0);
             self.retransmits += flow.retransmits.saturating_sub(last);
         }
-        self.flow_retransmits.retain(|ends, _| sample.flows.contains_key(ends));
+        self.flow_retransmits
+            .retain(|ends, _| sample.flows.contains_key(ends));
         self.sample = sample.clone();
         self.extras = extras;
     }
@@ -155,7 +162,10 @@ pub struct Shared(Arc<Mutex<Page>>);
 
 impl Shared {
     pub fn publish(&self, page: &Page) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone_from(page);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone_from(page);
     }
 }
 
@@ -165,10 +175,16 @@ impl Shared {
 /// The listener broke.
 pub async fn serve(listener: tokio::net::TcpListener, shared: Shared) -> std::io::Result<()> {
     let scrape = move || {
-        let page = shared.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let page = shared
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         async move { ([("content-type", prometheus::TEXT_FORMAT)], render(&page)) }
     };
-    let router = axum::Router::new().route("/metrics", get(scrape)).route("/healthz", get(|| async { "ok\n" }));
+    let router = axum::Router::new()
+        .route("/metrics", get(scrape))
+        .route("/healthz", get(|| async { "ok\n" }));
     axum::serve(listener, router).await
 }
 
@@ -177,7 +193,12 @@ pub async fn serve(listener: tokio::net::TcpListener, shared: Shared) -> std::io
 struct Families(BTreeMap<&'static str, MetricFamily>);
 
 impl Families {
-    fn put(&mut self, metric: Metric, values: &[&str], set: impl FnOnce(&mut prometheus::proto::Metric)) {
+    fn put(
+        &mut self,
+        metric: Metric,
+        values: &[&str],
+        set: impl FnOnce(&mut prometheus::proto::Metric),
+    ) {
         let family = self.0.entry(metric.name).or_insert_with(|| {
             let mut family = MetricFamily::default();
             family.set_name(metric.name.into());
@@ -217,7 +238,14 @@ impl Families {
     }
 
     /// `counts` holds one more entry than `bounds`: what lies above the last.
-    fn histogram(&mut self, metric: Metric, labels: &[&str], bounds: &[f64], counts: &[u64], sum: f64) {
+    fn histogram(
+        &mut self,
+        metric: Metric,
+        labels: &[&str],
+        bounds: &[f64],
+        counts: &[u64],
+        sum: f64,
+    ) {
         let mut cumulative = 0;
         let buckets = bounds.iter().zip(counts).map(|(bound, count)| {
             cumulative += count;
@@ -243,7 +271,13 @@ pub fn render(page: &Page) -> String {
     for (op, durations) in &page.durations {
         let calls: u64 = durations.counts.iter().sum();
         families.value(CALLS, &[op], calls as f64);
-        families.histogram(SECONDS, &[op], &SECONDS_BOUNDS, &durations.counts, durations.sum_s);
+        families.histogram(
+            SECONDS,
+            &[op],
+            &SECONDS_BOUNDS,
+            &durations.counts,
+            durations.sum_s,
+        );
     }
     families.value(RUNNING, &[], page.sample.running.len() as f64);
     families.value(FLOWS, &[], page.sample.flows.len() as f64);
@@ -297,8 +331,15 @@ fn ports(page: &Page, families: &mut Families) {
     for depth in &page.extras.bpf.ports {
         if let Some(port) = page.extras.names.get(&depth.ifindex) {
             // Bucket n ends at 2^(n+1) - 1 bytes. The sum is not counted; the middle of each bucket stands for it.
-            let bounds: Vec<f64> = (0..31).map(|n| f64::from(2u32.pow(n)) * 2.0 - 1.0).collect();
-            let sum: f64 = depth.histogram.iter().zip(&bounds).map(|(count, bound)| *count as f64 * bound * 0.75).sum();
+            let bounds: Vec<f64> = (0..31)
+                .map(|n| f64::from(2u32.pow(n)) * 2.0 - 1.0)
+                .collect();
+            let sum: f64 = depth
+                .histogram
+                .iter()
+                .zip(&bounds)
+                .map(|(count, bound)| *count as f64 * bound * 0.75)
+                .sum();
             families.histogram(DEPTH, &[port], &bounds, &depth.histogram, sum);
         }
     }
@@ -315,7 +356,12 @@ fn own_process() -> Option<(f64, f64)> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let user: f64 = fields.nth(11)?.parse().ok()?;
     let system: f64 = fields.next()?.parse().ok()?;
-    let pages: f64 = std::fs::read_to_string("/proc/self/statm").ok()?.split_whitespace().nth(1)?.parse().ok()?;
+    let pages: f64 = std::fs::read_to_string("/proc/self/statm")
+        .ok()?
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()?;
     // The kernel's user-visible clock tick is 100 Hz (USER_HZ); pages are 4 KiB on x86-64.
     Some(((user + system) / 100.0, pages * 4096.0))
 }
@@ -332,7 +378,12 @@ mod tests {
         assert_eq!(names.len(), CATALOGUE.len());
         for metric in CATALOGUE {
             assert!(metric.name.starts_with("weir_"), "{}", metric.name);
-            assert_eq!(metric.kind == Type::Counter, metric.name.ends_with("_total"), "{}", metric.name);
+            assert_eq!(
+                metric.kind == Type::Counter,
+                metric.name.ends_with("_total"),
+                "{}",
+                metric.name
+            );
         }
     }
 
@@ -340,7 +391,12 @@ mod tests {
     fn every_port_signal_has_a_metric_of_its_kind() {
         for signal in PORT_SIGNALS {
             let metric = metric_of(signal).unwrap();
-            assert_eq!(metric.kind == Type::Counter, signal.kind() == Kind::Counter, "{}", metric.name);
+            assert_eq!(
+                metric.kind == Type::Counter,
+                signal.kind() == Kind::Counter,
+                "{}",
+                metric.name
+            );
         }
     }
 
@@ -349,10 +405,16 @@ mod tests {
         let mut page = Page::default();
         let mut readings = [None; PORT_SIGNALS.len()];
         readings[0] = Some(7);
-        let sample = Sample { ports: [("eth0".to_owned(), readings)].into(), ..Sample::default() };
+        let sample = Sample {
+            ports: [("eth0".to_owned(), readings)].into(),
+            ..Sample::default()
+        };
         page.sampled(&sample, Extras::default());
         let text = render(&page);
-        assert!(text.contains("weir_port_transmit_bytes_total{port=\"eth0\"} 7"), "{text}");
+        assert!(
+            text.contains("weir_port_transmit_bytes_total{port=\"eth0\"} 7"),
+            "{text}"
+        );
         assert!(!text.contains("weir_port_ecn_marked_total{"), "{text}");
     }
 }

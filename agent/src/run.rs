@@ -60,7 +60,12 @@ async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow
     let shared = Shared::default();
     let listener = tokio::net::TcpListener::bind(config.listen_metrics)
         .await
-        .with_context(|| format!("cannot listen for /metrics on {}; set listen_metrics to a free address", config.listen_metrics))?;
+        .with_context(|| {
+            format!(
+                "cannot listen for /metrics on {}; set listen_metrics to a free address",
+                config.listen_metrics
+            )
+        })?;
     tracing::info!("/metrics on {}", listener.local_addr()?);
     let page = tokio::spawn(crate::metrics::serve(listener, shared.clone()));
     let uplink = config.controller.clone().map(uplink::spawn);
@@ -74,7 +79,12 @@ async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow
         told_sources: Vec::new(),
         told_inventory: None,
         page: Page::default(),
-        instance: u64::try_from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos()).unwrap_or(u64::MAX),
+        instance: u64::try_from(
+            std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)?
+                .as_nanos(),
+        )
+        .unwrap_or(u64::MAX),
         config,
         actuator,
         collector,
@@ -107,7 +117,11 @@ struct Agent<B> {
 }
 
 impl<B: Backend> Agent<B> {
-    async fn serve(&mut self, mut uplink: Option<mpsc::Receiver<Event>>, term: &mut tokio::signal::unix::Signal) -> anyhow::Result<()> {
+    async fn serve(
+        &mut self,
+        mut uplink: Option<mpsc::Receiver<Event>>,
+        term: &mut tokio::signal::unix::Signal,
+    ) -> anyhow::Result<()> {
         let mut ticks = tokio::time::interval(self.config.sample_interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut looks = tokio::time::interval(LOOK_FOR_JOBS);
@@ -194,7 +208,10 @@ impl<B: Backend> Agent<B> {
             Event::Opening(stream) => self.open(stream),
             Event::Closed { reason } => {
                 self.stream = None;
-                let repeated = self.said.as_ref().is_some_and(|(r, at)| *r == reason && at.elapsed() < SAY_AGAIN);
+                let repeated = self
+                    .said
+                    .as_ref()
+                    .is_some_and(|(r, at)| *r == reason && at.elapsed() < SAY_AGAIN);
                 if !repeated {
                     tracing::warn!("no uplink, will try again: {reason}");
                     self.said = Some((reason, Instant::now()));
@@ -248,7 +265,11 @@ impl<B: Backend> Agent<B> {
                 self.send(Body::Path(answer));
             }
             controller_message::Body::Grant(grant) => self.granted(grant, now),
-            controller_message::Body::Renew(renew) => self.actuator.renew(renew.id, Duration::from_millis(u64::from(renew.ttl_ms)), now),
+            controller_message::Body::Renew(renew) => self.actuator.renew(
+                renew.id,
+                Duration::from_millis(u64::from(renew.ttl_ms)),
+                now,
+            ),
             controller_message::Body::End(end) => self.actuator.end(end.id, &end.reason, now),
         }
         self.take_reports();
@@ -256,14 +277,35 @@ impl<B: Backend> Agent<B> {
     }
 
     fn granted(&mut self, grant: v1::LeaseGrant, now: Duration) {
-        tracing::info!(lease = grant.id, incident = grant.incident, "asked to change routes: {}", grant.verdict);
-        let changes: Result<Vec<_>, String> = grant.changes.iter().map(|c| inventory::change_of(&mut self.collector.netlink, c)).collect();
+        tracing::info!(
+            lease = grant.id,
+            incident = grant.incident,
+            "asked to change routes: {}",
+            grant.verdict
+        );
+        let changes: Result<Vec<_>, String> = grant
+            .changes
+            .iter()
+            .map(|c| inventory::change_of(&mut self.collector.netlink, c))
+            .collect();
         match changes {
-            Ok(changes) => self.actuator.grant(Grant { id: grant.id, ttl: Duration::from_millis(u64::from(grant.ttl_ms)), verdict: grant.verdict, changes }, now),
+            Ok(changes) => self.actuator.grant(
+                Grant {
+                    id: grant.id,
+                    ttl: Duration::from_millis(u64::from(grant.ttl_ms)),
+                    verdict: grant.verdict,
+                    changes,
+                },
+                now,
+            ),
             Err(reason) => {
                 tracing::warn!(lease = grant.id, "refused: {reason}");
                 self.page.leases_refused += 1;
-                self.reports.push_back(Report { id: grant.id, outcome: Outcome::Refused, reason });
+                self.reports.push_back(Report {
+                    id: grant.id,
+                    outcome: Outcome::Refused,
+                    reason,
+                });
             }
         }
     }
@@ -285,8 +327,14 @@ impl<B: Backend> Agent<B> {
     fn tell_sources(&mut self) {
         let sources = self.collector.sources();
         if self.stream.is_some() && sources != self.told_sources {
-            let report = sources.iter().map(|s| v1::Source { name: s.name.into(), up: s.up, reason: s.reason.clone() });
-            self.send(Body::Sources(v1::SourceReport { sources: report.collect() }));
+            let report = sources.iter().map(|s| v1::Source {
+                name: s.name.into(),
+                up: s.up,
+                reason: s.reason.clone(),
+            });
+            self.send(Body::Sources(v1::SourceReport {
+                sources: report.collect(),
+            }));
             self.told_sources = sources;
         }
     }
@@ -316,7 +364,12 @@ impl<B: Backend> Agent<B> {
                 Outcome::Refused => v1::lease_report::State::Refused,
                 Outcome::Ended => v1::lease_report::State::Ended,
             };
-            self.send(Body::Lease(v1::LeaseReport { id: report.id, state: state.into(), reason: report.reason, detail: String::new() }));
+            self.send(Body::Lease(v1::LeaseReport {
+                id: report.id,
+                state: state.into(),
+                reason: report.reason,
+                detail: String::new(),
+            }));
         }
     }
 
@@ -336,11 +389,19 @@ impl<B: Backend> Agent<B> {
         self.flush_reports();
         if let Some(stream) = self.stream.take() {
             // Lets the last reports go out; a controller that is gone learns it from the journal.
-            let sent = tokio::time::timeout(Duration::from_millis(500), async { while stream.capacity() < stream.max_capacity() { tokio::task::yield_now().await } }).await;
+            let sent = tokio::time::timeout(Duration::from_millis(500), async {
+                while stream.capacity() < stream.max_capacity() {
+                    tokio::task::yield_now().await
+                }
+            })
+            .await;
             tracing::debug!(reported = sent.is_ok(), "stopped");
         }
         if !self.actuator.held().is_empty() {
-            tracing::error!("leases {:?} could not be restored yet: the journal keeps their baseline for the next start", self.actuator.held());
+            tracing::error!(
+                "leases {:?} could not be restored yet: the journal keeps their baseline for the next start",
+                self.actuator.held()
+            );
         }
     }
 }

@@ -97,14 +97,24 @@ impl Readings {
     pub fn judge(&mut self, sample: &mut Sample) {
         for (port, readings) in &mut sample.ports {
             for (signal, reading) in PORT_SIGNALS.iter().zip(readings.iter_mut()) {
-                let (Kind::Counter, Some(raw)) = (signal.kind(), *reading) else { continue };
+                let (Kind::Counter, Some(raw)) = (signal.kind(), *reading) else {
+                    continue;
+                };
                 let narrow = *signal == Signal::QueueDrops;
                 let key = (port.clone(), *signal);
-                let (counter, sum) = self.counters.entry(key.clone()).or_insert_with(|| (Counter::new(if narrow { 32 } else { 64 }, Overflow::Wraps), 0));
+                let (counter, sum) = self.counters.entry(key.clone()).or_insert_with(|| {
+                    (
+                        Counter::new(if narrow { 32 } else { 64 }, Overflow::Wraps),
+                        0,
+                    )
+                });
                 match counter.observe(raw, sample.at) {
                     Observation::Delta { delta, .. } => *sum += delta,
                     Observation::First => *sum = raw,
-                    Observation::Reset | Observation::Gap | Observation::Saturated | Observation::Implausible => {
+                    Observation::Reset
+                    | Observation::Gap
+                    | Observation::Saturated
+                    | Observation::Implausible => {
                         sample.resets.insert(key);
                     }
                 }
@@ -113,7 +123,8 @@ impl Readings {
                 }
             }
         }
-        self.counters.retain(|(port, _), _| sample.ports.contains_key(port));
+        self.counters
+            .retain(|(port, _), _| sample.ports.contains_key(port));
     }
 }
 
@@ -162,18 +173,40 @@ impl FrameEncoder {
     }
 
     fn schema(&self) -> v1::Schema {
-        let port_columns = self.ports.iter().flat_map(|p| PORT_SIGNALS.iter().map(|s| v1::Column { port: p.clone(), signal: s.number() }));
-        let node_columns = [v1::Column { port: String::new(), signal: Signal::BpfLostRecords.number() }];
-        v1::Schema { epoch: self.schema_epoch, columns: port_columns.chain(node_columns).collect() }
+        let port_columns = self.ports.iter().flat_map(|p| {
+            PORT_SIGNALS.iter().map(|s| v1::Column {
+                port: p.clone(),
+                signal: s.number(),
+            })
+        });
+        let node_columns = [v1::Column {
+            port: String::new(),
+            signal: Signal::BpfLostRecords.number(),
+        }];
+        v1::Schema {
+            epoch: self.schema_epoch,
+            columns: port_columns.chain(node_columns).collect(),
+        }
     }
 
     /// Makes the frame of a sample, with the new schema before it if the ports changed.
-    pub fn encode(&mut self, sample: &Sample, frames_dropped: u64) -> (Option<v1::Schema>, v1::Frame) {
-        let schema = (!self.ports.iter().eq(sample.ports.keys())).then(|| self.restart_columns(sample));
+    pub fn encode(
+        &mut self,
+        sample: &Sample,
+        frames_dropped: u64,
+    ) -> (Option<v1::Schema>, v1::Frame) {
+        let schema =
+            (!self.ports.iter().eq(sample.ports.keys())).then(|| self.restart_columns(sample));
         if self.key {
             self.columns.clear();
         }
-        let values: Vec<Option<u64>> = sample.ports.values().flatten().copied().chain([sample.lost_records]).collect();
+        let values: Vec<Option<u64>> = sample
+            .ports
+            .values()
+            .flatten()
+            .copied()
+            .chain([sample.lost_records])
+            .collect();
         self.samples += values.len() as u64;
         let mut columns = Vec::new();
         self.columns.encode(&values, &mut columns);
@@ -186,7 +219,16 @@ impl FrameEncoder {
             columns: columns.into(),
             resets: self.reset_columns(&sample.resets),
             collectives: sample.collectives.iter().map(collective).collect(),
-            running: sample.running.iter().map(|r| v1::RunningCollective { job: r.job.clone(), pid: r.pid, op: r.op.into(), running_us: micros(r.running) }).collect(),
+            running: sample
+                .running
+                .iter()
+                .map(|r| v1::RunningCollective {
+                    job: r.job.clone(),
+                    pid: r.pid,
+                    op: r.op.into(),
+                    running_us: micros(r.running),
+                })
+                .collect(),
             frames_dropped,
             ..v1::Frame::default()
         };
@@ -220,7 +262,13 @@ impl FrameEncoder {
                 *next = next.wrapping_add(1);
                 // A flow that is new since the last sample sent all its bytes since then; one that
                 // was there before the agent sent them at a time that nobody knows.
-                SentFlow { id: *next, bytes: if first_frame { reading.bytes } else { 0 }, retransmits: 0, delivered_ce: 0, announced: false }
+                SentFlow {
+                    id: *next,
+                    bytes: if first_frame { reading.bytes } else { 0 },
+                    retransmits: 0,
+                    delivered_ce: 0,
+                    announced: false,
+                }
             });
             let bytes = reading.bytes.saturating_sub(flow.bytes);
             if bytes > 0 || reading.retransmits > flow.retransmits {
@@ -236,10 +284,16 @@ impl FrameEncoder {
                     delivered_ce: narrow(reading.delivered_ce.saturating_sub(flow.delivered_ce)),
                 });
             }
-            (flow.bytes, flow.retransmits, flow.delivered_ce) = (reading.bytes, reading.retransmits, reading.delivered_ce);
+            (flow.bytes, flow.retransmits, flow.delivered_ce) =
+                (reading.bytes, reading.retransmits, reading.delivered_ce);
         }
         let closed = |ends: &FlowEnds| sample.flows.get(ends).is_none_or(|f| f.closed);
-        frame.flows_closed = self.flows.iter().filter(|(ends, f)| f.announced && closed(ends)).map(|(_, f)| f.id).collect();
+        frame.flows_closed = self
+            .flows
+            .iter()
+            .filter(|(ends, f)| f.announced && closed(ends))
+            .map(|(_, f)| f.id)
+            .collect();
         self.flows.retain(|ends, _| !closed(ends));
     }
 }
@@ -290,7 +344,11 @@ mod tests {
     fn sample(at_s: u64, tx_bytes: u64, queue_drops: u64) -> Sample {
         let mut readings = [None; PORT_SIGNALS.len()];
         (readings[0], readings[11]) = (Some(tx_bytes), Some(queue_drops));
-        Sample { at: Duration::from_secs(at_s), ports: [("eth0".to_owned(), readings)].into(), ..Sample::default() }
+        Sample {
+            at: Duration::from_secs(at_s),
+            ports: [("eth0".to_owned(), readings)].into(),
+            ..Sample::default()
+        }
     }
 
     fn judged(samples: &[Sample]) -> Sample {
@@ -350,7 +408,19 @@ mod tests {
 
     fn flow(bytes: u64, closed: bool) -> BTreeMap<FlowEnds, FlowReading> {
         let ends = ("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
-        [(ends, FlowReading { job: "j".into(), pid: 1, bytes, retransmits: 0, srtt_us: 5, delivered_ce: 0, closed })].into()
+        [(
+            ends,
+            FlowReading {
+                job: "j".into(),
+                pid: 1,
+                bytes,
+                retransmits: 0,
+                srtt_us: 5,
+                delivered_ce: 0,
+                closed,
+            },
+        )]
+        .into()
     }
 
     #[test]
@@ -358,7 +428,17 @@ mod tests {
         let mut encoder = FrameEncoder::default();
         encoder.restart(None);
         encoder.encode(&Sample::default(), 0);
-        let step = |encoder: &mut FrameEncoder, bytes, closed| encoder.encode(&Sample { flows: flow(bytes, closed), ..Sample::default() }, 0).1;
+        let step = |encoder: &mut FrameEncoder, bytes, closed| {
+            encoder
+                .encode(
+                    &Sample {
+                        flows: flow(bytes, closed),
+                        ..Sample::default()
+                    },
+                    0,
+                )
+                .1
+        };
         let first = step(&mut encoder, 100, false);
         assert_eq!((first.flows_opened.len(), first.flows[0].bytes), (1, 100));
         let second = step(&mut encoder, 150, false);

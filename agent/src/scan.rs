@@ -35,35 +35,104 @@ pub fn scan(config: &Config) -> anyhow::Result<Vec<Finding>> {
     let mut collector = Collector::open(config, Instant::now())?;
     let (sample, _) = collector.collect();
     let mut findings = Vec::new();
-    let mut say = |subject: String, level, finding: String, action: &str| findings.push(Finding { subject, level, finding, action: action.into() });
+    let mut say = |subject: String, level, finding: String, action: &str| {
+        findings.push(Finding {
+            subject,
+            level,
+            finding,
+            action: action.into(),
+        })
+    };
     for source in collector.sources() {
         let level = if source.up { Level::Ok } else { Level::Warning };
-        let text = if source.reason.is_empty() { "up".to_owned() } else { source.reason };
-        say(format!("source {}", source.name), level, text, if source.up { "" } else { "give the agent the right that is named, or switch the source off" });
+        let text = if source.reason.is_empty() {
+            "up".to_owned()
+        } else {
+            source.reason
+        };
+        say(
+            format!("source {}", source.name),
+            level,
+            text,
+            if source.up {
+                ""
+            } else {
+                "give the agent the right that is named, or switch the source off"
+            },
+        );
     }
     let inventory = inventory::read(&mut collector.netlink, 0)?;
     for port in &inventory.ports {
-        let drops = sample.ports.get(&port.name).map_or(0, |r| r[11].unwrap_or(0));
+        let drops = sample
+            .ports
+            .get(&port.name)
+            .map_or(0, |r| r[11].unwrap_or(0));
         let has_address = !port.addresses.is_empty();
         match (port.up, has_address) {
-            (true, _) if drops > 0 => say(format!("port {}", port.name), Level::Ok, format!("up, {drops} packets dropped by its queue since it was made"), ""),
-            (true, _) => say(format!("port {}", port.name), Level::Ok, format!("up, {}", port.addresses.join(" ")), ""),
-            (false, true) => say(format!("port {}", port.name), Level::Critical, "down, although it has an address".into(), "check cable, optic and the port at the other end"),
-            (false, false) => say(format!("port {}", port.name), Level::Ok, "down, not in use".into(), ""),
+            (true, _) if drops > 0 => say(
+                format!("port {}", port.name),
+                Level::Ok,
+                format!("up, {drops} packets dropped by its queue since it was made"),
+                "",
+            ),
+            (true, _) => say(
+                format!("port {}", port.name),
+                Level::Ok,
+                format!("up, {}", port.addresses.join(" ")),
+                "",
+            ),
+            (false, true) => say(
+                format!("port {}", port.name),
+                Level::Critical,
+                "down, although it has an address".into(),
+                "check cable, optic and the port at the other end",
+            ),
+            (false, false) => say(
+                format!("port {}", port.name),
+                Level::Ok,
+                "down, not in use".into(),
+                "",
+            ),
         }
     }
     for group in &inventory.groups {
-        let members: Vec<String> = group.members.iter().map(|m| format!("{}={}", m.port, m.weight)).collect();
-        let level = if group.members.is_empty() { Level::Critical } else { Level::Ok };
-        say(format!("ECMP group {}", group.id), level, format!("{} for {}", members.join(" "), group.prefixes.join(" ")), if group.members.is_empty() { "its next hops are gone: restore them" } else { "" });
+        let members: Vec<String> = group
+            .members
+            .iter()
+            .map(|m| format!("{}={}", m.port, m.weight))
+            .collect();
+        let level = if group.members.is_empty() {
+            Level::Critical
+        } else {
+            Level::Ok
+        };
+        say(
+            format!("ECMP group {}", group.id),
+            level,
+            format!("{} for {}", members.join(" "), group.prefixes.join(" ")),
+            if group.members.is_empty() {
+                "its next hops are gone: restore them"
+            } else {
+                ""
+            },
+        );
     }
     for pid in jobs::job_pids() {
         if let Some(job) = jobs::identify(pid) {
             let rank = job.rank.map_or_else(String::new, |r| format!(", rank {r}"));
-            say(format!("process {pid}"), Level::Ok, format!("job {}{rank} (by {})", job.key, job.source), "");
+            say(
+                format!("process {pid}"),
+                Level::Ok,
+                format!("job {}{rank} (by {})", job.key, job.source),
+                "",
+            );
         }
     }
-    let routes = if config.limits.routes_allow { format!("up to {} pins", config.limits.pins_max) } else { "no change is allowed".into() };
+    let routes = if config.limits.routes_allow {
+        format!("up to {} pins", config.limits.pins_max)
+    } else {
+        "no change is allowed".into()
+    };
     say("limits".into(), Level::Ok, routes, "");
     Ok(findings)
 }
@@ -72,7 +141,10 @@ pub fn scan(config: &Config) -> anyhow::Result<Vec<Finding>> {
 #[must_use]
 pub fn table(findings: &[Finding]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic).set_header(["", "subject", "finding", "action"]);
+    table
+        .load_preset(presets::UTF8_BORDERS_ONLY)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(["", "subject", "finding", "action"]);
     for f in findings {
         let level = match f.level {
             Level::Ok => "ok",

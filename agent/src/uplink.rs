@@ -25,7 +25,9 @@ pub enum Event {
     /// A stream is about to be opened: the Hello is to be sent into it, and what follows.
     Opening(mpsc::Sender<AgentMessage>),
     Message(ControllerMessage),
-    Closed { reason: String },
+    Closed {
+        reason: String,
+    },
 }
 
 /// Starts the task.
@@ -40,7 +42,9 @@ async fn run(controller: String, events: mpsc::Sender<Event>) {
     let mut backoff = BACKOFF_MIN;
     loop {
         let started = std::time::Instant::now();
-        let Err(reason) = stream(&controller, &events).await else { return };
+        let Err(reason) = stream(&controller, &events).await else {
+            return;
+        };
         if events.send(Event::Closed { reason }).await.is_err() {
             return;
         }
@@ -54,15 +58,26 @@ async fn run(controller: String, events: mpsc::Sender<Event>) {
 
 /// Holds one stream; `Ok` when the main loop has gone, otherwise why the stream ended.
 async fn stream(controller: &str, events: &mpsc::Sender<Event>) -> Result<(), String> {
-    let endpoint = Endpoint::from_shared(controller.to_owned()).map_err(|e| format!("{controller}: {e}"))?;
-    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).http2_keep_alive_interval(KEEPALIVE).keep_alive_timeout(KEEPALIVE).keep_alive_while_idle(true);
-    let channel = endpoint.connect().await.map_err(|e| format!("cannot reach {controller}: {}", root_cause(&e)))?;
+    let endpoint =
+        Endpoint::from_shared(controller.to_owned()).map_err(|e| format!("{controller}: {e}"))?;
+    let endpoint = endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true);
+    let channel = endpoint
+        .connect()
+        .await
+        .map_err(|e| format!("cannot reach {controller}: {}", root_cause(&e)))?;
     let mut client = FabricClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let (sender, outgoing) = mpsc::channel(QUEUE);
     if events.send(Event::Opening(sender)).await.is_err() {
         return Ok(());
     }
-    let response = client.stream(ReceiverStream::new(outgoing)).await.map_err(|s| format!("refused: {}", s.message()))?;
+    let response = client
+        .stream(ReceiverStream::new(outgoing))
+        .await
+        .map_err(|s| format!("refused: {}", s.message()))?;
     let mut incoming = response.into_inner();
     loop {
         match incoming.message().await {
@@ -87,6 +102,8 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 
 /// 0.5 to 1.5, from the clock's nanoseconds: enough to spread agents that lost their controller together.
 fn jitter() -> f64 {
-    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
+    let nanos = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.subsec_nanos());
     0.5 + f64::from(nanos % 1_000_000) / 1e6
 }

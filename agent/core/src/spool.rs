@@ -23,7 +23,11 @@ impl<T> Spool<T> {
 
     /// Adds the newest; returns the oldest if it had to go for it.
     pub fn push(&mut self, item: T) -> Option<T> {
-        let dropped = if self.items.len() == self.max { self.items.pop_front() } else { None };
+        let dropped = if self.items.len() == self.max {
+            self.items.pop_front()
+        } else {
+            None
+        };
         self.dropped += u64::from(dropped.is_some());
         self.items.push_back(item);
         dropped

@@ -89,7 +89,10 @@ impl Monitor {
     }
 }
 
-#[expect(unsafe_code, reason = "netlink-sys has no AsFd, which the safe registration asks for")]
+#[expect(
+    unsafe_code,
+    reason = "netlink-sys has no AsFd, which the safe registration asks for"
+)]
 fn registered(socket: Socket) -> std::io::Result<AsyncFd<Fd>> {
     // SAFETY: the descriptor belongs to the socket inside, which lives as long as the registration.
     unsafe { AsyncFd::register(Fd(socket)) }.map_err(std::io::Error::from)

@@ -32,7 +32,7 @@ const METRICS_PORT: u16 = 9741;
 /// Twelve agents load their eBPF programs one after the other on two cores.
 pub const READY_DEADLINE: Duration = Duration::from_secs(45);
 const POLL: Duration = Duration::from_millis(50);
-const STOP_DEADLINE: Duration = Duration::from_secs(5);
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What agents may do in the lab unless a test says otherwise.
 pub const LIMITS_YAML: &str = "routes:\n  allow: true\n  max_pins: 64\n  prefixes: [\"10.0.0.0/8\"]\n  groups: [100]\nmax_lease: \"60s\"\n";
@@ -109,6 +109,7 @@ impl Member {
             .stderr(open()?)
             .spawn()
             .with_context(|| format!("start {}", self.program.display()))?;
+        sys::prefer(child.id())?;
         self.child = Some(child);
         Ok(())
     }
