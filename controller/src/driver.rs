@@ -302,6 +302,9 @@ impl Driver {
             recorder.append(now, &event);
         }
         for action in self.brain.handle(event, now) {
+            if let Some(recorder) = &mut self.recorder {
+                recorder.acted(now, &action);
+            }
             self.perform(action);
         }
     }

@@ -4,6 +4,9 @@
 //! file  := "WEIRREC1" lease_base:u64 frozen:u8 record*
 //! record:= at_us:u64 kind:u8 node_len:u16 node payload_len:u32 payload      (little endian)
 //! ```
+//! Beside it, in `<file>.actions`, what the controller did, a line for each action: a replay must give
+//! the same lines again.
+//!
 //! A torn tail (the controller was killed in the middle of a write) ends the replay, it is no error.
 
 use crate::brain::{Action, Brain, Event};
@@ -44,6 +47,7 @@ pub enum ReplayError {
 #[derive(Debug)]
 pub struct Recorder {
     file: BufWriter<File>,
+    actions: BufWriter<File>,
     bytes: u64,
     /// Events that came after the file was full or a write failed.
     pub dropped: u64,
@@ -57,8 +61,10 @@ impl Recorder {
         file.write_all(MAGIC)?;
         file.write_all(&lease_base.to_le_bytes())?;
         file.write_all(&[u8::from(frozen)])?;
+        let actions = BufWriter::new(File::create(actions_path(path))?);
         Ok(Recorder {
             file,
+            actions,
             bytes: 17,
             dropped: 0,
         })
@@ -93,9 +99,23 @@ impl Recorder {
         self.bytes += size;
     }
 
+    /// Appends what followed from an event.
+    pub fn acted(&mut self, at: Duration, action: &Action) {
+        let line = line(at, action);
+        self.bytes += line.len() as u64;
+        if self.bytes > BYTES_MAX || writeln!(self.actions, "{line}").is_err() {
+            self.dropped += 1;
+        }
+    }
+
     /// Hands what is buffered to the kernel.
     pub fn flush(&mut self) {
-        if self.file.flush().is_err() {
+        if self
+            .file
+            .flush()
+            .and_then(|()| self.actions.flush())
+            .is_err()
+        {
             self.dropped += 1;
         }
     }
@@ -137,6 +157,14 @@ pub fn replay(path: &Path, config: Config, plan: Plan) -> Result<Vec<String>, Re
         lines.push(format!("{trial:?}"));
     }
     Ok(lines)
+}
+
+/// Where the actions of a recording are kept.
+#[must_use]
+pub fn actions_path(recording: &Path) -> PathBuf {
+    let mut name = recording.as_os_str().to_owned();
+    name.push(".actions");
+    name.into()
 }
 
 /// An action as a line; the same text for the same action.

@@ -11,9 +11,8 @@ pub mod version;
 
 /// Messages and the gRPC service, generated from `proto/weir.proto`.
 #[expect(
-    clippy::allow_attributes_without_reason,
     clippy::derive_partial_eq_without_eq,
-    clippy::wildcard_enum_match_arm,
+    clippy::allow_attributes_without_reason,
     reason = "generated code"
 )]
 pub mod v1 {

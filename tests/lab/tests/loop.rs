@@ -1,0 +1,475 @@
+//! The loop on the real fabric, end to end: real daemons, real routes, a real collective.
+//!
+//! Each test builds its own fabric and leaves nothing; what the kernel has of routes, next hops and
+//! queues afterwards equals what it had before. They run the release binaries (`make test` builds
+//! them; `WEIR_BIN_DIR` names others).
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "the functions that tests share are tests too: they panic, and say aloud what they skip"
+)]
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+use weir_lab::api::{Incident, Lease};
+use weir_lab::fabric::Fabric;
+use weir_lab::job::{Job, JobSpec};
+use weir_lab::placement::Placement;
+use weir_lab::plan::{FabricSpec, address_of, ring_pairs};
+use weir_lab::snapshot::Snapshot;
+use weir_lab::stack::{READY_DEADLINE, Stack, StackSpec};
+use weir_lab::traffic::Traffic;
+
+const BYTES: u32 = 1_200_000;
+/// From the job's start to a verdict, a trial and its judgement; a dozen seconds on two idle cores.
+const SOON: Duration = Duration::from_secs(60);
+const TTL: Duration = Duration::from_secs(3);
+
+fn skipped(test: &str) -> bool {
+    let missing = weir_lab::preflight::preflight().missing;
+    assert!(
+        missing.is_empty() || std::env::var_os("WEIR_REQUIRE_LAB").is_none(),
+        "{missing:?}"
+    );
+    if !missing.is_empty() {
+        println!("SKIPPED {test}: {}", missing.join("; "));
+    }
+    !missing.is_empty()
+}
+
+fn bin_dir() -> PathBuf {
+    let dir = std::env::var_os("WEIR_BIN_DIR").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/release")),
+        PathBuf::from,
+    );
+    assert!(
+        dir.join("weir-agent").exists(),
+        "no weir-agent in {}: cargo build --release, or set WEIR_BIN_DIR",
+        dir.display()
+    );
+    dir
+}
+
+fn spec() -> StackSpec {
+    StackSpec {
+        lease_ttl: format!("{}s", TTL.as_secs()),
+        ..StackSpec::new(bin_dir())
+    }
+}
+
+/// Polls until `probe` gives something.
+fn wait_for<T>(
+    what: &str,
+    within: Duration,
+    stack: &Stack,
+    mut probe: impl FnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + within;
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "no {what} within {within:?}\n{}\nincidents {:?}\nleases {:?}",
+            stack.log_tail("controller"),
+            stack.incidents(),
+            stack.leases()
+        );
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Fabric, daemons and job. Fields are dropped in order: job and daemons before their namespaces.
+struct Scene {
+    job: Job,
+    stack: Stack,
+    before: Snapshot,
+    fabric: Fabric,
+}
+
+impl Scene {
+    fn start(placement: Placement, spec: &StackSpec) -> Scene {
+        let fabric = Fabric::up(FabricSpec::default()).unwrap();
+        let order = fabric.spec().interleaved_hosts();
+        fabric.place(placement, &ring_pairs(&order)).unwrap();
+        let before = fabric.snapshot().unwrap();
+        let mut stack = Stack::start(&fabric, spec).unwrap();
+        stack.wait_ready(READY_DEADLINE).unwrap();
+        let job = Job::start(
+            &fabric,
+            JobSpec {
+                order,
+                bytes: BYTES,
+                iterations: None,
+                time_limit: Some(Duration::from_secs(180)),
+                compute_ms: 0,
+            },
+        )
+        .unwrap();
+        Scene {
+            job,
+            stack,
+            before,
+            fabric,
+        }
+    }
+
+    fn newest_lease(&self) -> Option<Lease> {
+        self.stack.leases().unwrap().pop()
+    }
+
+    fn lease_in(&self, states: &[&str]) -> Lease {
+        wait_for(&format!("lease in {states:?}"), SOON, &self.stack, || {
+            self.newest_lease()
+                .filter(|l| states.contains(&l.state.as_str()))
+        })
+    }
+
+    /// Waits for a change to stand, as the kernel sees it.
+    fn held(placement: Placement, spec: &StackSpec) -> Scene {
+        let scene = Scene::start(placement, spec);
+        scene.lease_in(&["holding", "committed"]);
+        assert!(
+            !scene
+                .before
+                .diff(&scene.fabric.snapshot().unwrap())
+                .is_empty(),
+            "a change stands"
+        );
+        scene
+    }
+
+    fn wait_for_baseline(&self, within: Duration) -> Duration {
+        let started = Instant::now();
+        wait_for("baseline", within, &self.stack, || {
+            self.before
+                .diff(&self.fabric.snapshot().unwrap())
+                .is_empty()
+                .then_some(())
+        });
+        started.elapsed()
+    }
+
+    fn end(mut self) {
+        self.job.stop().unwrap();
+        self.stack.stop().unwrap();
+        assert_eq!(
+            self.before.diff(&self.fabric.snapshot().unwrap()),
+            Vec::<String>::new()
+        );
+        self.fabric.down().unwrap();
+    }
+}
+
+fn classes(incidents: &[Incident]) -> Vec<&str> {
+    incidents.iter().map(|i| i.class.as_str()).collect()
+}
+
+#[test]
+fn a_collision_is_found_rerouted_kept_and_replayed_byte_for_byte() {
+    if skipped("collision") {
+        return;
+    }
+    let recording = std::env::temp_dir().join(format!("weir-test-{}.rec", std::process::id()));
+    let spec = StackSpec {
+        record: Some(recording.clone()),
+        ..spec()
+    };
+    let scene = Scene::start(Placement::Collision, &spec);
+    let lease = scene.lease_in(&["committed", "cooldown"]);
+    assert_eq!(lease.state, "committed", "{:?}", lease.reason);
+    let incidents = scene.stack.incidents().unwrap();
+    assert_eq!(incidents[0].class, "ecmp_collision");
+    assert!(!incidents[0].evidence.is_empty());
+    assert!(
+        lease.changes.iter().any(|c| c.contains("on l1"))
+            && lease.changes.iter().any(|c| c.contains("on l2")),
+        "{:?}",
+        lease.changes
+    );
+    let config = scene.stack.dir("controller").unwrap().join("config.yaml");
+    let config = std::fs::read(&config)
+        .map(|text| {
+            (
+                std::env::temp_dir().join(format!("weir-test-{}.yaml", std::process::id())),
+                text,
+            )
+        })
+        .unwrap();
+    let topology = scene.stack.dir("controller").unwrap().to_owned();
+    let mut scene = scene;
+    scene.job.stop().unwrap();
+    scene.stack.terminate("controller").unwrap();
+    // While the stack's files are still there: its topology is part of the configuration.
+    std::fs::write(&config.0, &config.1).unwrap();
+    let replay = || {
+        let output = Command::new(bin_dir().join("weir-controller"))
+            .arg("replay")
+            .arg(&recording)
+            .arg("--config")
+            .arg(&config.0)
+            .current_dir(&topology)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let replayed = replay();
+    let acted = std::fs::read_to_string(format!("{}.actions", recording.display())).unwrap();
+    let complete = acted.rsplit_once('\n').unwrap().0;
+    assert!(
+        complete.lines().count() > 20 && complete.contains("Grant"),
+        "{complete}"
+    );
+    assert!(
+        replayed.starts_with(complete),
+        "the replay differs from the run"
+    );
+    assert_eq!(replay(), replayed);
+    for file in [
+        recording.clone(),
+        config.0.clone(),
+        format!("{}.actions", recording.display()).into(),
+    ] {
+        std::fs::remove_file(file).unwrap();
+    }
+    scene.wait_for_baseline(TTL * 4);
+    scene.stack.stop().unwrap();
+    scene.fabric.down().unwrap();
+}
+
+#[test]
+fn incast_and_full_uplinks_are_named_and_not_rerouted() {
+    if skipped("incast, oversubscription") {
+        return;
+    }
+    for class in ["incast", "oversubscription"] {
+        let fabric = Fabric::up(FabricSpec::default()).unwrap();
+        let before = fabric.snapshot().unwrap();
+        let mut stack = Stack::start(&fabric, &spec()).unwrap();
+        stack.wait_ready(READY_DEADLINE).unwrap();
+        let bin = bin_dir().join("weir-lab");
+        let length = Duration::from_secs(15);
+        let traffic = if class == "incast" {
+            let senders: Vec<String> = ["h12", "h13", "h21", "h22", "h23", "h24"]
+                .map(str::to_owned)
+                .to_vec();
+            Traffic::incast(&fabric, &bin, &senders, "h11", length).unwrap()
+        } else {
+            Traffic::oversubscription(&fabric, &bin, length).unwrap()
+        };
+        let placed = fabric.snapshot().unwrap();
+        wait_for(class, length, &stack, || {
+            stack
+                .incidents()
+                .unwrap()
+                .iter()
+                .any(|i| i.class == class)
+                .then_some(())
+        });
+        traffic.wait().unwrap();
+        let incidents = stack.incidents().unwrap();
+        assert!(
+            classes(&incidents).iter().all(|c| *c == class),
+            "{:?}",
+            classes(&incidents)
+        );
+        assert!(stack.leases().unwrap().is_empty(), "nothing is rerouted");
+        assert_eq!(
+            placed.diff(&fabric.snapshot().unwrap()),
+            Vec::<String>::new()
+        );
+        stack.stop().unwrap();
+        drop(before);
+        fabric.down().unwrap();
+    }
+}
+
+#[test]
+fn a_healthy_balanced_job_gives_no_verdict_in_a_minute() {
+    if skipped("healthy") {
+        return;
+    }
+    let scene = Scene::start(Placement::Balanced, &spec());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while Instant::now() < deadline {
+        let incidents = scene.stack.incidents().unwrap();
+        assert!(incidents.is_empty(), "{incidents:?}");
+        thread::sleep(Duration::from_secs(1));
+    }
+    assert!(
+        scene.job.iterations().len() > 30,
+        "the job ran: {}",
+        scene.job.log_tail()
+    );
+    assert!(scene.stack.leases().unwrap().is_empty());
+    scene.end();
+}
+
+#[test]
+fn a_controller_that_is_killed_leaves_every_node_at_its_baseline() {
+    if skipped("controller killed") {
+        return;
+    }
+    let mut scene = Scene::held(Placement::Collision, &spec());
+    scene.stack.kill("controller").unwrap();
+    let started = Instant::now();
+    while !scene
+        .before
+        .diff(&scene.fabric.snapshot().unwrap())
+        .is_empty()
+    {
+        assert!(
+            started.elapsed() < TTL + Duration::from_secs(2),
+            "the lease of {TTL:?} ran out and its routes stand"
+        );
+        thread::sleep(Duration::from_millis(100));
+    }
+    scene.stack.restart("controller").unwrap();
+    scene.end();
+}
+
+#[test]
+fn an_agent_that_is_killed_restores_its_journal_and_one_that_is_told_to_stop_restores_first() {
+    if skipped("agent killed") {
+        return;
+    }
+    let mut scene = Scene::held(Placement::Collision, &spec());
+    scene.stack.kill("l1").unwrap();
+    let l1_changed = |scene: &Scene| {
+        scene
+            .before
+            .diff(&scene.fabric.snapshot().unwrap())
+            .iter()
+            .any(|d| d.contains("l1"))
+    };
+    assert!(l1_changed(&scene), "a dead agent restores nothing");
+    scene.stack.restart("l1").unwrap();
+    scene.wait_for_baseline(SOON);
+    assert!(
+        scene
+            .stack
+            .log_tail("l1")
+            .contains("restored from the journal"),
+        "{}",
+        scene.stack.log_tail("l1")
+    );
+    let lease = scene.lease_in(&["cooldown"]);
+    assert!(lease.rolled_back);
+    scene.end();
+
+    let mut scene = Scene::held(Placement::Collision, &spec());
+    assert_eq!(scene.stack.terminate("l1").unwrap(), 0);
+    assert!(
+        !l1_changed(&scene),
+        "the baseline stands when the process is gone"
+    );
+    scene.wait_for_baseline(SOON);
+    scene.stack.restart("l1").unwrap();
+    scene.end();
+}
+
+#[test]
+fn a_change_that_makes_the_job_slower_is_rolled_back_within_three_iterations() {
+    if skipped("slower change") {
+        return;
+    }
+    let scene = Scene::start(Placement::Balanced, &spec());
+    let order = scene.fabric.spec().interleaved_hosts();
+    let pins: Vec<serde_json::Value> = ring_pairs(&order)
+        .iter()
+        .filter(|(src, dst)| src.starts_with("h1") && scene.fabric.predict("l1", src, dst).unwrap() == "up2")
+        .map(|(_, dst)| serde_json::json!({ "node": "l1", "dst": address_of(dst), "port": "up1" }))
+        .collect();
+    assert_eq!(pins.len(), 2);
+    let ready = |s: &Scene| {
+        s.stack
+            .status()
+            .unwrap()
+            .jobs
+            .first()
+            .filter(|j| j.busbw_mbps.is_some())
+            .map(|j| weir_lab::api::plain(&j.key))
+    };
+    let job = wait_for("job", SOON, &scene.stack, || ready(&scene));
+    scene.job.wait_for_iterations(12, SOON).unwrap();
+    thread::sleep(Duration::from_secs(3));
+    scene
+        .stack
+        .http_post(
+            "/api/v1/trials",
+            &serde_json::json!({ "job": job, "pins": pins }),
+        )
+        .unwrap();
+    let lease = scene.lease_in(&["rolled_back", "cooldown"]);
+    assert!(
+        lease.reason.as_deref().unwrap_or("").contains("slower"),
+        "{:?}",
+        lease.reason
+    );
+    let raw = scene.stack.http_get("/api/v1/leases").unwrap();
+    let judged = raw[0]["iterations_after_s"].as_array().unwrap().len();
+    // The one that straddles the change is discarded; a sample may bring several at once.
+    assert!(judged >= 2, "{judged}");
+    scene.wait_for_baseline(SOON);
+    scene.end();
+}
+
+#[test]
+fn a_freeze_returns_to_the_baseline_and_limits_are_the_agents_own() {
+    if skipped("freeze, limits") {
+        return;
+    }
+    let scene = Scene::held(Placement::Collision, &spec());
+    scene
+        .stack
+        .http_post("/api/v1/freeze", &serde_json::json!({}))
+        .unwrap();
+    scene.wait_for_baseline(TTL);
+    let leases = scene.stack.leases().unwrap().len();
+    thread::sleep(Duration::from_secs(8));
+    assert_eq!(
+        scene.stack.leases().unwrap().len(),
+        leases,
+        "nothing is tried while frozen"
+    );
+    scene.end();
+
+    let forbidding = StackSpec {
+        limits_yaml_of: [("l1".to_owned(), "routes: {allow: false}\n".to_owned())].into(),
+        ..spec()
+    };
+    let scene = Scene::start(Placement::Collision, &forbidding);
+    let lease = scene.lease_in(&["rolled_back", "cooldown"]);
+    assert!(
+        lease
+            .reason
+            .as_deref()
+            .unwrap_or("")
+            .contains("routes.allow"),
+        "{:?}",
+        lease.reason
+    );
+    assert!(
+        scene.stack.log_tail("l1").contains("routes.allow"),
+        "{}",
+        scene.stack.log_tail("l1")
+    );
+    assert!(
+        scene
+            .stack
+            .http_text("l1", "/metrics")
+            .unwrap()
+            .contains("weir_agent_leases_refused_total 1")
+    );
+    scene.wait_for_baseline(TTL);
+    scene.end();
+}
