@@ -382,7 +382,7 @@ fn a_change_that_makes_the_job_slower_is_rolled_back_within_three_iterations() {
     if skipped("slower change") {
         return;
     }
-    let scene = Scene::start(Placement::Balanced, &spec());
+    let mut scene = Scene::start(Placement::Balanced, &spec());
     let order = scene.fabric.spec().interleaved_hosts();
     let pins: Vec<serde_json::Value> = ring_pairs(&order)
         .iter()
