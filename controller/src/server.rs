@@ -112,6 +112,14 @@ pub async fn serve(listen: SocketAddr, handle: Handle) -> anyhow::Result<()> {
         )
     })?;
     tracing::info!("agents connect to {}", listener.local_addr()?);
+    serve_on(listener, handle).await
+}
+
+/// Serves agents on a socket that is bound already.
+///
+/// # Errors
+/// The listener broke.
+pub async fn serve_on(listener: tokio::net::TcpListener, handle: Handle) -> anyhow::Result<()> {
     let service = FabricServer::new(Service(handle)).max_decoding_message_size(MESSAGE_BYTES_MAX);
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))

@@ -386,7 +386,9 @@ fn a_change_that_makes_the_job_slower_is_rolled_back_within_three_iterations() {
     let order = scene.fabric.spec().interleaved_hosts();
     let pins: Vec<serde_json::Value> = ring_pairs(&order)
         .iter()
-        .filter(|(src, dst)| src.starts_with("h1") && scene.fabric.predict("l1", src, dst).unwrap() == "up2")
+        .filter(|(src, dst)| {
+            src.starts_with("h1") && scene.fabric.predict("l1", src, dst).unwrap() == "up2"
+        })
         .map(|(_, dst)| serde_json::json!({ "node": "l1", "dst": address_of(dst), "port": "up1" }))
         .collect();
     assert_eq!(pins.len(), 2);
@@ -463,13 +465,12 @@ fn a_freeze_returns_to_the_baseline_and_limits_are_the_agents_own() {
         "{}",
         scene.stack.log_tail("l1")
     );
-    assert!(
-        scene
-            .stack
-            .http_text("l1", "/metrics")
-            .unwrap()
-            .contains("weir_agent_leases_refused_total 1")
-    );
+    // The page follows with the next sample.
+    wait_for("count of refusals", SOON, &scene.stack, || {
+        let page = scene.stack.http_text("l1", "/metrics").unwrap();
+        page.contains("weir_agent_leases_refused_total 1")
+            .then_some(())
+    });
     scene.wait_for_baseline(TTL);
     scene.end();
 }

@@ -1,0 +1,250 @@
+//! What a broken or foreign agent can do to the controller: have its own stream closed with a
+//! reason, and nothing else.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "the functions that tests share are tests too: they panic"
+)]
+
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status};
+use weir_controller::brain::Brain;
+use weir_controller::driver::{Driver, Handle};
+use weir_controller::server;
+use weir_controller_core::Config;
+use weir_controller_core::topology::Plan;
+use weir_wire::v1::fabric_client::FabricClient;
+use weir_wire::v1::{self, agent_message::Body};
+use weir_wire::{MESSAGE_BYTES_MAX, version};
+
+struct Controller {
+    handle: Handle,
+    url: String,
+    _state: tempfile::TempDir,
+}
+
+async fn controller() -> Controller {
+    let state = tempfile::tempdir().unwrap();
+    let handle = Driver::spawn(
+        Brain::new(Config::default(), Plan::default(), false, 0),
+        None,
+        state.path().join("frozen"),
+    );
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(server::serve_on(listener, handle.clone()));
+    Controller {
+        handle,
+        url,
+        _state: state,
+    }
+}
+
+struct Agent {
+    out: mpsc::Sender<v1::AgentMessage>,
+    incoming: tonic::Streaming<v1::ControllerMessage>,
+}
+
+/// A newer minor, with a signal that this version does not know.
+fn hello(node: &str, instance: u64) -> v1::Hello {
+    let columns = vec![
+        v1::Column {
+            port: "eth0".into(),
+            signal: 1,
+        },
+        v1::Column {
+            port: "eth0".into(),
+            signal: 9_999,
+        },
+    ];
+    v1::Hello {
+        protocol_major: version::PROTOCOL_MAJOR,
+        protocol_minor: version::PROTOCOL_MINOR + 5,
+        agent_version: "test".into(),
+        node: node.into(),
+        instance,
+        schema: Some(v1::Schema { epoch: 1, columns }),
+        ..v1::Hello::default()
+    }
+}
+
+impl Controller {
+    async fn open(&self, first: Body) -> Result<Agent, Status> {
+        let channel = tonic::transport::Endpoint::from_shared(self.url.clone())
+            .unwrap()
+            .connect()
+            .await
+            .unwrap();
+        let (out, outgoing) = mpsc::channel(16);
+        out.send(v1::AgentMessage { body: Some(first) })
+            .await
+            .unwrap();
+        let response = FabricClient::new(channel)
+            .stream(ReceiverStream::new(outgoing))
+            .await?;
+        Ok(Agent {
+            out,
+            incoming: response.into_inner(),
+        })
+    }
+
+    async fn connected(&self) -> Vec<String> {
+        let read = self.handle.read(|v| {
+            v.brain
+                .core
+                .nodes()
+                .iter()
+                .filter(|(_, n)| n.connected)
+                .map(|(id, _)| id.to_string())
+                .collect()
+        });
+        read.await.unwrap()
+    }
+
+    async fn wait_for_frame(&self) {
+        while self.handle.read(|v| v.brain.frames).await.unwrap() == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Agent {
+    async fn send(&self, body: Body) {
+        self.out
+            .send(v1::AgentMessage { body: Some(body) })
+            .await
+            .unwrap();
+    }
+
+    /// How the stream ends.
+    async fn end(&mut self) -> Status {
+        let ended = async {
+            loop {
+                match self.incoming.message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return Status::ok(""),
+                    Err(status) => return status,
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), ended)
+            .await
+            .unwrap()
+    }
+}
+
+fn frame(seq: u64, columns: &[u8]) -> Body {
+    Body::Frame(v1::Frame {
+        seq,
+        at_us: seq * 1_000_000,
+        schema_epoch: 1,
+        key: seq == 1,
+        columns: columns.to_vec().into(),
+        ..v1::Frame::default()
+    })
+}
+
+#[tokio::test]
+async fn another_major_version_is_refused_and_both_are_named() {
+    let controller = controller().await;
+    let foreign = v1::Hello {
+        protocol_major: 7,
+        protocol_minor: 3,
+        ..hello("h1", 1)
+    };
+    let status = controller.open(Body::Hello(foreign)).await.err().unwrap();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    let ours = format!("{}.{}", version::PROTOCOL_MAJOR, version::PROTOCOL_MINOR);
+    assert!(
+        status.message().contains("7.3") && status.message().contains(&ours),
+        "{status}"
+    );
+}
+
+#[tokio::test]
+async fn a_newer_minor_with_unknown_signals_is_welcome() {
+    let controller = controller().await;
+    let agent = controller.open(Body::Hello(hello("h1", 1))).await.unwrap();
+    agent.send(frame(1, &[0, 2, 11, 11])).await;
+    controller.wait_for_frame().await;
+    assert_eq!(controller.connected().await, ["h1"]);
+}
+
+#[tokio::test]
+async fn a_stream_must_begin_with_hello() {
+    let controller = controller().await;
+    let status = controller.open(frame(1, &[])).await.err().unwrap();
+    assert!(status.message().contains("Hello"), "{status}");
+}
+
+#[tokio::test]
+async fn garbage_closes_its_own_stream_with_the_reason_and_no_other() {
+    let controller = controller().await;
+    let _healthy = controller
+        .open(Body::Hello(hello("healthy", 1)))
+        .await
+        .unwrap();
+    let bad: [(&[u8], &str); 3] = [
+        (&[0, 2, 11], "middle of a number"),
+        (&[9, 1, 1], "schema has 2"),
+        (&[0xff; 12], "65 bits"),
+    ];
+    for (n, (columns, reason)) in (1..).zip(bad) {
+        let mut agent = controller
+            .open(Body::Hello(hello("broken", n)))
+            .await
+            .unwrap();
+        agent.send(frame(1, columns)).await;
+        let status = agent.end().await;
+        assert!(
+            status.code() == Code::InvalidArgument && status.message().contains(reason),
+            "{status}"
+        );
+        assert_eq!(controller.connected().await, ["healthy"]);
+    }
+}
+
+#[tokio::test]
+async fn an_oversized_message_closes_its_own_stream() {
+    let controller = controller().await;
+    let mut agent = controller.open(Body::Hello(hello("h1", 1))).await.unwrap();
+    agent.send(frame(1, &vec![0; MESSAGE_BYTES_MAX + 1])).await;
+    let status = agent.end().await;
+    assert_ne!(status.code(), Code::Ok, "{status}");
+    while !controller.connected().await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_lost_frame_is_answered_by_a_wish_for_a_key_frame() {
+    let controller = controller().await;
+    let mut agent = controller.open(Body::Hello(hello("h1", 1))).await.unwrap();
+    agent.send(frame(1, &[])).await;
+    agent.send(frame(3, &[])).await;
+    loop {
+        let message = agent.incoming.message().await.unwrap().unwrap();
+        if matches!(message.body, Some(v1::controller_message::Body::Resync(_))) {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_second_agent_of_the_same_name_is_refused_and_the_first_stays() {
+    let controller = controller().await;
+    let first = controller.open(Body::Hello(hello("h1", 1))).await.unwrap();
+    let status = controller
+        .open(Body::Hello(hello("h1", 2)))
+        .await
+        .err()
+        .unwrap();
+    assert!(
+        status.code() == Code::AlreadyExists && status.message().contains("h1"),
+        "{status}"
+    );
+    first.send(frame(1, &[])).await;
+    controller.wait_for_frame().await;
+}
