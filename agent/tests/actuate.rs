@@ -1,6 +1,12 @@
 //! Route changes on a real kernel, in a network namespace that belongs to the test's thread and
 //! goes away with it. Needs root; says so and passes without.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "the functions that tests share are tests too: they panic, and say aloud what they skip"
+)]
+
 use std::process::Command;
 use std::time::Duration;
 use weir_agent::actuate::Actuator;

@@ -7,7 +7,7 @@ use crate::ids::{JobId, NodeId, PortId};
 use crate::incident::Incidents;
 use crate::io::{Command, Input, LeaseOutcome, NodeSample, PinChange, Role};
 use crate::jobs::Jobs;
-use crate::links::Links;
+use crate::links::{Interval, Links};
 use crate::topology::{Plan, Topology};
 use crate::trial::{Proposal, State, Trial};
 use std::collections::{BTreeMap, VecDeque};
@@ -199,21 +199,19 @@ impl Core {
             return;
         };
         let busy = self.jobs.busy_share(now.saturating_sub(elapsed), now);
+        let interval = Interval {
+            at: now,
+            elapsed,
+            busy,
+        };
         for port in &sample.ports {
             let id = PortId {
                 node: node.clone(),
                 port: port.port.clone(),
             };
             if self.topology.peer(&id).is_some() {
-                self.links.sampled(
-                    &id,
-                    port,
-                    elapsed,
-                    busy,
-                    now,
-                    &self.topology,
-                    &self.config.hotspot,
-                );
+                self.links
+                    .sampled(&id, port, &interval, &self.topology, &self.config.hotspot);
             }
         }
         for flow in &sample.flows {

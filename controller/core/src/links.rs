@@ -31,6 +31,15 @@ pub struct LinkSample {
     pub hot: bool,
 }
 
+/// When a sample was taken, and over what.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Interval {
+    pub at: Duration,
+    pub elapsed: Duration,
+    /// Share of the interval in which a collective may have run, 0 to 1.
+    pub busy: f64,
+}
+
 /// History of all links.
 #[derive(Debug, Clone, Default)]
 pub struct Links {
@@ -39,17 +48,16 @@ pub struct Links {
 }
 
 impl Links {
-    /// Adds one interval. `busy` is the share of it in which a collective ran, in 0..=1.
+    /// Adds one interval.
     pub fn sampled(
         &mut self,
         port: &PortId,
         sample: &PortSample,
-        elapsed: Duration,
-        busy: f64,
-        at: Duration,
+        interval: &Interval,
         topology: &Topology,
         limits: &Hotspot,
     ) {
+        let Interval { at, elapsed, busy } = *interval;
         let seconds = elapsed.as_secs_f64();
         let Some(tx_bytes) = sample.tx_bytes else {
             return;
@@ -148,12 +156,15 @@ mod tests {
             up: Some(true),
         };
         let mut links = Links::default();
+        let interval = Interval {
+            at: Duration::ZERO,
+            elapsed: Duration::from_secs(1),
+            busy,
+        };
         links.sampled(
             &port,
             &sample,
-            Duration::from_secs(1),
-            busy,
-            Duration::ZERO,
+            &interval,
             &topology,
             &crate::Config::default().hotspot,
         );

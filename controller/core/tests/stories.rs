@@ -1,6 +1,11 @@
 //! The core on a small leaf-spine fabric, with a clock that the test turns: what it finds, what it
 //! leaves alone, what it asks for, and that every lease ends at its baseline.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "the functions that tests share are tests too: they panic, and say aloud what they skip"
+)]
+
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -55,6 +60,9 @@ fn plan() -> Plan {
     plan
 }
 
+/// Leaf, destination, spine before a change.
+type Baseline = (u8, std::net::Ipv4Addr, u8);
+
 /// The fabric under test: fluid links, flows with routes, a ring job.
 struct World {
     core: Core,
@@ -64,7 +72,7 @@ struct World {
     flows: Vec<(FlowKey, f64)>,
     job: Option<JobId>,
     commands: Vec<Command>,
-    leases: BTreeMap<(NodeId, u64), Vec<(u8, std::net::Ipv4Addr, u8)>>,
+    leases: BTreeMap<(NodeId, u64), Vec<Baseline>>,
     /// Iteration seconds for a given most loaded link, in bits per second of demand.
     iteration: fn(f64) -> f64,
 }
