@@ -58,6 +58,7 @@ lint: setup ## Format, clippy
 
 .PHONY: bench
 bench: build ## Measure cost; prints figures, writes target/bench.json
+	cargo build --release --locked -p weir-agent --example uprobe_cost
 	target/release/weir-lab bench
 
 .PHONY: docs

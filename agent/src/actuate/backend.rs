@@ -143,7 +143,6 @@ impl<T: Table> Backend for T {
                 let nexthops = self.nexthops()?;
                 let Some(Nexthop {
                     protocol,
-                    scope,
                     body: Body::Group { kind, .. },
                     ..
                 }) = nexthops.iter().find(|n| n.id == *group)
@@ -157,7 +156,6 @@ impl<T: Table> Backend for T {
                 self.set_nexthop(&Nexthop {
                     id: *group,
                     protocol: *protocol,
-                    scope: *scope,
                     body,
                 })?;
             }

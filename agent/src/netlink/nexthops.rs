@@ -20,7 +20,6 @@ pub struct Nexthop {
     pub id: u32,
     /// rtm_protocol of whoever made it.
     pub protocol: u8,
-    pub scope: u8,
     pub body: Body,
 }
 
@@ -86,16 +85,8 @@ fn request(nexthop: &Nexthop) -> Request {
     } else {
         libc::AF_INET
     };
-    let header = [
-        family.to_ne_bytes()[0],
-        if is_group { 0 } else { nexthop.scope },
-        nexthop.protocol,
-        0,
-        0,
-        0,
-        0,
-        0,
-    ];
+    // The kernel finds the scope by itself and refuses one that is given.
+    let header = [family.to_ne_bytes()[0], 0, nexthop.protocol, 0, 0, 0, 0, 0];
     let request = Request::new(
         format!("set next hop {}", nexthop.id),
         RTM_NEWNEXTHOP,
@@ -155,7 +146,6 @@ fn parse(message: &[u8]) -> Option<Nexthop> {
     Some(Nexthop {
         id: id?,
         protocol: *message.get(2)?,
-        scope: *message.get(1)?,
         body,
     })
 }
@@ -174,7 +164,6 @@ mod tests {
         round_trip(&Nexthop {
             id: 1,
             protocol: 4,
-            scope: 253,
             body: Body::Hop {
                 gateway: Some([10, 0, 0, 1].into()),
                 ifindex: 3,
@@ -193,7 +182,6 @@ mod tests {
         round_trip(&Nexthop {
             id: 100,
             protocol: 4,
-            scope: 0,
             body: Body::Group { members, kind: 0 },
         });
     }

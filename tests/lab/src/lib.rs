@@ -10,9 +10,11 @@
 //! | [`job`], [`traffic`] | load: an MPI all-reduce, and plain TCP |
 //! | [`stack`], [`api`], [`http`] | controller and agents as processes, and the controller's API |
 //! | [`demo`], [`progress`], [`report`], [`preflight`] | `weir-lab demo` |
+//! | [`bench`] | `weir-lab bench` |
 //! | [`sys`], [`shell`], [`output`] | system calls, external programs, lines for people |
 
 pub mod api;
+pub mod bench;
 pub mod demo;
 pub mod fabric;
 pub mod http;

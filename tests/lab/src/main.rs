@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use weir_lab::{
+    bench::bench,
     demo::{DemoSpec, JOB_BYTES, demo},
     fabric::Fabric,
     job::{Job, JobSpec, median_seconds},
@@ -37,6 +38,15 @@ enum Command {
         bin_dir: Option<PathBuf>,
         /// Where the figures go.
         #[arg(long, default_value = "target/demo.json")]
+        out: PathBuf,
+    },
+    /// Measure what agents, controller and probes cost while a job runs.
+    Bench {
+        /// Where the daemons are; by default beside this program.
+        #[arg(long)]
+        bin_dir: Option<PathBuf>,
+        /// Where the figures go; keys of other benchmarks in it are kept.
+        #[arg(long, default_value = "target/bench.json")]
         out: PathBuf,
     },
     /// Build a fabric and leave it there.
@@ -125,15 +135,12 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     sys::stop_on_signals()?;
     match command {
-        Command::Demo { keep, bin_dir, out } => {
-            let beside = std::env::current_exe().context("own path")?;
-            let beside = beside.parent().context("own directory")?.to_owned();
-            demo(&DemoSpec {
-                keep,
-                bin_dir: bin_dir.unwrap_or(beside),
-                out,
-            })
-        }
+        Command::Demo { keep, bin_dir, out } => demo(&DemoSpec {
+            keep,
+            bin_dir: bin_dir.map_or_else(beside, Ok)?,
+            out,
+        }),
+        Command::Bench { bin_dir, out } => bench(&bin_dir.map_or_else(beside, Ok)?, &out),
         Command::Up { name } => up(name),
         Command::Down { name, stale } => down(name, stale),
         Command::List => list(),
@@ -144,6 +151,12 @@ fn run(command: Command) -> Result<()> {
         } => job(bytes, iterations, queue_bytes),
         Command::Traffic { traffic } => run_traffic(traffic),
     }
+}
+
+/// The directory of this program.
+fn beside() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("own path")?;
+    Ok(own.parent().context("own directory")?.to_owned())
 }
 
 fn up(name: Option<String>) -> Result<()> {
