@@ -3,8 +3,7 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "the functions that tests share are tests too: they panic, and say aloud what they skip"
+    reason = "the functions that tests share are tests too: they panic"
 )]
 
 use serde_json::Value;
