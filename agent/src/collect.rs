@@ -4,8 +4,8 @@
 //! its columns are absent, its state says why, the rest goes on.
 
 use crate::bpf::jobs::{self, JobIdentity};
-use crate::bpf::{Bpf, BpfOptions, BpfSample, SourceState};
-use crate::config::Config;
+use crate::bpf::{Bpf, BpfOptions, BpfSample, FlowSample, SourceState};
+use crate::config::{Config, excluded};
 use crate::netlink::links::Link;
 use crate::netlink::qdiscs::Qdisc;
 use crate::netlink::{Netlink, NetlinkError};
@@ -59,6 +59,8 @@ pub struct Collector {
     owner_pids: Vec<u32>,
     drop_sums: BTreeMap<u32, u64>,
     want_flows: bool,
+    /// The source of flows where no program may be loaded.
+    stand_in: Option<Source>,
     epoch: Instant,
 }
 
@@ -70,10 +72,10 @@ impl Collector {
     pub fn open(config: &Config, epoch: Instant) -> Result<Collector, NetlinkError> {
         let options = BpfOptions {
             netns_filter: config.bpf.netns_filter,
-            collective: config.bpf.collective,
-            tcp: config.bpf.tcp,
-            qdisc: config.bpf.qdisc,
-            drop: config.bpf.drop,
+            collective: config.bpf.enabled && config.bpf.collective,
+            tcp: config.bpf.enabled && config.bpf.tcp,
+            qdisc: config.bpf.enabled && config.bpf.qdisc,
+            drop: config.bpf.enabled && config.bpf.drop,
             cgroup: config.bpf.cgroup.clone(),
             object: None,
         };
@@ -91,7 +93,12 @@ impl Collector {
             owners: BTreeMap::new(),
             owner_pids: Vec::new(),
             drop_sums: BTreeMap::new(),
-            want_flows: config.role == crate::config::Role::Host,
+            want_flows: config.bpf.tcp,
+            stand_in: (config.bpf.tcp && !config.bpf.enabled).then(|| Source {
+                name: "tcp",
+                up: true,
+                reason: "from socket diagnostics, because bpf.enabled is false".into(),
+            }),
             epoch,
         })
     }
@@ -105,7 +112,7 @@ impl Collector {
             reason: self.netdev_error.clone().unwrap_or_default(),
         };
         let mut sources = vec![netdev];
-        sources.extend(self.bpf_sources.iter().cloned());
+        sources.extend(self.bpf_sources.iter().chain(&self.stand_in).cloned());
         sources
     }
 
@@ -245,7 +252,7 @@ impl Collector {
         let flows = if self.bpf.is_some() {
             &bpf.flows
         } else {
-            fallback = crate::bpf::sockdiag::flows().unwrap_or_default();
+            fallback = self.flows_of_stand_in();
             &fallback
         };
         let mut ended = BTreeMap::new();
@@ -274,6 +281,26 @@ impl Collector {
                     closed: flow.closed,
                 },
             );
+        }
+    }
+
+    fn flows_of_stand_in(&mut self) -> Vec<FlowSample> {
+        let Some(source) = &mut self.stand_in else {
+            return Vec::new();
+        };
+        match crate::bpf::sockdiag::flows() {
+            Ok(flows) => {
+                source.up = true;
+                flows
+            }
+            Err(error) => {
+                let reason = format!("socket diagnostics: {error}");
+                if source.up {
+                    tracing::warn!("source tcp is down: {reason}");
+                }
+                (source.up, source.reason) = (false, reason);
+                Vec::new()
+            }
         }
     }
 
@@ -324,14 +351,6 @@ fn source_of(state: SourceState) -> Source {
 /// A process that no launcher named is a job of its own.
 fn key_of(job: Option<&JobIdentity>, pid: u32) -> String {
     job.map_or_else(|| format!("pid:{pid}"), |j| j.key.clone())
-}
-
-/// Whether a name matches one of the patterns; a trailing `*` stands for anything.
-fn excluded(patterns: &[String], name: &str) -> bool {
-    patterns.iter().any(|p| {
-        p.strip_suffix('*')
-            .map_or(p == name, |prefix| name.starts_with(prefix))
-    })
 }
 
 fn readings_of(

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use weir_agent_core::limits::Limits;
 
+/// All addresses, as exporters do: who scrapes is another machine.
+const LISTEN_METRICS: &str = "0.0.0.0:9741";
+
 /// Why a configuration is refused. Names file, key, value, range and remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -37,15 +40,18 @@ pub enum Role {
 }
 
 /// The file, key by key. Unknown keys are errors.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawConfig {
     pub node: Option<String>,
     pub role: Option<String>,
     /// Address of the controller, such as "http://10.0.0.1:9742"; without one the agent serves /metrics only.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub controller: Option<String>,
     pub listen_metrics: Option<String>,
     pub state_dir: Option<PathBuf>,
+    /// Limits file; without one nothing may be changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<PathBuf>,
     pub sample_interval: Option<String>,
     pub spool_samples: Option<u64>,
@@ -56,9 +62,10 @@ pub struct RawConfig {
     pub bpf: RawBpf,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawBpf {
+    /// False: no program is loaded; flows come from socket diagnostics instead.
     pub enabled: Option<bool>,
     /// See only the agent's own network namespace: for labs where many agents share a kernel.
     pub netns_filter: Option<bool>,
@@ -67,6 +74,7 @@ pub struct RawBpf {
     pub qdisc: Option<bool>,
     pub drop: Option<bool>,
     /// cgroup v2 directory for the TCP programs; default: where it is mounted.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<PathBuf>,
 }
 
@@ -88,9 +96,11 @@ pub struct Config {
     pub bpf: Bpf,
 }
 
-/// Which eBPF families to load.
+/// What to see by eBPF.
 #[derive(Debug, Clone)]
 pub struct Bpf {
+    /// Whether programs may be loaded at all.
+    pub enabled: bool,
     pub netns_filter: bool,
     pub collective: bool,
     pub tcp: bool,
@@ -196,7 +206,7 @@ impl RawConfig {
             ));
         }
         if let Some(controller) = &self.controller
-            && !controller.starts_with("http://")
+            && !is_controller_address(controller)
         {
             return Err(check.wrong(
                 "controller",
@@ -204,7 +214,7 @@ impl RawConfig {
                 "give http://ADDRESS:PORT, such as \"http://10.0.0.1:9742\"",
             ));
         }
-        let listen = self.listen_metrics.as_deref().unwrap_or("127.0.0.1:9741");
+        let listen = self.listen_metrics.as_deref().unwrap_or(LISTEN_METRICS);
         let listen_metrics = listen.parse().map_err(|_| {
             check.wrong(
                 "listen_metrics",
@@ -213,9 +223,7 @@ impl RawConfig {
             )
         })?;
         let second = Duration::from_secs(1);
-        let enabled = self.bpf.enabled.unwrap_or(true);
         let is_host = role == Role::Host;
-        let family = |asked: Option<bool>, default: bool| enabled && asked.unwrap_or(default);
         let limits = match &self.limits {
             Some(file) => read_limits(file)?,
             None => Limits::default(),
@@ -242,29 +250,55 @@ impl RawConfig {
             ports_exclude: self.ports_exclude.clone().unwrap_or_default(),
             dry_run: self.dry_run.unwrap_or(false),
             bpf: Bpf {
+                enabled: self.bpf.enabled.unwrap_or(true),
                 netns_filter: self.bpf.netns_filter.unwrap_or(false),
                 // A switch forwards: it runs no collectives and ends no flows. A host's queue is its NIC's.
-                collective: family(self.bpf.collective, is_host),
-                tcp: family(self.bpf.tcp, is_host),
-                qdisc: family(self.bpf.qdisc, !is_host),
-                drop: family(self.bpf.drop, true),
+                collective: self.bpf.collective.unwrap_or(is_host),
+                tcp: self.bpf.tcp.unwrap_or(is_host),
+                qdisc: self.bpf.qdisc.unwrap_or(!is_host),
+                drop: self.bpf.drop.unwrap_or(true),
                 cgroup: self.bpf.cgroup.clone(),
             },
         })
     }
 }
 
-/// Reads and checks a file.
-///
-/// # Errors
-/// [`ConfigError`].
-pub fn read(path: &Path) -> Result<(RawConfig, Config), ConfigError> {
-    let raw: RawConfig = parse(path)?;
-    let config = raw.check(path)?;
-    Ok((raw, config))
+impl From<&Config> for RawConfig {
+    /// The file that would give this configuration, with every default written out.
+    fn from(config: &Config) -> RawConfig {
+        let role = match config.role {
+            Role::Host => "host",
+            Role::Switch => "switch",
+        };
+        RawConfig {
+            node: Some(config.node.clone()),
+            role: Some(role.into()),
+            controller: config.controller.clone(),
+            listen_metrics: Some(config.listen_metrics.to_string()),
+            state_dir: Some(config.state_dir.clone()),
+            limits: config.limits_file.clone(),
+            sample_interval: Some(humantime::format_duration(config.sample_interval).to_string()),
+            spool_samples: Some(config.spool_samples as u64),
+            ports_exclude: Some(config.ports_exclude.clone()),
+            dry_run: Some(config.dry_run),
+            bpf: RawBpf {
+                enabled: Some(config.bpf.enabled),
+                netns_filter: Some(config.bpf.netns_filter),
+                collective: Some(config.bpf.collective),
+                tcp: Some(config.bpf.tcp),
+                qdisc: Some(config.bpf.qdisc),
+                drop: Some(config.bpf.drop),
+                cgroup: config.bpf.cgroup.clone(),
+            },
+        }
+    }
 }
 
-fn parse<T: Default + for<'a> Deserialize<'a>>(path: &Path) -> Result<T, ConfigError> {
+/// Reads a file, unchecked.
+///
+/// # Errors
+/// [`ConfigError::Read`], [`ConfigError::Syntax`].
+pub fn parse<T: Default + for<'a> Deserialize<'a>>(path: &Path) -> Result<T, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
         path: path.to_owned(),
         source,
@@ -323,6 +357,22 @@ pub fn cidr(text: &str) -> Option<(Ipv4Addr, u8)> {
     ))
 }
 
+/// Whether an interface is to be left alone; a trailing `*` of a pattern stands for anything.
+#[must_use]
+pub fn excluded(patterns: &[String], name: &str) -> bool {
+    patterns.iter().any(|p| {
+        p.strip_suffix('*')
+            .map_or(p == name, |prefix| name.starts_with(prefix))
+    })
+}
+
+fn is_controller_address(text: &str) -> bool {
+    text.parse::<tonic::transport::Uri>().is_ok_and(|uri| {
+        let host = uri.host().is_some_and(|h| !h.is_empty());
+        uri.scheme_str() == Some("http") && host && uri.port_u16().is_some() && uri.path() == "/"
+    })
+}
+
 fn hostname() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map(|s| s.trim().to_owned())
@@ -343,13 +393,57 @@ mod tests {
             format!("limits: {}\n{config}", limits_path.display()),
         )
         .unwrap();
-        read(&path).unwrap_err().to_string()
+        let checked = parse(&path).and_then(|raw: RawConfig| raw.check(&path));
+        checked.unwrap_err().to_string()
     }
 
     #[test]
     fn with_no_limits_file_nothing_may_be_written() {
         let config = RawConfig::default().check(Path::new("x")).unwrap();
         assert!(!config.limits.routes_allow);
+    }
+
+    #[test]
+    fn what_is_shown_gives_the_same_configuration() {
+        for text in [
+            "node: n",
+            "{node: s1, role: switch, controller: 'http://c:1', sample_interval: 250ms, bpf: {enabled: false, tcp: true}}",
+        ] {
+            let raw: RawConfig = serde_norway::from_str(text).unwrap();
+            let shown = RawConfig::from(&raw.check(Path::new("x")).unwrap());
+            let yaml = serde_norway::to_string(&shown).unwrap();
+            let again: RawConfig = serde_norway::from_str(&yaml).unwrap();
+            assert_eq!(
+                RawConfig::from(&again.check(Path::new("y")).unwrap()),
+                shown
+            );
+            assert!(!yaml.contains("null"), "{yaml}");
+        }
+    }
+
+    #[test]
+    fn a_controller_that_cannot_be_reached_by_its_address_is_refused() {
+        for bad in [
+            "https://c:1",
+            "http://",
+            "http://c",
+            "c:9742",
+            "http://c:1/x",
+            "http://c:x",
+        ] {
+            let text = refusal(&format!("controller: \"{bad}\""), "");
+            assert!(
+                text.contains("controller") && text.contains("http://ADDRESS:PORT"),
+                "{bad}: {text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_pattern_with_a_star_excludes_by_prefix() {
+        let patterns = ["docker*".to_owned(), "ib0".to_owned()];
+        assert!(excluded(&patterns, "docker0") && excluded(&patterns, "ib0"));
+        assert!(!excluded(&patterns, "ib01") && !excluded(&patterns, "eth0"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What this node tells of itself: ports, addresses, neighbours, ECMP groups; and its answers to
 //! "where would you send this?".
 
+use crate::config::excluded;
 use crate::netlink::nexthops::Body;
 use crate::netlink::routes::Lookup;
 use crate::netlink::{Netlink, NetlinkError};
@@ -13,30 +14,37 @@ const KEYS_MAX: usize = 10_000;
 /// Most prefixes told of one group.
 const PREFIXES_MAX: usize = 256;
 
-/// Reads the inventory.
+/// Reads the inventory, without the interfaces that are left alone.
 ///
 /// # Errors
 /// [`NetlinkError`].
-pub fn read(netlink: &mut Netlink, routes_epoch: u64) -> Result<v1::Inventory, NetlinkError> {
+pub fn read(
+    netlink: &mut Netlink,
+    exclude: &[String],
+    routes_epoch: u64,
+) -> Result<v1::Inventory, NetlinkError> {
     let links = netlink.links()?;
     let names: BTreeMap<u32, &str> = links.iter().map(|l| (l.ifindex, l.name.as_str())).collect();
     let addresses = netlink.addresses()?;
     let neighbours = netlink.neighbours()?;
-    let ports = links.iter().filter(|l| !l.loopback).map(|l| v1::Port {
-        name: l.name.clone(),
-        up: l.up,
-        addresses: addresses
-            .iter()
-            .filter(|a| a.ifindex == l.ifindex)
-            .map(|a| format!("{}/{}", a.address, a.prefix_len))
-            .collect(),
-        neighbours: neighbours
-            .iter()
-            .filter(|(i, _)| *i == l.ifindex)
-            .map(|(_, a)| a.to_string())
-            .collect(),
-        speed_bps: speed_bps(&l.name),
-    });
+    let ports = links
+        .iter()
+        .filter(|l| !l.loopback && !excluded(exclude, &l.name))
+        .map(|l| v1::Port {
+            name: l.name.clone(),
+            up: l.up,
+            addresses: addresses
+                .iter()
+                .filter(|a| a.ifindex == l.ifindex)
+                .map(|a| format!("{}/{}", a.address, a.prefix_len))
+                .collect(),
+            neighbours: neighbours
+                .iter()
+                .filter(|(i, _)| *i == l.ifindex)
+                .map(|(_, a)| a.to_string())
+                .collect(),
+            speed_bps: speed_bps(&l.name),
+        });
     let nexthops = netlink.nexthops()?;
     let routes = netlink.routes()?;
     let port_of = |id: u32| {
@@ -144,10 +152,17 @@ pub fn answer(netlink: &mut Netlink, query: &v1::PathQuery) -> v1::PathAnswer {
 ///
 /// # Errors
 /// What of it this node does not have, in words.
-pub fn change_of(netlink: &mut Netlink, change: &v1::Change) -> Result<RouteChange, String> {
+pub fn change_of(
+    netlink: &mut Netlink,
+    exclude: &[String],
+    change: &v1::Change,
+) -> Result<RouteChange, String> {
     let text = |e: NetlinkError| e.to_string();
     let links = netlink.links().map_err(text)?;
     let ifindex = |port: &str| {
+        if excluded(exclude, port) {
+            return Err(format!("{port} is left alone by this node (ports_exclude)"));
+        }
         links
             .iter()
             .find(|l| l.name == port)

@@ -49,7 +49,7 @@ enum Cmd {
 enum ConfigCmd {
     /// Say whether the configuration is valid, and what is wrong with it.
     Check(Options),
-    /// Print the configuration as it was understood.
+    /// Print the configuration as it was understood, defaults and overrides included; the output is a valid file.
     Show(Options),
 }
 
@@ -80,13 +80,13 @@ struct Options {
 }
 
 impl Options {
-    fn load(&self) -> Result<(RawConfig, Config), ConfigError> {
+    fn load(&self) -> Result<Config, ConfigError> {
         let path = self
             .config
             .as_deref()
             .unwrap_or(Path::new("(command line)"));
         let mut raw = match &self.config {
-            Some(file) => config::read(file)?.0,
+            Some(file) => config::parse(file)?,
             None => RawConfig::default(),
         };
         let overrides = [
@@ -104,8 +104,7 @@ impl Options {
         if self.dry_run {
             raw.dry_run = Some(true);
         }
-        let config = raw.check(path)?;
-        Ok((raw, config))
+        raw.check(path)
     }
 }
 
@@ -146,14 +145,14 @@ fn perform(command: Cmd) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout();
     match command {
         Cmd::Run(options) => {
-            let (_, config) = options.load()?;
+            let config = options.load()?;
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?
                 .block_on(run::run(config))?;
         }
         Cmd::Scan { options, json } => {
-            let findings = scan::scan(&options.load()?.1)?;
+            let findings = scan::scan(&options.load()?)?;
             writeln!(
                 out,
                 "{}",
@@ -198,7 +197,8 @@ fn perform(command: Cmd) -> anyhow::Result<ExitCode> {
             writeln!(out, "ok")?;
         }
         Cmd::Config(ConfigCmd::Show(options)) => {
-            write!(out, "{}", serde_norway::to_string(&options.load()?.0)?)?
+            let effective = RawConfig::from(&options.load()?);
+            write!(out, "{}", serde_norway::to_string(&effective)?)?
         }
     }
     Ok(ExitCode::SUCCESS)

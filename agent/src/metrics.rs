@@ -40,7 +40,7 @@ macro_rules! catalogue {
 catalogue! {
     BUILD Gauge "weir_agent_build_info" ["version"] "Always 1; carries the version.";
     CPU Counter "weir_agent_process_cpu_seconds_total" [] "CPU time of the process (/proc/self/stat).";
-    RSS Gauge "weir_agent_process_resident_bytes" [] "Resident memory of the process (/proc/self/statm).";
+    RSS Gauge "weir_agent_process_resident_bytes" [] "Resident memory of the process (VmRSS of /proc/self/status).";
     SOURCE_UP Gauge "weir_agent_source_up" ["source"] "1 while the source delivers; 0 costs its columns, not the agent.";
     COLLECT Gauge "weir_agent_collect_seconds" [] "Wall time of the last collection of all sources.";
     LOST Counter "weir_agent_bpf_lost_records_total" [] "Records that the eBPF programs could not hand over.";
@@ -356,14 +356,11 @@ fn own_process() -> Option<(f64, f64)> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
     let user: f64 = fields.nth(11)?.parse().ok()?;
     let system: f64 = fields.next()?.parse().ok()?;
-    let pages: f64 = std::fs::read_to_string("/proc/self/statm")
-        .ok()?
-        .split_whitespace()
-        .nth(1)?
-        .parse()
-        .ok()?;
-    // The kernel's user-visible clock tick is 100 Hz (USER_HZ); pages are 4 KiB on x86-64.
-    Some(((user + system) / 100.0, pages * 4096.0))
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let resident = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    let kib: f64 = resident.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    // The kernel's user-visible clock tick is 100 Hz (USER_HZ) on every architecture we run on.
+    Some(((user + system) / 100.0, kib * 1024.0))
 }
 
 #[cfg(test)]
@@ -398,6 +395,12 @@ mod tests {
                 metric.name
             );
         }
+    }
+
+    #[test]
+    fn the_process_is_seen() {
+        let (cpu, rss) = own_process().unwrap();
+        assert!(cpu >= 0.0 && rss > 100_000.0, "{cpu} {rss}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use prost::Message as _;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use weir_agent_core::lease::{Grant, Outcome};
 use weir_agent_core::spool::Spool;
@@ -28,6 +28,8 @@ use weir_wire::version;
 const LOOK_FOR_JOBS: Duration = Duration::from_millis(500);
 /// Lease reports that wait for a stream.
 const REPORTS_MAX: usize = 256;
+/// How long an orderly end of the stream may take when the agent stops.
+const FAREWELL: Duration = Duration::from_millis(500);
 /// A reason that did not change is not logged again.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
@@ -55,7 +57,10 @@ async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow
     for note in notes {
         tracing::warn!("{note}");
     }
-    let mut term = signal(SignalKind::terminate())?;
+    let mut stop = Stop {
+        term: signal(SignalKind::terminate())?,
+        interrupt: signal(SignalKind::interrupt())?,
+    };
     let collector = Collector::open(&config, epoch)?;
     let shared = Shared::default();
     let listener = tokio::net::TcpListener::bind(config.listen_metrics)
@@ -68,12 +73,13 @@ async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow
         })?;
     tracing::info!("/metrics on {}", listener.local_addr()?);
     let page = tokio::spawn(crate::metrics::serve(listener, shared.clone()));
-    let uplink = config.controller.clone().map(uplink::spawn);
+    let mut uplink = config.controller.clone().map(uplink::spawn);
     let mut agent = Agent {
         reports: VecDeque::new(),
         spool: Spool::new(config.spool_samples),
         encoder: FrameEncoder::default(),
         stream: None,
+        welcomed: false,
         routes_epoch: 1,
         said: None,
         told_sources: Vec::new(),
@@ -91,10 +97,16 @@ async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow
         shared,
         epoch,
     };
-    let result = agent.serve(uplink, &mut term).await;
-    agent.shut_down().await;
+    let result = agent.serve(&mut uplink, &mut stop).await;
+    agent.shut_down(&mut uplink).await;
     page.abort();
     result
+}
+
+/// The signals that end the agent.
+struct Stop {
+    term: Signal,
+    interrupt: Signal,
 }
 
 struct Agent<B> {
@@ -106,6 +118,8 @@ struct Agent<B> {
     spool: Spool<Sample>,
     encoder: FrameEncoder,
     stream: Option<mpsc::Sender<AgentMessage>>,
+    /// The controller accepted the stream: samples and reports may leave their queues.
+    welcomed: bool,
     reports: VecDeque<Report>,
     routes_epoch: u64,
     told_sources: Vec<Source>,
@@ -119,8 +133,8 @@ struct Agent<B> {
 impl<B: Backend> Agent<B> {
     async fn serve(
         &mut self,
-        mut uplink: Option<mpsc::Receiver<Event>>,
-        term: &mut tokio::signal::unix::Signal,
+        uplink: &mut Option<mpsc::Receiver<Event>>,
+        stop: &mut Stop,
     ) -> anyhow::Result<()> {
         let mut ticks = tokio::time::interval(self.config.sample_interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -138,10 +152,10 @@ impl<B: Backend> Agent<B> {
                         self.routing_changed();
                     }
                 }
-                event = next(&mut uplink) => self.uplink_event(event),
+                event = next(uplink) => self.uplink_event(event),
                 () = until(self.epoch, expiry) => self.tick_leases(),
-                _ = term.recv() => return Ok(()),
-                result = tokio::signal::ctrl_c() => return Ok(result?),
+                _ = stop.term.recv() => return Ok(()),
+                _ = stop.interrupt.recv() => return Ok(()),
             }
         }
     }
@@ -167,7 +181,7 @@ impl<B: Backend> Agent<B> {
 
     fn publish(&mut self) {
         self.page.sources = self.collector.sources();
-        self.page.uplink_up = self.stream.is_some();
+        self.page.uplink_up = self.is_up();
         self.page.leases_held = self.actuator.held().len();
         self.page.changes_standing = self.actuator.standing();
         self.page.samples_dropped = self.spool.dropped();
@@ -191,23 +205,32 @@ impl<B: Backend> Agent<B> {
 
     fn take_reports(&mut self) {
         for report in self.actuator.take_reports() {
-            match report.outcome {
-                Outcome::Applied => self.page.leases_applied += 1,
-                Outcome::Refused => self.page.leases_refused += 1,
-                Outcome::Ended => self.page.leases_ended += 1,
-            }
-            if self.reports.len() == REPORTS_MAX {
-                self.reports.pop_front();
-            }
-            self.reports.push_back(report);
+            self.report(report);
         }
+    }
+
+    fn report(&mut self, report: Report) {
+        match report.outcome {
+            Outcome::Applied => self.page.leases_applied += 1,
+            Outcome::Refused => self.page.leases_refused += 1,
+            Outcome::Ended => self.page.leases_ended += 1,
+        }
+        if self.reports.len() == REPORTS_MAX
+            && let Some(lost) = self.reports.pop_front()
+        {
+            tracing::warn!(
+                lease = lost.id,
+                "too many reports wait for a controller: the oldest is dropped"
+            );
+        }
+        self.reports.push_back(report);
     }
 
     fn uplink_event(&mut self, event: Event) {
         match event {
             Event::Opening(stream) => self.open(stream),
             Event::Closed { reason } => {
-                self.stream = None;
+                self.disconnect();
                 let repeated = self
                     .said
                     .as_ref()
@@ -244,21 +267,34 @@ impl<B: Backend> Agent<B> {
             schema: Some(schema),
         };
         self.stream = Some(stream);
+        self.welcomed = false;
         self.told_sources.clear();
         self.told_inventory = None;
         self.send(Body::Hello(hello));
+    }
+
+    fn welcome(&mut self, welcome: &v1::Welcome) {
+        self.welcomed = self.stream.is_some();
+        self.said = None;
+        tracing::info!(controller = welcome.controller_version, "uplink is up");
         self.tell_inventory();
         self.tell_sources();
         self.flush();
     }
 
+    fn is_up(&self) -> bool {
+        self.welcomed && self.stream.is_some()
+    }
+
+    fn disconnect(&mut self) {
+        self.stream = None;
+        self.welcomed = false;
+    }
+
     fn message(&mut self, body: controller_message::Body) {
         let now = self.now();
         match body {
-            controller_message::Body::Welcome(welcome) => {
-                self.said = None;
-                tracing::info!(controller = welcome.controller_version, "uplink is up");
-            }
+            controller_message::Body::Welcome(welcome) => self.welcome(&welcome),
             controller_message::Body::Resync(_) => self.encoder.resync(),
             controller_message::Body::Path(query) => {
                 let answer = inventory::answer(&mut self.collector.netlink, &query);
@@ -286,7 +322,9 @@ impl<B: Backend> Agent<B> {
         let changes: Result<Vec<_>, String> = grant
             .changes
             .iter()
-            .map(|c| inventory::change_of(&mut self.collector.netlink, c))
+            .map(|c| {
+                inventory::change_of(&mut self.collector.netlink, &self.config.ports_exclude, c)
+            })
             .collect();
         match changes {
             Ok(changes) => self.actuator.grant(
@@ -300,8 +338,7 @@ impl<B: Backend> Agent<B> {
             ),
             Err(reason) => {
                 tracing::warn!(lease = grant.id, "refused: {reason}");
-                self.page.leases_refused += 1;
-                self.reports.push_back(Report {
+                self.report(Report {
                     id: grant.id,
                     outcome: Outcome::Refused,
                     reason,
@@ -311,10 +348,14 @@ impl<B: Backend> Agent<B> {
     }
 
     fn tell_inventory(&mut self) {
-        if self.stream.is_none() {
+        if !self.is_up() {
             return;
         }
-        match inventory::read(&mut self.collector.netlink, self.routes_epoch) {
+        match inventory::read(
+            &mut self.collector.netlink,
+            &self.config.ports_exclude,
+            self.routes_epoch,
+        ) {
             Ok(inventory) if self.told_inventory.as_ref() != Some(&inventory) => {
                 self.send(Body::Inventory(inventory.clone()));
                 self.told_inventory = Some(inventory);
@@ -326,7 +367,7 @@ impl<B: Backend> Agent<B> {
 
     fn tell_sources(&mut self) {
         let sources = self.collector.sources();
-        if self.stream.is_some() && sources != self.told_sources {
+        if self.is_up() && sources != self.told_sources {
             let report = sources.iter().map(|s| v1::Source {
                 name: s.name.into(),
                 up: s.up,
@@ -342,7 +383,8 @@ impl<B: Backend> Agent<B> {
     /// Sends what waits, oldest first, as far as the stream takes it.
     fn flush(&mut self) {
         self.flush_reports();
-        while let Some(stream) = &self.stream
+        while self.welcomed
+            && let Some(stream) = &self.stream
             && stream.capacity() > 1
             && let Some(sample) = self.spool.pop()
         {
@@ -356,7 +398,8 @@ impl<B: Backend> Agent<B> {
     }
 
     fn flush_reports(&mut self) {
-        while self.stream.as_ref().is_some_and(|s| s.capacity() > 0)
+        while self.welcomed
+            && self.stream.as_ref().is_some_and(|s| s.capacity() > 0)
             && let Some(report) = self.reports.pop_front()
         {
             let state = match report.outcome {
@@ -376,26 +419,26 @@ impl<B: Backend> Agent<B> {
     fn send(&mut self, body: Body) {
         let Some(stream) = &self.stream else { return };
         let message = AgentMessage { body: Some(body) };
-        self.page.wire_bytes += message.encoded_len() as u64;
-        if stream.try_send(message).is_err() {
-            // Full or closed: the task behind it will say so and connect again.
-            self.stream = None;
+        let bytes = message.encoded_len() as u64;
+        match stream.try_send(message) {
+            Ok(()) => self.page.wire_bytes += bytes,
+            // Full or closed: without a sender the stream ends, and the task behind it connects again.
+            Err(_) => self.disconnect(),
         }
     }
 
-    async fn shut_down(&mut self) {
+    /// Restores every baseline and says so, as far as the controller listens.
+    async fn shut_down(&mut self, uplink: &mut Option<mpsc::Receiver<Event>>) {
         self.actuator.end_all("the agent is stopping", self.now());
         self.take_reports();
         self.flush_reports();
-        if let Some(stream) = self.stream.take() {
-            // Lets the last reports go out; a controller that is gone learns it from the journal.
-            let sent = tokio::time::timeout(Duration::from_millis(500), async {
-                while stream.capacity() < stream.max_capacity() {
-                    tokio::task::yield_now().await
-                }
-            })
-            .await;
-            tracing::debug!(reported = sent.is_ok(), "stopped");
+        if self.is_up() {
+            // The end of our half lets what is queued go out; the controller answers with the end of its own.
+            self.disconnect();
+            let closed = async { while !matches!(next(uplink).await, Event::Closed { .. }) {} };
+            if tokio::time::timeout(FAREWELL, closed).await.is_err() {
+                tracing::warn!("the controller did not confirm the end of the stream");
+            }
         }
         if !self.actuator.held().is_empty() {
             tracing::error!(

@@ -100,7 +100,8 @@ impl Readings {
                 let (Kind::Counter, Some(raw)) = (signal.kind(), *reading) else {
                     continue;
                 };
-                let narrow = *signal == Signal::QueueDrops;
+                // The kernel counts these in 32 bits (gnet_stats_queue, tc_red_xstats, tc_fq_codel_qd_stats).
+                let narrow = matches!(signal, Signal::QueueDrops | Signal::EcnMarkedTx);
                 let key = (port.clone(), *signal);
                 let (counter, sum) = self.counters.entry(key.clone()).or_insert_with(|| {
                     (
@@ -262,11 +263,12 @@ impl FrameEncoder {
                 *next = next.wrapping_add(1);
                 // A flow that is new since the last sample sent all its bytes since then; one that
                 // was there before the agent sent them at a time that nobody knows.
+                let before = |counted: u64| if first_frame { counted } else { 0 };
                 SentFlow {
                     id: *next,
-                    bytes: if first_frame { reading.bytes } else { 0 },
-                    retransmits: 0,
-                    delivered_ce: 0,
+                    bytes: before(reading.bytes),
+                    retransmits: before(reading.retransmits),
+                    delivered_ce: before(reading.delivered_ce),
                     announced: false,
                 }
             });
@@ -404,6 +406,47 @@ mod tests {
         let mut encoder = FrameEncoder::default();
         encoder.restart(Some(&next));
         assert_eq!(encoder.encode(&next, 1).1.resets, [0]);
+    }
+
+    #[test]
+    fn what_is_absent_stays_absent_and_costs_nothing() {
+        let mut encoder = FrameEncoder::default();
+        encoder.restart(Some(&sample(1, 7, 0)));
+        let mut state = Columns::new(PORT_SIGNALS.len() + 1);
+        let first = encoder.encode(&sample(1, 7, 0), 0).1;
+        state.decode(&first.columns).unwrap();
+        assert_eq!((state.values()[0], state.values()[1]), (Some(7), None));
+        assert!(encoder.encode(&sample(2, 7, 0), 0).1.columns.is_empty());
+    }
+
+    #[test]
+    fn a_resync_brings_a_key_frame_that_stands_alone() {
+        let mut encoder = FrameEncoder::default();
+        encoder.restart(Some(&sample(1, 7, 0)));
+        encoder.encode(&sample(1, 7, 0), 0);
+        encoder.resync();
+        let frame = encoder.encode(&sample(2, 9, 0), 0).1;
+        let mut state = Columns::new(PORT_SIGNALS.len() + 1);
+        state.decode(&frame.columns).unwrap();
+        assert!(frame.key && state.values()[0] == Some(9));
+    }
+
+    #[test]
+    fn a_flow_older_than_the_agent_is_counted_from_its_first_sample() {
+        let mut encoder = FrameEncoder::default();
+        encoder.restart(None);
+        let step = |encoder: &mut FrameEncoder, bytes, retransmits| {
+            let mut flows = flow(bytes, false);
+            flows.values_mut().for_each(|f| f.retransmits = retransmits);
+            let sample = Sample {
+                flows,
+                ..Sample::default()
+            };
+            encoder.encode(&sample, 0).1.flows
+        };
+        assert!(step(&mut encoder, 1 << 40, 99).is_empty());
+        let second = step(&mut encoder, (1 << 40) + 5, 100);
+        assert_eq!((second[0].bytes, second[0].retransmits), (5, 1));
     }
 
     fn flow(bytes: u64, closed: bool) -> BTreeMap<FlowEnds, FlowReading> {

@@ -61,7 +61,7 @@ pub fn scan(config: &Config) -> anyhow::Result<Vec<Finding>> {
             },
         );
     }
-    let inventory = inventory::read(&mut collector.netlink, 0)?;
+    let inventory = inventory::read(&mut collector.netlink, &config.ports_exclude, 0)?;
     for port in &inventory.ports {
         let drops = sample
             .ports
@@ -75,10 +75,16 @@ pub fn scan(config: &Config) -> anyhow::Result<Vec<Finding>> {
                 format!("up, {drops} packets dropped by its queue since it was made"),
                 "",
             ),
-            (true, _) => say(
+            (true, true) => say(
                 format!("port {}", port.name),
                 Level::Ok,
                 format!("up, {}", port.addresses.join(" ")),
+                "",
+            ),
+            (true, false) => say(
+                format!("port {}", port.name),
+                Level::Ok,
+                "up, no address".into(),
                 "",
             ),
             (false, true) => say(
