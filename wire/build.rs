@@ -3,6 +3,5 @@ fn main() -> std::io::Result<()> {
     println!("cargo:rerun-if-changed=proto/weir.proto");
     tonic_prost_build::configure()
         .build_transport(false)
-        .bytes(".weir.v1.Frame.columns")
         .compile_protos(&["proto/weir.proto"], &["proto"])
 }

@@ -11,7 +11,7 @@ use crate::netlink::qdiscs::Qdisc;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::sample::{
     CollectiveCall, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, Readings, RunningCall,
-    Sample,
+    Sample, Series,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -215,23 +215,30 @@ impl Collector {
         for call in &bpf.collectives {
             let job = self.job(call.pid);
             sample.collectives.push(CollectiveCall {
-                job: key_of(job.as_ref(), call.pid),
-                pid: call.pid,
-                op: call.op.name(),
+                series: Series {
+                    job: key_of(job.as_ref(), call.pid),
+                    pid: call.pid,
+                    op: call.op.name(),
+                    communicator: call.comm,
+                    rank: call.rank.or_else(|| job.as_ref()?.rank),
+                    ranks: call.nranks.or_else(|| job.as_ref()?.size),
+                },
                 bytes: call.bytes,
-                communicator: call.comm,
                 started_before_sample: before(call.start_ns),
                 duration: Duration::from_nanos(call.end_ns.saturating_sub(call.start_ns)),
-                rank: call.rank.or_else(|| job.as_ref()?.rank),
-                ranks: call.nranks.or_else(|| job.as_ref()?.size),
             });
         }
         for call in &bpf.in_flight {
             let job = self.job(call.pid);
             sample.running.push(RunningCall {
-                job: key_of(job.as_ref(), call.pid),
-                pid: call.pid,
-                op: call.op.name(),
+                series: Series {
+                    job: key_of(job.as_ref(), call.pid),
+                    pid: call.pid,
+                    op: call.op.name(),
+                    communicator: call.comm,
+                    rank: job.as_ref().and_then(|j| j.rank),
+                    ranks: job.as_ref().and_then(|j| j.size),
+                },
                 running: before(call.start_ns),
             });
         }

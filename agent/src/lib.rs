@@ -5,6 +5,7 @@ pub mod actuate;
 pub mod bpf;
 pub mod collect;
 pub mod config;
+pub mod frame;
 pub mod inventory;
 pub mod metrics;
 pub mod netlink;

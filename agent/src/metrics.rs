@@ -48,7 +48,7 @@ catalogue! {
     FRAMES Counter "weir_agent_frames_sent_total" [] "Frames sent to the controller.";
     DROPPED Counter "weir_agent_samples_dropped_total" [] "Samples that the bounded spool dropped while the controller was away.";
     WIRE_BYTES Counter "weir_agent_wire_bytes_total" [] "Bytes of all messages sent to the controller, before HTTP/2 framing.";
-    WIRE_SAMPLES Counter "weir_agent_wire_samples_total" [] "Column samples that those frames carried.";
+    WIRE_SAMPLES Counter "weir_agent_wire_samples_total" [] "Values that those frames carried: columns, fields of open flows, of finished and of running calls.";
     HELD Gauge "weir_agent_leases_held" [] "Leases that are not over.";
     STANDING Gauge "weir_agent_changes_standing" [] "Route changes that stand at this moment.";
     APPLIED Counter "weir_agent_leases_applied_total" [] "Leases whose changes were written and read back.";
@@ -137,7 +137,7 @@ impl Page {
     pub fn sampled(&mut self, sample: &Sample, extras: Extras) {
         for call in &sample.collectives {
             let seconds = call.duration.as_secs_f64();
-            let durations = self.durations.entry(call.op).or_default();
+            let durations = self.durations.entry(call.series.op).or_default();
             let bucket = SECONDS_BOUNDS.partition_point(|bound| *bound < seconds);
             durations.counts[bucket] += 1;
             durations.sum_s += seconds;

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use weir_controller_core::ids::{FlowKey, JobId, NodeId};
 use weir_controller_core::io::{self, Input};
-use weir_wire::columns::{COLUMNS_MAX, Columns, DecodeError};
+use weir_wire::codec::DecodeError;
+use weir_wire::columns::{COLUMNS_MAX, Columns};
+use weir_wire::frame::{CallRow, CallRows, FlowRow, FlowRows, RunningRows, SERIES_MAX};
 use weir_wire::signal::{Kind, Signal};
 use weir_wire::v1::{self, agent_message::Body};
 
@@ -20,14 +22,20 @@ const GAP: Duration = Duration::from_secs(60);
 /// Why a stream is closed. Every variant is the agent's fault and names what was wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
-    #[error("frame {seq}: {source}")]
-    Columns { seq: u64, source: DecodeError },
+    #[error("{part} of frame {seq}: {source}")]
+    Body {
+        part: &'static str,
+        seq: u64,
+        source: DecodeError,
+    },
     #[error("the schema has {columns} columns, {COLUMNS_MAX} are allowed")]
     SchemaTooLarge { columns: usize },
     #[error("frame {seq} has schema epoch {frame}, the last schema was {schema}")]
     SchemaEpoch { seq: u64, frame: u32, schema: u32 },
     #[error("more than {FLOWS_MAX} flows are open at once")]
     TooManyFlows,
+    #[error("series {series} is out of range 0..{SERIES_MAX}")]
+    SeriesNumber { series: u32 },
     #[error("port {port} of flow {flow} is out of range 0..=65535")]
     FlowPort { flow: u32, port: u32 },
     #[error("address {text:?} of interface {port} is not CIDR notation")]
@@ -61,8 +69,21 @@ pub struct Ingest {
     last_at: Option<Duration>,
     in_sync: bool,
     flows: BTreeMap<u32, (FlowKey, Option<JobId>)>,
-    /// Samples decoded so far, for the bytes-per-sample figure.
+    flow_rows: FlowRows,
+    series: BTreeMap<u32, Series>,
+    call_rows: CallRows,
+    running_rows: RunningRows,
+    /// Values decoded so far, for the bytes-per-sample figure.
     pub samples: u64,
+}
+
+/// What the calls of one process have in common.
+#[derive(Debug, Clone)]
+struct Series {
+    job: JobId,
+    op: Arc<str>,
+    rank: Option<u32>,
+    ranks: Option<u32>,
 }
 
 impl Ingest {
@@ -79,6 +100,10 @@ impl Ingest {
             last_at: None,
             in_sync: false,
             flows: BTreeMap::new(),
+            flow_rows: FlowRows::default(),
+            series: BTreeMap::new(),
+            call_rows: CallRows::default(),
+            running_rows: RunningRows::default(),
             samples: 0,
         };
         if let Some(schema) = &hello.schema {
@@ -161,14 +186,17 @@ impl Ingest {
         self.last_seq = Some(seq);
         if frame.key {
             self.state.clear();
+            self.flow_rows = FlowRows::default();
+            self.call_rows = CallRows::default();
+            self.running_rows = RunningRows::default();
+            self.series.clear();
             self.in_sync = true;
         } else if lost || !self.in_sync {
             self.in_sync = false;
             return Ok(Ingested::Resync);
         }
-        self.state
-            .decode(&frame.columns)
-            .map_err(|source| IngestError::Columns { seq, source })?;
+        let body = |part| move |source| IngestError::Body { part, seq, source };
+        self.state.decode(&frame.columns).map_err(body("columns"))?;
         self.samples += self.columns.len() as u64;
         let at = Duration::from_micros(frame.at_us);
         let elapsed = self
@@ -177,38 +205,60 @@ impl Ingest {
             .filter(|e| !e.is_zero() && *e <= GAP);
         self.last_at = Some(at);
         let ports = self.ports(&frame.resets);
+        for series in frame.series {
+            self.announce_series(series)?;
+        }
         for opened in &frame.flows_opened {
             self.open_flow(opened)?;
         }
-        let flows = frame.flows.iter().filter_map(|delta| {
-            let (key, job) = self.flows.get(&delta.id)?;
+        let flows = self.flow_rows.decode(&frame.flows).map_err(body("flows"))?;
+        self.samples += 4 * self.flow_rows.len() as u64;
+        let flows = flows.into_iter().filter_map(|(id, row)| {
+            let (key, job) = self.flows.get(&id)?;
+            let row = FlowRow::from(row);
             Some(io::FlowSample {
                 key: *key,
                 job: job.clone(),
-                bytes: delta.bytes,
-                retransmits: u64::from(delta.retransmits),
-                srtt_us: delta.srtt_us,
-                delivered_ce: u64::from(delta.delivered_ce),
+                bytes: row.bytes,
+                retransmits: row.retransmits,
+                srtt_us: u32::try_from(row.srtt_us).unwrap_or(u32::MAX),
+                delivered_ce: row.delivered_ce,
             })
         });
         let flows = flows.collect();
-        let flows_closed = frame
-            .flows_closed
-            .iter()
-            .filter_map(|id| Some(self.flows.remove(id)?.0))
-            .collect();
-        let collectives = frame.collectives.into_iter().map(|c| io::CollectiveDone {
-            job: JobId::new(&c.job),
-            rank: c.rank,
-            ranks: c.ranks,
-            op: c.op.into(),
-            bytes: c.bytes,
-            started_before: Duration::from_micros(c.start_before_us),
-            duration: Duration::from_micros(c.duration_us),
+        let flows_closed = frame.flows_closed.iter().filter_map(|id| {
+            self.flow_rows.forget(*id);
+            Some(self.flows.remove(id)?.0)
         });
-        let running = frame.running.into_iter().map(|r| io::CollectiveRunning {
-            job: JobId::new(&r.job),
-            running: Duration::from_micros(r.running_us),
+        let flows_closed = flows_closed.collect();
+        let since = |started_us: u64| Duration::from_micros(frame.at_us.wrapping_sub(started_us));
+        let calls = self
+            .call_rows
+            .decode(&frame.collectives)
+            .map_err(body("collectives"))?;
+        let running = self
+            .running_rows
+            .decode(&frame.running)
+            .map_err(body("running"))?;
+        self.samples += (3 * calls.len() + running.len()) as u64;
+        let collectives = calls.into_iter().filter_map(|(id, row)| {
+            let series = self.series.get(&id)?;
+            let row = CallRow::from(row);
+            Some(io::CollectiveDone {
+                job: series.job.clone(),
+                rank: series.rank,
+                ranks: series.ranks,
+                op: series.op.clone(),
+                bytes: row.bytes,
+                started_before: since(row.started_us),
+                duration: Duration::from_micros(row.duration_us),
+            })
+        });
+        let running = running.into_iter().filter_map(|(id, [started_us])| {
+            Some(io::CollectiveRunning {
+                job: self.series.get(&id)?.job.clone(),
+                running: since(started_us),
+            })
         });
         let sample = io::NodeSample {
             elapsed,
@@ -280,10 +330,37 @@ impl Ingest {
         ports.into_values().collect()
     }
 
+    fn announce_series(&mut self, series: v1::Series) -> Result<(), IngestError> {
+        let v1::Series {
+            id,
+            job,
+            op,
+            rank,
+            ranks,
+            ..
+        } = series;
+        if id >= SERIES_MAX {
+            return Err(IngestError::SeriesNumber { series: id });
+        }
+        self.call_rows.announce(id);
+        self.running_rows.announce(id);
+        let job = JobId::new(&job);
+        let op = op.into();
+        let series = Series {
+            job,
+            op,
+            rank,
+            ranks,
+        };
+        self.series.insert(id, series);
+        Ok(())
+    }
+
     fn open_flow(&mut self, opened: &v1::FlowOpened) -> Result<(), IngestError> {
-        if self.flows.len() >= FLOWS_MAX {
+        if self.flows.len() >= FLOWS_MAX && !self.flows.contains_key(&opened.id) {
             return Err(IngestError::TooManyFlows);
         }
+        self.flow_rows.announce(opened.id);
         let port = |port: u32| {
             u16::try_from(port).map_err(|_| IngestError::FlowPort {
                 flow: opened.id,

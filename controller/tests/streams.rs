@@ -15,6 +15,8 @@ use weir_controller::driver::{Driver, Handle};
 use weir_controller::server;
 use weir_controller_core::Config;
 use weir_controller_core::topology::Plan;
+use weir_wire::frame::SERIES_MAX;
+use weir_wire::rows::Rows;
 use weir_wire::v1::fabric_client::FabricClient;
 use weir_wire::v1::{self, agent_message::Body};
 use weir_wire::{MESSAGE_BYTES_MAX, version};
@@ -141,7 +143,7 @@ fn frame(seq: u64, columns: &[u8]) -> Body {
         at_us: seq * 1_000_000,
         schema_epoch: 1,
         key: seq == 1,
-        columns: columns.to_vec().into(),
+        columns: columns.to_vec(),
         ..v1::Frame::default()
     })
 }
@@ -203,6 +205,57 @@ async fn garbage_closes_its_own_stream_with_the_reason_and_no_other() {
             "{status}"
         );
         assert_eq!(controller.connected().await, ["healthy"]);
+    }
+}
+
+#[tokio::test]
+async fn calls_and_flows_that_were_not_announced_close_their_stream() {
+    let controller = controller().await;
+    let row = Rows::<4>::default().encode([(5, [1, 2, 3, 4])]);
+    let series = v1::Series {
+        id: SERIES_MAX,
+        ..v1::Series::default()
+    };
+    let bad: [(v1::Frame, &str); 3] = [
+        (
+            v1::Frame {
+                flows: row.clone(),
+                ..v1::Frame::default()
+            },
+            "flows of frame 1: the body names row 5",
+        ),
+        (
+            v1::Frame {
+                collectives: row,
+                ..v1::Frame::default()
+            },
+            "collectives of frame 1: the body names row 5",
+        ),
+        (
+            v1::Frame {
+                series: vec![series],
+                ..v1::Frame::default()
+            },
+            "series 4096 is out of range",
+        ),
+    ];
+    for (n, (frame, reason)) in (1..).zip(bad) {
+        let frame = Body::Frame(v1::Frame {
+            seq: 1,
+            schema_epoch: 1,
+            key: true,
+            ..frame
+        });
+        let mut agent = controller
+            .open(Body::Hello(hello("broken", n)))
+            .await
+            .unwrap();
+        agent.send(frame).await;
+        let status = agent.end().await;
+        assert!(
+            status.code() == Code::InvalidArgument && status.message().contains(reason),
+            "{status}"
+        );
     }
 }
 

@@ -14,21 +14,10 @@
 //!
 //! Decoding is all or nothing: a body that does not parse leaves the state as it was.
 
+use crate::codec::{DecodeError, get_varint, put_varint, unzigzag, zigzag};
+
 /// Most columns in one schema: 1,024 ports with 20 signals each.
 pub const COLUMNS_MAX: usize = 20_480;
-
-/// Why a frame's body was refused.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum DecodeError {
-    #[error("the frame's columns end in the middle of a number, at byte {at}")]
-    Truncated { at: usize },
-    #[error("the number at byte {at} of the frame's columns has more than 65 bits")]
-    Overlong { at: usize },
-    #[error("the frame names column {column}, the schema has {columns}")]
-    OutOfSchema { column: u128, columns: usize },
-    #[error("the frame has an empty run at byte {at}")]
-    EmptyRun { at: usize },
-}
 
 /// The column state of one side of a stream: what the last frame left.
 #[derive(Debug, Clone, Default)]
@@ -137,36 +126,6 @@ impl Columns {
         }
         Ok(())
     }
-}
-
-fn zigzag(v: i64) -> u64 {
-    ((v << 1) ^ (v >> 63)).cast_unsigned()
-}
-
-fn unzigzag(v: u64) -> i64 {
-    (v >> 1).cast_signed() ^ -((v & 1).cast_signed())
-}
-
-fn put_varint(mut v: u128, out: &mut Vec<u8>) {
-    while v >= 0x80 {
-        out.push(0x80 | u8::try_from(v & 0x7f).unwrap_or(0x7f));
-        v >>= 7;
-    }
-    out.push(u8::try_from(v).unwrap_or(0x7f));
-}
-
-fn get_varint(body: &[u8], at: &mut usize) -> Result<u128, DecodeError> {
-    let start = *at;
-    let mut v = 0u128;
-    for shift in (0..70).step_by(7) {
-        let byte = *body.get(*at).ok_or(DecodeError::Truncated { at: *at })?;
-        *at += 1;
-        v |= u128::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return Ok(v);
-        }
-    }
-    Err(DecodeError::Overlong { at: start })
 }
 
 #[cfg(test)]

@@ -2,10 +2,14 @@
 //!
 //! - [`v1`]: the messages, generated from `proto/weir.proto`;
 //! - [`columns`]: the packed column deltas inside a frame;
+//! - [`rows`]: its packed flows and collective calls, and [`frame`], what their fields mean;
 //! - [`signal`]: the one table of canonical signals;
 //! - [`version`]: who may speak with whom.
 
+pub mod codec;
 pub mod columns;
+pub mod frame;
+pub mod rows;
 pub mod signal;
 pub mod version;
 
