@@ -42,8 +42,8 @@ build: setup ## Build everything, release
 	cargo build --release --locked
 
 .PHONY: demo
-demo: build ## Run the main job on a fabric of namespaces, before and after (root; KEEP=1 leaves it running)
-	target/release/weir-lab demo $(if $(KEEP),--keep)
+demo: build ## Run the main job on a fabric of namespaces, before and after (root; KEEP=1 leaves it running, WITHOUT_BPF=1 runs the agents without eBPF)
+	target/release/weir-lab demo $(if $(KEEP),--keep) $(if $(WITHOUT_BPF),--without-bpf)
 
 .PHONY: test
 test: setup-test ## Run every test (as root also those on the fabric)

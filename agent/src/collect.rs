@@ -4,7 +4,7 @@
 //! its columns are absent, its state says why, the rest goes on.
 
 use crate::bpf::jobs::{self, JobIdentity};
-use crate::bpf::{Bpf, BpfOptions, BpfSample, FlowSample, SourceState};
+use crate::bpf::{Bpf, BpfOptions, BpfSample, SourceState};
 use crate::config::{Config, excluded};
 use crate::netlink::links::Link;
 use crate::netlink::qdiscs::Qdisc;
@@ -58,9 +58,6 @@ pub struct Collector {
     /// Processes among which the owners were looked for last.
     owner_pids: Vec<u32>,
     drop_sums: BTreeMap<u32, u64>,
-    want_flows: bool,
-    /// The source of flows where no program may be loaded.
-    stand_in: Option<Source>,
     epoch: Instant,
 }
 
@@ -73,10 +70,11 @@ impl Collector {
         let options = BpfOptions {
             netns_filter: config.bpf.netns_filter,
             collective: config.bpf.enabled && config.bpf.collective,
-            tcp: config.bpf.enabled && config.bpf.tcp,
+            tcp: config.bpf.tcp,
             qdisc: config.bpf.enabled && config.bpf.qdisc,
             drop: config.bpf.enabled && config.bpf.drop,
             cgroup: config.bpf.cgroup.clone(),
+            no_programs: !config.bpf.enabled,
             object: None,
         };
         let start = Bpf::load(&options);
@@ -93,12 +91,6 @@ impl Collector {
             owners: BTreeMap::new(),
             owner_pids: Vec::new(),
             drop_sums: BTreeMap::new(),
-            want_flows: config.bpf.tcp,
-            stand_in: (config.bpf.tcp && !config.bpf.enabled).then(|| Source {
-                name: "tcp",
-                up: true,
-                reason: "from socket diagnostics, because bpf.enabled is false".into(),
-            }),
             epoch,
         })
     }
@@ -112,7 +104,7 @@ impl Collector {
             reason: self.netdev_error.clone().unwrap_or_default(),
         };
         let mut sources = vec![netdev];
-        sources.extend(self.bpf_sources.iter().chain(&self.stand_in).cloned());
+        sources.extend(self.bpf_sources.iter().cloned());
         sources
     }
 
@@ -158,9 +150,7 @@ impl Collector {
             }
         };
         self.collectives(&bpf, &mut sample);
-        if self.want_flows {
-            self.flows(&bpf, &mut sample);
-        }
+        self.flows(&bpf, &mut sample);
         self.readings.judge(&mut sample);
         (
             sample,
@@ -255,15 +245,8 @@ impl Collector {
     }
 
     fn flows(&mut self, bpf: &BpfSample, sample: &mut Sample) {
-        let fallback;
-        let flows = if self.bpf.is_some() {
-            &bpf.flows
-        } else {
-            fallback = self.flows_of_stand_in();
-            &fallback
-        };
         let mut ended = BTreeMap::new();
-        for flow in flows {
+        for flow in &bpf.flows {
             let (SocketAddr::V4(local), SocketAddr::V4(remote)) = (flow.local, flow.remote) else {
                 continue;
             };
@@ -288,26 +271,6 @@ impl Collector {
                     closed: flow.closed,
                 },
             );
-        }
-    }
-
-    fn flows_of_stand_in(&mut self) -> Vec<FlowSample> {
-        let Some(source) = &mut self.stand_in else {
-            return Vec::new();
-        };
-        match crate::bpf::sockdiag::flows() {
-            Ok(flows) => {
-                source.up = true;
-                flows
-            }
-            Err(error) => {
-                let reason = format!("socket diagnostics: {error}");
-                if source.up {
-                    tracing::warn!("source tcp is down: {reason}");
-                }
-                (source.up, source.reason) = (false, reason);
-                Vec::new()
-            }
         }
     }
 

@@ -64,6 +64,20 @@ async fn freeze(State(handle): State<Handle>, frozen: bool) -> Response {
 }
 
 async fn end_lease(State(handle): State<Handle>, Path(lease): Path<u64>) -> Response {
+    let live = handle
+        .read(move |v| {
+            let mut trials = v.brain.core.trials().iter();
+            trials.any(|t| t.lease == lease && t.is_live())
+        })
+        .await;
+    match live {
+        Ok(true) => {}
+        Ok(false) => {
+            let text = format!("no lease {lease} is held or on trial: `weir leases` lists them");
+            return (StatusCode::NOT_FOUND, Json(json!({ "error": text }))).into_response();
+        }
+        Err(stopped) => return unavailable(&stopped),
+    }
     match handle.event(Event::EndLease { lease }).await {
         Ok(()) => Json(json!({ "lease": lease })).into_response(),
         Err(stopped) => unavailable(&stopped),
@@ -80,35 +94,13 @@ async fn trial(State(handle): State<Handle>, Json(request): Json<TrialRequest>) 
             port: p.port.as_str().into(),
         })
         .collect();
-    let asked = pins.clone();
-    let before = handle
-        .read(|v| v.brain.core.trials().back().map(|t| t.lease))
-        .await;
-    let sent = handle
-        .event(Event::Trial {
-            job: JobId::new(&request.job),
-            pins,
-        })
-        .await;
-    let after = handle
-        .read(move |v| {
-            v.brain
-                .core
-                .trials()
-                .back()
-                .filter(|t| t.pins == asked)
-                .map(|t| t.lease)
-        })
-        .await;
-    match (before, sent, after) {
-        (Ok(before), Ok(()), Ok(after)) if after.is_some() && after != before => {
-            Json(json!({ "lease": after })).into_response()
-        }
-        (Ok(_), Ok(()), Ok(_)) => {
-            let text = "not started: the controller is frozen, another change is on trial, a node is not connected, or too few iterations of the job were seen; see the controller's log";
+    match handle.trial(JobId::new(&request.job), pins).await {
+        Ok(Ok(lease)) => Json(json!({ "lease": lease })).into_response(),
+        Ok(Err(reason)) => {
+            let text = format!("not started: {reason}");
             (StatusCode::CONFLICT, Json(json!({ "error": text }))).into_response()
         }
-        (Err(stopped), _, _) | (_, Err(stopped), _) | (_, _, Err(stopped)) => unavailable(&stopped),
+        Err(stopped) => unavailable(&stopped),
     }
 }
 

@@ -13,6 +13,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use weir_controller_core::Command;
+use weir_controller_core::ids::JobId;
+use weir_controller_core::io::PinChange;
 use weir_wire::v1::{self, controller_message::Body};
 
 /// Events waiting for the driver: 10,000 agents' frames of one interval. Streams wait when it is full.
@@ -43,6 +45,11 @@ enum Request {
         node: String,
     },
     Event(Event),
+    Trial {
+        job: JobId,
+        pins: Vec<PinChange>,
+        reply: oneshot::Sender<Result<u64, String>>,
+    },
     Read(Reader),
 }
 
@@ -125,6 +132,23 @@ impl Handle {
             .map_err(|_| Stopped)
     }
 
+    /// Asks for a trial by hand; gives its lease, or why it was not started.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn trial(
+        &self,
+        job: JobId,
+        pins: Vec<PinChange>,
+    ) -> Result<Result<u64, String>, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.0
+            .send(Request::Trial { job, pins, reply })
+            .await
+            .map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
     /// Runs `reader` on the brain and returns what it made.
     ///
     /// # Errors
@@ -162,6 +186,8 @@ pub struct Driver {
     connections: BTreeMap<String, Connection>,
     next_connection: u64,
     agents_refused: u64,
+    /// The core's answer to the request for a trial that is being handled.
+    trial_answer: Option<Result<u64, String>>,
     epoch: Instant,
     started: SystemTime,
 }
@@ -178,6 +204,7 @@ impl Driver {
             connections: BTreeMap::new(),
             next_connection: 0,
             agents_refused: 0,
+            trial_answer: None,
             epoch: Instant::now(),
             started: SystemTime::now(),
         };
@@ -248,6 +275,14 @@ impl Driver {
                 }
                 self.event(event);
             }
+            Request::Trial { job, pins, reply } => {
+                self.event(Event::Trial { job, pins });
+                if let Some(outcome) = self.trial_answer.take()
+                    && reply.send(outcome).is_err()
+                {
+                    tracing::debug!("who asked for the trial went away before its answer");
+                }
+            }
             Request::Read(reader) => {
                 let events_recorded_lost = self.recorder.as_ref().map_or(0, |r| r.dropped);
                 let view = View {
@@ -311,6 +346,7 @@ impl Driver {
 
     fn perform(&mut self, action: Action) {
         match action {
+            Action::Core(Command::AnswerTrial { outcome }) => self.trial_answer = Some(outcome),
             Action::Core(Command::Note { subject, text }) => tracing::info!(subject, "{text}"),
             Action::Core(Command::QueryPaths { node, keys }) => {
                 let keys = keys.into_iter().map(|(key, in_port)| v1::PathKey {

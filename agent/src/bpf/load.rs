@@ -226,7 +226,8 @@ fn explain_chain(error: &(dyn Error + 'static)) -> String {
         }
     }
     if is_denied {
-        format!("{} ({text})", missing_right(effective_capabilities()))
+        // The rest of the text names whichever map came first.
+        missing_right(effective_capabilities())
     } else {
         text
     }

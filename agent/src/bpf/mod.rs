@@ -75,7 +75,12 @@ impl Bpf {
     /// Never fails as a whole: what is not there is in the sources' states.
     #[must_use]
     pub fn load(options: &BpfOptions) -> BpfStart {
-        let start = match Loader::new(options) {
+        let loader = if options.no_programs {
+            Err(LoadError::Other("bpf.enabled is false".to_owned()))
+        } else {
+            Loader::new(options)
+        };
+        let start = match loader {
             Ok(loader) => loader.load(options),
             Err(error) => without_programs(options, &error),
         };

@@ -8,6 +8,8 @@ pub struct BpfOptions {
     /// Look only at the calling thread's network namespace (several agents on
     /// one kernel); off where one agent covers a host with its containers.
     pub netns_filter: bool,
+    /// Load nothing into the kernel: what has a stand-in (the flows) runs on it.
+    pub no_programs: bool,
     /// Collective calls of NCCL, RCCL and MPI.
     pub collective: bool,
     /// TCP flows.

@@ -102,9 +102,8 @@ impl Core {
             Input::FreezeSet { frozen } => self.freeze(frozen, now),
             Input::TrialRequested { job, pins } => {
                 let verdict = "asked for by an operator".to_owned();
-                if let Err(reason) = self.propose(&job, pins, String::new(), verdict, now) {
-                    self.note("trial", format!("not started: {reason}"));
-                }
+                let outcome = self.propose(&job, pins, String::new(), verdict, now);
+                self.commands.push_back(Command::AnswerTrial { outcome });
             }
             Input::LeaseEndRequested { lease } => {
                 for trial in self.trials.iter_mut().filter(|t| t.lease == lease) {
@@ -265,7 +264,7 @@ impl Core {
         }
     }
 
-    /// Starts a trial unless something forbids it; says what.
+    /// Starts a trial and gives its lease, unless something forbids it; says what.
     fn propose(
         &mut self,
         job: &JobId,
@@ -273,9 +272,9 @@ impl Core {
         incident: String,
         verdict: String,
         now: Duration,
-    ) -> Result<(), String> {
+    ) -> Result<u64, String> {
         if self.frozen {
-            return Err("frozen".into());
+            return Err("the controller is frozen: `weir unfreeze` lets it act again".into());
         }
         if pins.is_empty() || pins.len() > self.config.trial.changes_max {
             return Err(format!(
@@ -348,7 +347,7 @@ impl Core {
             self.trials.remove(over);
         }
         self.trials.push_back(trial);
-        Ok(())
+        Ok(self.next_lease)
     }
 
     fn lease_reported(

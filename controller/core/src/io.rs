@@ -195,6 +195,8 @@ pub enum Command {
         lease: u64,
         reason: String,
     },
+    /// Answers the operator who asked for a trial: its lease, or why there is none.
+    AnswerTrial { outcome: Result<u64, String> },
     /// Something happened that people want to read later.
     Note { subject: String, text: String },
 }

@@ -39,6 +39,23 @@ pub enum Signature {
     FlowProgress,
 }
 
+impl Signature {
+    /// Two medians of [`Iteration::seconds`], before a change and after it, in words.
+    #[must_use]
+    pub fn comparison(&self, before: f64, after: f64) -> String {
+        let what = match self {
+            Signature::Collective { .. } => "iteration",
+            Signature::FlowProgress => "time to send a megabyte",
+        };
+        format!(
+            "median {what} {:.0} ms before, {:.0} ms after ({:+.0} %)",
+            before * 1e3,
+            after * 1e3,
+            (after / before - 1.0) * 100.0
+        )
+    }
+}
+
 /// A job as seen through its collectives and flows.
 #[derive(Debug, Clone, Default)]
 pub struct Job {

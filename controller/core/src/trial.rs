@@ -392,23 +392,14 @@ impl Trial {
         if self.after_s.len() >= 2 && slower == 2 {
             let after = median(&self.after_s).unwrap_or(f64::NAN);
             self.roll_back(
-                format!(
-                    "slower: median iteration {:.0} ms before, {:.0} ms after",
-                    before * 1e3,
-                    after * 1e3
-                ),
+                format!("slower: {}", self.signature.comparison(before, after)),
                 limits,
                 now,
                 out,
             );
         } else if self.after_s.len() >= limits.iterations_after {
             let after = median(&self.after_s).unwrap_or(f64::NAN);
-            let figures = format!(
-                "median iteration {:.0} ms before, {:.0} ms after ({:+.0} %)",
-                before * 1e3,
-                after * 1e3,
-                (after / before - 1.0) * 100.0
-            );
+            let figures = self.signature.comparison(before, after);
             if after <= before * limits.keep_ratio {
                 self.state = State::Committed;
                 self.decided_at = Some(now);

@@ -218,7 +218,7 @@ impl World {
                         self.now,
                     );
                 }
-                Command::Renew { .. } | Command::Note { .. } => {}
+                Command::Renew { .. } | Command::AnswerTrial { .. } | Command::Note { .. } => {}
             }
         }
     }

@@ -47,6 +47,8 @@ const POLL: Duration = Duration::from_millis(150);
 pub struct DemoSpec {
     /// Leave it running at the end.
     pub keep: bool,
+    /// Run the agents without the right to load eBPF programs.
+    pub without_bpf: bool,
     /// Where weir-controller and weir-agent are.
     pub bin_dir: PathBuf,
     /// Where the figures go.
@@ -119,7 +121,11 @@ impl Run {
         mut progress: Progress,
     ) -> Result<Self> {
         progress.set(Row::Phase, "starting one controller and twelve agents");
-        let mut stack = Stack::start(fabric, &StackSpec::new(&spec.bin_dir))?;
+        let stack = StackSpec {
+            bpf: !spec.without_bpf,
+            ..StackSpec::new(&spec.bin_dir)
+        };
+        let mut stack = Stack::start(fabric, &stack)?;
         stack.wait_ready(READY_DEADLINE)?;
         for ((source, reason), nodes) in stack.status()?.sources_down() {
             progress.note(&format!(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::sys;
@@ -23,15 +23,7 @@ pub fn get(namespace: &str, url: &str) -> Result<Value> {
 /// # Errors
 /// When the answer is not 2xx.
 pub fn get_text(namespace: &str, url: &str) -> Result<String> {
-    sys::in_netns(namespace, || {
-        ureq::get(url)
-            .config()
-            .timeout_global(Some(TIMEOUT))
-            .build()
-            .call()
-            .and_then(|mut answer| answer.body_mut().read_to_string())
-            .with_context(|| format!("GET {url}"))
-    })
+    sys::in_netns(namespace, || text_of("GET", url, agent().get(url).call()))
 }
 
 /// `POST` of JSON, answered by JSON.
@@ -40,15 +32,31 @@ pub fn get_text(namespace: &str, url: &str) -> Result<String> {
 /// As [`get`].
 pub fn post(namespace: &str, url: &str, body: &Value) -> Result<Value> {
     let text = sys::in_netns(namespace, || {
-        ureq::post(url)
-            .config()
-            .timeout_global(Some(TIMEOUT))
-            .build()
-            .send_json(body)
-            .and_then(|mut answer| answer.body_mut().read_to_string())
-            .with_context(|| format!("POST {url}"))
+        text_of("POST", url, agent().post(url).send_json(body))
     })?;
     parse(&text)
+}
+
+fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .timeout_global(Some(TIMEOUT))
+        .http_status_as_error(false)
+        .build()
+        .into()
+}
+
+/// The body, which is the error's text if the status is none of success.
+fn text_of(
+    method: &str,
+    url: &str,
+    answer: std::result::Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+) -> Result<String> {
+    let mut answer = answer.with_context(|| format!("{method} {url}"))?;
+    let text = answer.body_mut().read_to_string();
+    let text = text.with_context(|| format!("{method} {url}"))?;
+    let status = answer.status();
+    ensure!(status.is_success(), "{method} {url}: {status}: {text}");
+    Ok(text)
 }
 
 fn parse(text: &str) -> Result<Value> {

@@ -33,6 +33,9 @@ enum Command {
         /// Leave everything running at the end and print the addresses.
         #[arg(long)]
         keep: bool,
+        /// Take from the agents the right to load eBPF programs, to see the loop go on without.
+        #[arg(long)]
+        without_bpf: bool,
         /// Where weir-controller and weir-agent are; by default beside this program.
         #[arg(long)]
         bin_dir: Option<PathBuf>,
@@ -135,8 +138,14 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     sys::stop_on_signals()?;
     match command {
-        Command::Demo { keep, bin_dir, out } => demo(&DemoSpec {
+        Command::Demo {
             keep,
+            without_bpf,
+            bin_dir,
+            out,
+        } => demo(&DemoSpec {
+            keep,
+            without_bpf,
             bin_dir: bin_dir.map_or_else(beside, Ok)?,
             out,
         }),

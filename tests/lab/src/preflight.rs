@@ -2,7 +2,7 @@
 
 use std::{env, path::Path};
 
-use crate::{shell, state, sys};
+use crate::{output, shell, state, sys};
 
 /// What the machine lacks.
 #[derive(Debug, Default)]
@@ -14,13 +14,14 @@ pub struct Preflight {
 }
 
 /// Programs that the lab calls, and the Debian package that has each.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("ethtool", "ethtool"),
     ("mpirun", "openmpi-bin"),
     ("mpicc", "libopenmpi-dev"),
     ("unshare", "util-linux"),
+    ("setpriv", "util-linux"),
 ];
 
 /// Looks at rights, programs and the kernel. Leaves nothing behind.
@@ -54,6 +55,23 @@ pub fn preflight() -> Preflight {
         );
     }
     found
+}
+
+/// Whether a test has to be skipped because the lab cannot run here, which it says aloud.
+///
+/// # Panics
+/// With `WEIR_REQUIRE_LAB` set it may not be skipped.
+#[must_use]
+pub fn skipped(test: &str) -> bool {
+    let missing = preflight().missing;
+    assert!(
+        missing.is_empty() || env::var_os("WEIR_REQUIRE_LAB").is_none(),
+        "{missing:?}"
+    );
+    if !missing.is_empty() {
+        output::say(&format!("SKIPPED {test}: {}", missing.join("; ")));
+    }
+    !missing.is_empty()
 }
 
 fn in_path(program: &str) -> bool {

@@ -37,6 +37,24 @@ const STOP_DEADLINE: Duration = Duration::from_secs(20);
 /// What agents may do in the lab unless a test says otherwise.
 pub const LIMITS_YAML: &str = "routes:\n  allow: true\n  max_pins: 64\n  prefixes: [\"10.0.0.0/8\"]\n  groups: [100]\nmax_lease: \"60s\"\n";
 
+/// Where tests find the daemons: the release build, or `WEIR_BIN_DIR`.
+///
+/// # Panics
+/// They are not there.
+#[must_use]
+pub fn bin_dir() -> PathBuf {
+    let dir = std::env::var_os("WEIR_BIN_DIR").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/release")),
+        PathBuf::from,
+    );
+    assert!(
+        dir.join("weir-agent").exists(),
+        "no weir-agent in {}: cargo build --release, or set WEIR_BIN_DIR",
+        dir.display()
+    );
+    dir
+}
+
 /// How to run the product.
 #[derive(Debug, Clone)]
 pub struct StackSpec {
@@ -54,7 +72,7 @@ pub struct StackSpec {
     pub controller_yaml_extra: String,
     /// Appended to each agent's config.
     pub agent_yaml_extra: String,
-    /// False to run the agents without eBPF.
+    /// False to run the agents without the right to load eBPF programs.
     pub bpf: bool,
     /// How often agents sample, such as `1s`.
     pub sample_interval: String,
@@ -87,6 +105,8 @@ struct Member {
     program: PathBuf,
     namespace: String,
     dir: PathBuf,
+    /// May load eBPF programs.
+    bpf: bool,
     child: Option<Child>,
 }
 
@@ -100,7 +120,16 @@ impl Member {
                 .open(&log)
                 .with_context(|| format!("open {}", log.display()))
         };
-        let child = sys::command_in(&self.namespace, &self.program)?
+        let mut command = if self.bpf {
+            sys::command_in(&self.namespace, &self.program)?
+        } else {
+            let mut command = sys::command_in(&self.namespace, "setpriv")?;
+            command
+                .args(["--bounding-set", "-bpf,-perfmon,-sys_admin", "--"])
+                .arg(&self.program);
+            command
+        };
+        let child = command
             .args(["run", "--config"])
             .arg(self.dir.join("config.yaml"))
             .current_dir(&self.dir)
@@ -210,6 +239,7 @@ impl Stack {
             program,
             namespace: namespace.to_owned(),
             dir,
+            bpf: spec.bpf,
             child: None,
         };
         self.members.insert(name.to_owned(), member);
@@ -471,11 +501,10 @@ fn agent_yaml(spec: &StackSpec, node: &str, role: Role, dir: &Path) -> String {
     format!(
         "node: {node}\nrole: {role}\ncontroller: \"http://{CONTROLLER_ADDRESS}:{GRPC_PORT}\"\n\
          listen_metrics: \"0.0.0.0:{METRICS_PORT}\"\nstate_dir: \"{}\"\nlimits: \"{}\"\nsample_interval: \"{}\"\n\
-         bpf: {{netns_filter: true, enabled: {}}}\n{}\n",
+         bpf: {{netns_filter: true}}\n{}\n",
         dir.join("state").display(),
         dir.join("limits.yaml").display(),
         spec.sample_interval,
-        spec.bpf,
         spec.agent_yaml_extra
     )
 }

@@ -2,8 +2,7 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "the functions that tests share are tests too: they panic, and say aloud what they skip"
+    reason = "the functions that tests share are tests too: they panic"
 )]
 
 use std::{
@@ -19,24 +18,11 @@ use weir_lab::{
     job::{Job, JobSpec},
     placement::{Pair, Placement},
     plan::{FabricSpec, address_of, leaf_of, ring_pairs},
+    preflight::skipped,
     state, sys, teardown, traffic,
 };
 
 const CONGESTION: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
-
-/// Says aloud that a test cannot run here; with WEIR_REQUIRE_LAB set, where it must run, that is a failure.
-fn skipped(test: &str) -> bool {
-    let missing = weir_lab::preflight::preflight().missing;
-    if missing.is_empty() {
-        return false;
-    }
-    assert!(
-        std::env::var_os("WEIR_REQUIRE_LAB").is_none(),
-        "{missing:?}"
-    );
-    println!("SKIPPED {test}: {}", missing.join("; "));
-    true
-}
 
 fn up() -> Fabric {
     Fabric::up(FabricSpec::default()).unwrap()

@@ -6,11 +6,9 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "the functions that tests share are tests too: they panic, and say aloud what they skip"
+    reason = "the functions that tests share are tests too: they panic"
 )]
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,39 +17,15 @@ use weir_lab::fabric::Fabric;
 use weir_lab::job::{Job, JobSpec};
 use weir_lab::placement::Placement;
 use weir_lab::plan::{FabricSpec, address_of, ring_pairs};
+use weir_lab::preflight::skipped;
 use weir_lab::snapshot::Snapshot;
-use weir_lab::stack::{READY_DEADLINE, Stack, StackSpec};
+use weir_lab::stack::{READY_DEADLINE, Stack, StackSpec, bin_dir};
 use weir_lab::traffic::Traffic;
 
 const BYTES: u32 = 1_200_000;
 /// From the job's start to a verdict, a trial and its judgement; a dozen seconds on two idle cores.
 const SOON: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(3);
-
-fn skipped(test: &str) -> bool {
-    let missing = weir_lab::preflight::preflight().missing;
-    assert!(
-        missing.is_empty() || std::env::var_os("WEIR_REQUIRE_LAB").is_none(),
-        "{missing:?}"
-    );
-    if !missing.is_empty() {
-        println!("SKIPPED {test}: {}", missing.join("; "));
-    }
-    !missing.is_empty()
-}
-
-fn bin_dir() -> PathBuf {
-    let dir = std::env::var_os("WEIR_BIN_DIR").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/release")),
-        PathBuf::from,
-    );
-    assert!(
-        dir.join("weir-agent").exists(),
-        "no weir-agent in {}: cargo build --release, or set WEIR_BIN_DIR",
-        dir.display()
-    );
-    dir
-}
 
 fn spec() -> StackSpec {
     StackSpec {
@@ -244,6 +218,31 @@ fn a_collision_is_found_rerouted_kept_and_replayed_byte_for_byte() {
     scene.wait_for_baseline(TTL * 4);
     scene.stack.stop().unwrap();
     scene.fabric.down().unwrap();
+}
+
+#[test]
+fn a_collision_is_found_and_kept_where_ebpf_is_refused() {
+    if skipped("collision without eBPF") {
+        return;
+    }
+    let scene = Scene::start(
+        Placement::Collision,
+        &StackSpec {
+            bpf: false,
+            ..spec()
+        },
+    );
+    let down = scene.stack.status().unwrap().sources_down();
+    let blind = down
+        .iter()
+        .find(|((source, _), _)| source == "collective")
+        .map(|(_, nodes)| nodes.len());
+    assert_eq!(blind, Some(8), "{down:?}");
+    let lease = scene.lease_in(&["committed", "cooldown"]);
+    assert_eq!(lease.state, "committed", "{:?}", lease.reason);
+    let reason = lease.reason.unwrap();
+    assert!(reason.contains("time to send a megabyte"), "{reason}");
+    scene.end();
 }
 
 #[test]
@@ -443,6 +442,11 @@ fn a_freeze_returns_to_the_baseline_and_limits_are_the_agents_own() {
         leases,
         "nothing is tried while frozen"
     );
+    let pin = serde_json::json!({ "node": "l1", "dst": address_of("h21"), "port": "up1" });
+    let asked = serde_json::json!({ "job": "any", "pins": [pin] });
+    let refused = scene.stack.http_post("/api/v1/trials", &asked);
+    let refused = format!("{:#}", refused.unwrap_err());
+    assert!(refused.contains("frozen"), "{refused}");
     scene.end();
 
     let forbidding = StackSpec {
