@@ -203,6 +203,9 @@ fn job_view(view: &View<'_>, key: &JobId, job: &Job) -> JobView {
         ranks: job.ranks,
         measured_on: match &series {
             Some((Signature::Collective { op, bytes }, _)) => format!("{op} of {bytes} bytes"),
+            Some((Signature::Queued { op, bytes }, _)) => {
+                format!("time between calls of {op} of {bytes} bytes")
+            }
             Some((Signature::FlowProgress, _)) => "seconds per megabyte of its flows".into(),
             None => "nothing at present".into(),
         },

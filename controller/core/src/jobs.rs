@@ -5,6 +5,10 @@
 //! series is one rank's and not a mixture). Smaller collectives of the same job are left out, so
 //! that like is compared with like.
 //!
+//! A call of NCCL or RCCL returns when the work is queued to the GPU, so its duration says nothing.
+//! There the mean time from one such call to the next stands in, over windows that begin and end
+//! where a train of calls begins: a training step queues its buckets in a burst.
+//!
 //! Where nobody sees the collectives (no eBPF), progress of the job's flows stands in: seconds
 //! per megabyte that the first reporting node sent, one value each sample.
 
@@ -23,19 +27,32 @@ const JOBS_MAX: usize = 4096;
 /// A series that ended longer ago is not the job's present.
 const CURRENT: Duration = Duration::from_secs(10);
 
+/// A window over calls that only queue work lasts at least this long.
+const WINDOW: Duration = Duration::from_secs(1);
+
 /// One finished iteration.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Iteration {
     pub started: Duration,
     pub ended: Duration,
-    /// Duration of the collective; of a flow-based series, seconds per megabyte.
+    /// Duration of the collective; of calls that only queue work, mean time from one to the next;
+    /// of a flow-based series, seconds per megabyte.
     pub seconds: f64,
 }
 
 /// What the iterations are measured on.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Signature {
-    Collective { op: Arc<str>, bytes: u64 },
+    /// Calls that return when the collective is done (MPI).
+    Collective {
+        op: Arc<str>,
+        bytes: u64,
+    },
+    /// Calls that return when the collective is queued (NCCL, RCCL).
+    Queued {
+        op: Arc<str>,
+        bytes: u64,
+    },
     FlowProgress,
 }
 
@@ -45,6 +62,7 @@ impl Signature {
     pub fn comparison(&self, before: f64, after: f64) -> String {
         let what = match self {
             Signature::Collective { .. } => "iteration",
+            Signature::Queued { .. } => "time between calls",
             Signature::FlowProgress => "time to send a megabyte",
         };
         format!(
@@ -64,12 +82,65 @@ pub struct Job {
     pub last_seen: Duration,
     collective: Option<(Arc<str>, u64)>,
     by_rank: BTreeMap<u32, VecDeque<Iteration>>,
+    /// The open window of each rank of `by_rank`, where calls only queue work.
+    trains: BTreeMap<u32, Train>,
     by_flows: BTreeMap<NodeId, VecDeque<Iteration>>,
+}
+
+/// Calls since a window began.
+#[derive(Debug, Clone, Copy)]
+struct Train {
+    first: Duration,
+    last: Duration,
+    calls: u32,
+    gap_max: Duration,
+}
+
+impl Train {
+    fn new(start: Duration) -> Train {
+        Train {
+            first: start,
+            last: start,
+            calls: 1,
+            gap_max: Duration::ZERO,
+        }
+    }
+
+    /// Takes a call; gives the window that it ends, which is at the first of a burst.
+    fn call(&mut self, start: Duration) -> Option<Iteration> {
+        let gap = start.saturating_sub(self.last);
+        self.gap_max = self.gap_max.max(gap);
+        let long = start.saturating_sub(self.first) >= WINDOW;
+        if !long || gap * 2 < self.gap_max {
+            (self.calls, self.last) = (self.calls.saturating_add(1), start.max(self.last));
+            return None;
+        }
+        let window = Iteration {
+            started: self.first,
+            ended: start,
+            seconds: (start - self.first).as_secs_f64() / f64::from(self.calls),
+        };
+        *self = Train::new(start);
+        Some(window)
+    }
+}
+
+/// Whether calls of the function return before the collective is done.
+fn only_queues(op: &str) -> bool {
+    op.starts_with("nccl")
+}
+
+/// Whether the function moves a payload; the rest of a library's calls say nothing of progress.
+fn moves_data(op: &str) -> bool {
+    !op.starts_with("ncclGroup") && !op.starts_with("ncclComm")
 }
 
 impl Job {
     fn collective_done(&mut self, done: &CollectiveDone, at: Duration) {
         self.ranks = done.ranks.or(self.ranks);
+        if !moves_data(&done.op) {
+            return;
+        }
         let bytes = done.bytes.unwrap_or(0);
         match &self.collective {
             Some((op, largest)) if *largest > bytes || (*largest == bytes && *op != done.op) => {
@@ -79,24 +150,42 @@ impl Job {
             Some(_) | None => {
                 self.collective = Some((done.op.clone(), bytes));
                 self.by_rank.clear();
+                self.trains.clear();
             }
         }
         let rank = done.rank.unwrap_or(u32::MAX);
         if !self.by_rank.contains_key(&rank) && self.by_rank.len() >= RANKS_MAX {
             match self.by_rank.last_key_value() {
-                Some((highest, _)) if *highest > rank => self.by_rank.pop_last(),
+                Some((highest, _)) if *highest > rank => {
+                    self.trains.remove(highest);
+                    self.by_rank.pop_last()
+                }
                 Some(_) | None => return,
             };
         }
         let started = at.saturating_sub(done.started_before);
-        push(
-            self.by_rank.entry(rank).or_default(),
-            Iteration {
-                started,
-                ended: started + done.duration,
-                seconds: done.duration.as_secs_f64(),
-            },
-        );
+        let series = self.by_rank.entry(rank).or_default();
+        if !only_queues(&done.op) {
+            push(
+                series,
+                Iteration {
+                    started,
+                    ended: started + done.duration,
+                    seconds: done.duration.as_secs_f64(),
+                },
+            );
+            return;
+        }
+        match self.trains.get_mut(&rank) {
+            Some(train) => {
+                if let Some(window) = train.call(started) {
+                    push(series, window);
+                }
+            }
+            None => {
+                self.trains.insert(rank, Train::new(started));
+            }
+        }
     }
 
     /// The job's iterations, oldest first, and what they are measured on.
@@ -111,13 +200,13 @@ impl Job {
         if let (Some((op, bytes)), Some(series)) =
             (&self.collective, self.by_rank.values().find(current))
         {
-            return Some((
-                Signature::Collective {
-                    op: op.clone(),
-                    bytes: *bytes,
-                },
-                series,
-            ));
+            let (op, bytes) = (op.clone(), *bytes);
+            let signature = if only_queues(&op) {
+                Signature::Queued { op, bytes }
+            } else {
+                Signature::Collective { op, bytes }
+            };
+            return Some((signature, series));
         }
         Some((
             Signature::FlowProgress,
@@ -127,10 +216,13 @@ impl Job {
 
     /// Bus bandwidth of an iteration in bits per second, by the convention of nccl-tests: wire
     /// bytes of an ideal ring over the time taken. `None` where the operation, its size or the
-    /// number of ranks is unknown.
+    /// number of ranks is unknown, or where its calls only queue it.
     #[must_use]
     pub fn busbw_bps(&self, seconds: f64) -> Option<f64> {
-        let (op, bytes) = self.collective.as_ref()?;
+        let (op, bytes) = self
+            .collective
+            .as_ref()
+            .filter(|(op, _)| !only_queues(op))?;
         let ranks = f64::from(self.ranks.filter(|n| *n > 1)?);
         let factor = if op.contains("llreduce") || op.contains("llReduce") {
             2.0 * (ranks - 1.0) / ranks
@@ -149,9 +241,17 @@ impl Job {
 
     /// Share of `from..to` in which the job is *known* to have had no collective running: gaps
     /// between calls of one rank, and the time before its first. What is not yet reported counts
-    /// as busy, so that late news never makes a link look hotter than it was.
+    /// as busy, so that late news never makes a link look hotter than it was. Where calls only queue
+    /// work nothing is known.
     #[must_use]
     pub fn idle_share(&self, from: Duration, to: Duration) -> f64 {
+        if self
+            .collective
+            .as_ref()
+            .is_some_and(|(op, _)| only_queues(op))
+        {
+            return 0.0;
+        }
         let Some(series) = self.by_rank.values().find(|s| !s.is_empty()) else {
             return 0.0;
         };
@@ -309,6 +409,51 @@ mod tests {
         );
         job.collective_done(&done(0, 4000, 0, 250), Duration::from_secs(10));
         assert!((job.idle_share(s9, s10) - 0.75).abs() < 1e-9);
+    }
+
+    /// Steps of `step_ms` with a burst of four all-reduces, 5 ms apart.
+    fn nccl_steps(step_ms: u64, steps: u64) -> Job {
+        let mut job = Job::default();
+        for call in 0..4 * steps {
+            let start_ms = call / 4 * step_ms + call % 4 * 5;
+            let at = Duration::from_millis(start_ms + 1);
+            job.collective_done(
+                &CollectiveDone {
+                    op: "ncclAllReduce".into(),
+                    ..done(0, 1 << 20, 1, 0)
+                },
+                at,
+            );
+        }
+        job
+    }
+
+    #[test]
+    fn nccl_is_measured_by_the_time_between_its_calls() {
+        for step_ms in [100, 980, 1010, 3000] {
+            let job = nccl_steps(step_ms, 40);
+            let now = Duration::from_millis(40 * step_ms);
+            let (signature, series) = job.series(now).unwrap();
+            assert!(matches!(signature, Signature::Queued { .. }));
+            let expected = Duration::from_millis(step_ms).as_secs_f64() / 4.0;
+            for window in series {
+                assert!((window.seconds / expected - 1.0).abs() < 1e-9, "{window:?}");
+            }
+            assert_eq!(job.busbw_bps(1.0), None);
+            assert_eq!(job.idle_share(Duration::ZERO, now), 0.0);
+        }
+    }
+
+    #[test]
+    fn what_groups_calls_is_no_collective() {
+        let mut job = Job::default();
+        let group = CollectiveDone {
+            op: "ncclGroupStart".into(),
+            bytes: None,
+            ..done(0, 0, 1, 0)
+        };
+        job.collective_done(&group, Duration::from_secs(1));
+        assert!(job.series(Duration::from_secs(1)).is_none());
     }
 
     #[test]
