@@ -330,6 +330,10 @@ fn readings_of(
     kernel_drops: Option<u64>,
 ) -> PortReadings {
     let stats = link.stats;
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the signals of a port that every kernel has"
+    )]
     PORT_SIGNALS.map(|signal| match signal {
         Signal::TxBytes => stats.map(|s| s.tx_bytes),
         Signal::RxBytes => stats.map(|s| s.rx_bytes),
@@ -345,6 +349,6 @@ fn readings_of(
         Signal::QueueDrops => qdisc.map(|q| u64::from(q.drops)),
         Signal::EcnMarkedTx => qdisc.and_then(|q| q.ecn_marked),
         Signal::KernelDrops => kernel_drops,
-        Signal::BpfLostRecords => None,
+        _ => None,
     })
 }

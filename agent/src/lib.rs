@@ -12,4 +12,5 @@ pub mod netlink;
 pub mod run;
 pub mod sample;
 pub mod scan;
+pub mod source;
 pub mod uplink;

@@ -169,7 +169,7 @@ fn perform(command: Cmd) -> anyhow::Result<ExitCode> {
             });
         }
         Cmd::Metrics { json: true } => {
-            let rows = metrics::CATALOGUE.iter().map(|m| serde_json::json!({ "name": m.name, "type": format!("{:?}", m.kind).to_lowercase(), "labels": m.labels, "help": m.help }));
+            let rows = metrics::catalogue().into_iter().map(|m| serde_json::json!({ "name": m.name, "type": format!("{:?}", m.kind).to_lowercase(), "labels": m.labels, "help": m.help }));
             writeln!(
                 out,
                 "{}",
@@ -181,7 +181,7 @@ fn perform(command: Cmd) -> anyhow::Result<ExitCode> {
                 out,
                 "| metric | type | labels | meaning |\n|---|---|---|---|"
             )?;
-            for m in metrics::CATALOGUE {
+            for m in metrics::catalogue() {
                 writeln!(
                     out,
                     "| `{}` | {} | {} | {} |",

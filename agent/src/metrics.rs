@@ -10,7 +10,7 @@ use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, MetricFami
 use prometheus::{Encoder, TextEncoder};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use weir_wire::signal::Signal;
+use weir_wire::signal::{Entity, Kind, Signal};
 
 /// Prometheus type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +32,7 @@ pub struct Metric {
 macro_rules! catalogue {
     ($($ident:ident $kind:ident $name:literal [$($label:literal),*] $help:literal;)+) => {
         $(const $ident: Metric = Metric { name: $name, kind: Type::$kind, labels: &[$($label),*], help: $help };)+
-        /// Every metric that the agent can show.
-        pub const CATALOGUE: &[Metric] = &[$($ident,)+];
+        const OWN: &[Metric] = &[$($ident,)+];
     };
 }
 
@@ -54,20 +53,6 @@ catalogue! {
     APPLIED Counter "weir_agent_leases_applied_total" [] "Leases whose changes were written and read back.";
     REFUSED Counter "weir_agent_leases_refused_total" [] "Leases refused by the limits file or because nothing could be written.";
     ENDED Counter "weir_agent_leases_ended_total" [] "Leases whose baseline was restored.";
-    TX_BYTES Counter "weir_port_transmit_bytes_total" ["port"] "Bytes sent (IFLA_STATS64).";
-    RX_BYTES Counter "weir_port_receive_bytes_total" ["port"] "Bytes received (IFLA_STATS64).";
-    TX_PACKETS Counter "weir_port_transmit_packets_total" ["port"] "Packets sent (IFLA_STATS64).";
-    RX_PACKETS Counter "weir_port_receive_packets_total" ["port"] "Packets received (IFLA_STATS64).";
-    TX_DROPS Counter "weir_port_transmit_drops_total" ["port"] "Packets dropped on the way out (IFLA_STATS64).";
-    RX_DROPS Counter "weir_port_receive_drops_total" ["port"] "Packets dropped on the way in (IFLA_STATS64).";
-    TX_ERRORS Counter "weir_port_transmit_errors_total" ["port"] "Packets that could not be sent (IFLA_STATS64).";
-    RX_ERRORS Counter "weir_port_receive_errors_total" ["port"] "Damaged packets received (IFLA_STATS64).";
-    PORT_UP Gauge "weir_port_up" ["port"] "1 if the port is up and has a carrier.";
-    QUEUE Gauge "weir_port_queue_bytes" ["port"] "Backlog of the root qdisc at the sample.";
-    QUEUE_MAX Gauge "weir_port_queue_max_bytes" ["port"] "Deepest backlog seen at an enqueue since the last sample (eBPF).";
-    QUEUE_DROPS Counter "weir_port_queue_drops_total" ["port"] "Packets dropped by the port's qdisc.";
-    ECN Counter "weir_port_ecn_marked_total" ["port"] "Packets marked CE by the port's qdisc, where its kind marks.";
-    KERNEL_DROPS Counter "weir_port_kernel_drops_total" ["port"] "Packets freed with a drop reason on this port (eBPF, kfree_skb).";
     DEPTH Histogram "weir_port_queue_depth_bytes" ["port"] "Backlog at each enqueue, in powers of two (eBPF).";
     REASONS Counter "weir_kernel_drops_total" ["port", "reason"] "Packets freed, by port and the kernel's drop reason (eBPF, kfree_skb).";
     FLOWS Gauge "weir_tcp_flows" [] "TCP flows seen in the last sample.";
@@ -77,24 +62,35 @@ catalogue! {
     RUNNING Gauge "weir_collective_running" [] "Collective calls that have not returned.";
 }
 
-/// Metric of each port signal.
-fn metric_of(signal: Signal) -> Option<Metric> {
-    Some(match signal {
-        Signal::TxBytes => TX_BYTES,
-        Signal::RxBytes => RX_BYTES,
-        Signal::TxPackets => TX_PACKETS,
-        Signal::RxPackets => RX_PACKETS,
-        Signal::TxDrops => TX_DROPS,
-        Signal::RxDrops => RX_DROPS,
-        Signal::TxErrors => TX_ERRORS,
-        Signal::RxErrors => RX_ERRORS,
-        Signal::LinkUp => PORT_UP,
-        Signal::QueueBytes => QUEUE,
-        Signal::QueueBytesMax => QUEUE_MAX,
-        Signal::QueueDrops => QUEUE_DROPS,
-        Signal::EcnMarkedTx => ECN,
-        Signal::KernelDrops => KERNEL_DROPS,
-        Signal::BpfLostRecords => return None,
+/// Every metric that the agent can show: its own, and those of the canonical signals.
+#[must_use]
+pub fn catalogue() -> Vec<Metric> {
+    let signals = Signal::ALL.iter().flat_map(|signal| {
+        let entities = signal.entities().iter();
+        entities.filter_map(|entity| metric_of(*signal, *entity))
+    });
+    OWN.iter().copied().chain(signals).collect()
+}
+
+/// Metric of a signal; those of the node as a whole are among the agent's own.
+fn metric_of(signal: Signal, entity: Entity) -> Option<Metric> {
+    let labels: &[&str] = match (entity, signal.index()) {
+        (Entity::Node, _) => return None,
+        (Entity::Port, None) => &["port"],
+        (Entity::Port, Some("priority")) => &["port", "priority"],
+        (Entity::Port, Some(_)) => &["port", "lane"],
+        (Entity::Rdma, _) => &["device", "port"],
+        (Entity::Gpu, None) => &["gpu"],
+        (Entity::Gpu, Some(_)) => &["gpu", "link"],
+    };
+    Some(Metric {
+        name: signal.metric(entity),
+        kind: match signal.kind() {
+            Kind::Counter => Type::Counter,
+            Kind::Gauge => Type::Gauge,
+        },
+        labels,
+        help: signal.help().trim(),
     })
 }
 
@@ -323,8 +319,8 @@ fn own(page: &Page, families: &mut Families) {
 fn ports(page: &Page, families: &mut Families) {
     for (port, readings) in &page.sample.ports {
         for (signal, reading) in PORT_SIGNALS.iter().zip(readings) {
-            if let (Some(metric), Some(value)) = (metric_of(*signal), reading) {
-                families.value(metric, &[port], *value as f64);
+            if let (Some(metric), Some(value)) = (metric_of(*signal, Entity::Port), reading) {
+                families.value(metric, &[port], *value as f64 * signal.scale());
             }
         }
     }
@@ -367,33 +363,23 @@ fn own_process() -> Option<(f64, f64)> {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
-    use weir_wire::signal::Kind;
 
     #[test]
     fn names_are_unique_and_follow_the_convention() {
-        let names: BTreeSet<&str> = CATALOGUE.iter().map(|m| m.name).collect();
-        assert_eq!(names.len(), CATALOGUE.len());
-        for metric in CATALOGUE {
+        let catalogue = catalogue();
+        let names: BTreeSet<&str> = catalogue.iter().map(|m| m.name).collect();
+        assert_eq!(names.len(), catalogue.len());
+        for metric in catalogue {
             assert!(metric.name.starts_with("weir_"), "{}", metric.name);
-            assert_eq!(
-                metric.kind == Type::Counter,
-                metric.name.ends_with("_total"),
-                "{}",
-                metric.name
-            );
+            let total = metric.name.ends_with("_total");
+            assert_eq!(metric.kind == Type::Counter, total, "{}", metric.name);
         }
     }
 
     #[test]
-    fn every_port_signal_has_a_metric_of_its_kind() {
+    fn every_port_signal_has_a_metric() {
         for signal in PORT_SIGNALS {
-            let metric = metric_of(signal).unwrap();
-            assert_eq!(
-                metric.kind == Type::Counter,
-                signal.kind() == Kind::Counter,
-                "{}",
-                metric.name
-            );
+            assert!(signal.entities().contains(&Entity::Port), "{signal:?}");
         }
     }
 

@@ -1,0 +1,113 @@
+//! What a source of readings gives: columns under canonical signals, raw counters under their own
+//! names, events. A source that fails costs its columns, not the agent.
+
+use std::collections::BTreeMap;
+use weir_agent_core::counter::Overflow;
+use weir_wire::signal::{Entity, Signal};
+
+/// Which value: of what, and which signal of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ColumnKey {
+    pub kind: Entity,
+    /// Interface name, `DEVICE/PORT` of a verbs device, or PCI address of a GPU.
+    pub entity: String,
+    pub signal: Signal,
+    /// Priority, lane or link number, where the signal has one.
+    pub index: Option<u8>,
+}
+
+/// A value as the source counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    pub value: u64,
+    /// Width of the register behind it, 1 to 64.
+    pub bits: u8,
+    /// What it does at its upper end.
+    pub overflow: Overflow,
+}
+
+impl Reading {
+    /// A gauge, or a counter of 64 bits.
+    #[must_use]
+    pub const fn wide(value: u64) -> Reading {
+        Reading {
+            value,
+            bits: 64,
+            overflow: Overflow::Wraps,
+        }
+    }
+}
+
+/// A counter that the table of canonical signals does not know, under its own name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawCounter {
+    /// Source and device, such as `("ethtool", "eth0")`.
+    pub source: &'static str,
+    pub device: String,
+    pub name: String,
+    pub value: u64,
+}
+
+/// How bad an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    Info,
+    Warning,
+    Critical,
+}
+
+/// Something that happened, as opposed to a value that is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// `kmsg`, `gpu` or `rdma`.
+    pub source: &'static str,
+    /// Stable name in snake case, such as `xid` or `port_error`: a label of metrics.
+    pub name: &'static str,
+    /// What it concerns: PCI address, interface, `DEVICE/PORT`; empty if unknown.
+    pub subject: String,
+    /// Number of an XID or SXID.
+    pub code: Option<u32>,
+    pub severity: Severity,
+    /// What it means, in plain words.
+    pub text: String,
+    /// What to do; empty if there is nothing to do.
+    pub action: String,
+}
+
+/// Facts for joins, which become the labels of an `*_info` metric.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Info {
+    pub kind: Entity,
+    pub entity: String,
+    /// Such as `firmware`, `board`, `pci_address`, `netdev`, `link_layer`.
+    pub labels: BTreeMap<&'static str, String>,
+}
+
+/// What one reading of a source gives. What is absent is not there.
+#[derive(Debug, Clone, Default)]
+pub struct Gathered {
+    pub columns: BTreeMap<ColumnKey, Reading>,
+    pub raw: Vec<RawCounter>,
+    pub info: Vec<Info>,
+    pub events: Vec<Event>,
+}
+
+impl Gathered {
+    /// Adds a column.
+    pub fn put(
+        &mut self,
+        kind: Entity,
+        entity: &str,
+        signal: Signal,
+        index: Option<u8>,
+        reading: Reading,
+    ) {
+        let key = ColumnKey {
+            kind,
+            entity: entity.to_owned(),
+            signal,
+            index,
+        };
+        self.columns.insert(key, reading);
+    }
+}
