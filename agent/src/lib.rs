@@ -5,6 +5,7 @@ pub mod actuate;
 pub mod bpf;
 pub mod collect;
 pub mod config;
+pub mod ethtool;
 pub mod frame;
 pub mod inventory;
 pub mod metrics;
@@ -13,4 +14,6 @@ pub mod run;
 pub mod sample;
 pub mod scan;
 pub mod source;
+#[cfg(test)]
+mod testing;
 pub mod uplink;

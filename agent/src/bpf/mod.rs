@@ -31,7 +31,7 @@ mod scan;
 pub mod sockdiag;
 mod sys;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::time::Instant;
 

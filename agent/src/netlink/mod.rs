@@ -94,6 +94,18 @@ impl Request {
         self.attribute(kind, &value.to_ne_bytes())
     }
 
+    /// An attribute that holds what `build` adds.
+    pub(crate) fn nested(self, kind: u16, build: impl FnOnce(Request) -> Request) -> Request {
+        const NLA_F_NESTED: u16 = 0x8000;
+        let inner = build(Request::new("", 0, 0, &[])).body();
+        self.attribute(kind | NLA_F_NESTED, &inner)
+    }
+
+    /// What follows the netlink header.
+    pub(crate) fn body(&self) -> Vec<u8> {
+        self.bytes[16..].to_vec()
+    }
+
     fn finish(mut self, seq: u32, flags: u16) -> Vec<u8> {
         let length = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
         self.bytes[0..4].copy_from_slice(&length.to_ne_bytes());
@@ -149,10 +161,20 @@ pub struct Netlink {
 }
 
 impl Netlink {
+    /// Speaks with the routing family.
+    ///
     /// # Errors
     /// No netlink socket can be had.
     pub fn open() -> Result<Netlink, NetlinkError> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        Netlink::open_for(NETLINK_ROUTE)
+    }
+
+    /// Speaks with another family.
+    ///
+    /// # Errors
+    /// No netlink socket can be had, or the kernel lacks the family.
+    pub fn open_for(protocol: isize) -> Result<Netlink, NetlinkError> {
+        let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_ext_ack(true)?;

@@ -7,5 +7,5 @@ mod collective;
 mod loading;
 mod mpi;
 mod ports;
-mod rig;
+pub(crate) mod rig;
 mod tcp;
