@@ -6,13 +6,16 @@
 use crate::bpf::jobs::{self, JobIdentity};
 use crate::bpf::{Bpf, BpfOptions, BpfSample, SourceState};
 use crate::config::{Config, excluded};
+use crate::ethtool::EthtoolSource;
 use crate::netlink::links::Link;
 use crate::netlink::qdiscs::Qdisc;
 use crate::netlink::{Netlink, NetlinkError};
+use crate::rdma::Rdma;
 use crate::sample::{
-    CollectiveCall, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, Readings, RunningCall,
-    Sample, Series,
+    CollectiveCall, EVENTS_MAX, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, Readings,
+    RunningCall, Sample, Series,
 };
+use crate::source::{Gathered, Info, RawCounter};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -40,8 +43,59 @@ pub struct Extras {
     pub bpf: BpfSample,
     /// Interface names by ifindex.
     pub names: BTreeMap<u32, String>,
-    /// CPU-independent cost of the collection.
-    pub took: Duration,
+    pub raw: Vec<RawCounter>,
+    pub info: Vec<Info>,
+    /// Events that one sample could not hold, since the start.
+    pub events_dropped: u64,
+    /// Wall time of each source's part, in the order of collection.
+    pub took: Vec<(&'static str, Duration)>,
+}
+
+type Poll = Box<dyn FnMut(Duration, &BTreeSet<&str>, &mut Gathered) -> Result<(), String>>;
+
+/// A source beside netdev and eBPF: how it is read, and how that went last.
+struct Other {
+    source: Source,
+    poll: Poll,
+}
+
+impl Other {
+    fn new(name: &'static str, poll: Poll) -> Other {
+        let source = Source {
+            name,
+            up: true,
+            reason: String::new(),
+        };
+        Other { source, poll }
+    }
+
+    fn poll(&mut self, now: Duration, interfaces: &BTreeSet<&str>, out: &mut Gathered) {
+        let reason = (self.poll)(now, interfaces, out).err().unwrap_or_default();
+        let up = reason.is_empty();
+        if !up && reason != self.source.reason {
+            tracing::warn!("source {} is down: {reason}", self.source.name);
+        }
+        (self.source.up, self.source.reason) = (up, reason);
+    }
+}
+
+fn others(config: &Config) -> Vec<Other> {
+    let mut others = Vec::new();
+    if config.collectors.ethtool {
+        let mut source = EthtoolSource::open(&config.path_sysfs).map_err(|e| e.to_string());
+        let poll = move |now, interfaces: &BTreeSet<&str>, out: &mut Gathered| {
+            let source = source.as_mut().map_err(|reason| reason.clone())?;
+            source.poll(now, interfaces, out);
+            Ok(())
+        };
+        others.push(Other::new("ethtool", Box::new(poll)));
+    }
+    if config.collectors.rdma {
+        let mut source = Rdma::new(&config.path_sysfs, &config.devices_exclude);
+        let poll = move |now, _: &BTreeSet<&str>, out: &mut Gathered| source.poll(now, out);
+        others.push(Other::new("rdma", Box::new(poll)));
+    }
+    others
 }
 
 /// All sources of this node.
@@ -58,6 +112,8 @@ pub struct Collector {
     /// Processes among which the owners were looked for last.
     owner_pids: Vec<u32>,
     drop_sums: BTreeMap<u32, u64>,
+    others: Vec<Other>,
+    events_dropped: u64,
     epoch: Instant,
 }
 
@@ -91,6 +147,8 @@ impl Collector {
             owners: BTreeMap::new(),
             owner_pids: Vec::new(),
             drop_sums: BTreeMap::new(),
+            others: others(config),
+            events_dropped: 0,
             epoch,
         })
     }
@@ -105,6 +163,7 @@ impl Collector {
         };
         let mut sources = vec![netdev];
         sources.extend(self.bpf_sources.iter().cloned());
+        sources.extend(self.others.iter().map(|other| other.source.clone()));
         sources
     }
 
@@ -151,15 +210,39 @@ impl Collector {
         };
         self.collectives(&bpf, &mut sample);
         self.flows(&bpf, &mut sample);
+        let mut took = vec![("netdev", started.elapsed())];
+        let mut gathered = Gathered::default();
+        let interfaces: BTreeSet<&str> = names.values().map(String::as_str).collect();
+        for other in &mut self.others {
+            let before = Instant::now();
+            other.poll(sample.at, &interfaces, &mut gathered);
+            took.push((other.source.name, before.elapsed()));
+        }
+        sample.columns = gathered.columns;
+        let kept = gathered.events.len().min(EVENTS_MAX);
+        self.events_dropped += (gathered.events.len() - kept) as u64;
+        gathered.events.truncate(kept);
+        for event in &gathered.events {
+            tracing::info!(
+                source = event.source,
+                name = event.name,
+                subject = event.subject,
+                code = event.code,
+                "{}",
+                event.text
+            );
+        }
+        sample.events = gathered.events;
         self.readings.judge(&mut sample);
-        (
-            sample,
-            Extras {
-                bpf,
-                names,
-                took: started.elapsed(),
-            },
-        )
+        let extras = Extras {
+            bpf,
+            names,
+            raw: gathered.raw,
+            info: gathered.info,
+            events_dropped: self.events_dropped,
+            took,
+        };
+        (sample, extras)
     }
 
     fn netdev(

@@ -59,7 +59,25 @@ pub struct RawConfig {
     pub ports_exclude: Option<Vec<String>>,
     /// Go through every step of a change without writing it.
     pub dry_run: Option<bool>,
+    /// Verbs devices that are left alone; a trailing * stands for anything.
+    pub devices_exclude: Option<Vec<String>>,
+    /// Where sysfs is mounted.
+    pub path_sysfs: Option<PathBuf>,
+    /// NVML library; default: libnvidia-ml.so.1 of the loader's path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nvml_library: Option<PathBuf>,
+    pub collectors: RawCollectors,
     pub bpf: RawBpf,
+}
+
+/// Sources that can be switched off; those of eBPF are in `bpf`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCollectors {
+    pub ethtool: Option<bool>,
+    pub rdma: Option<bool>,
+    pub gpu: Option<bool>,
+    pub kmsg: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,7 +111,20 @@ pub struct Config {
     pub spool_samples: usize,
     pub ports_exclude: Vec<String>,
     pub dry_run: bool,
+    pub devices_exclude: Vec<String>,
+    pub path_sysfs: PathBuf,
+    pub nvml_library: Option<PathBuf>,
+    pub collectors: Collectors,
     pub bpf: Bpf,
+}
+
+/// Sources that are on.
+#[derive(Debug, Clone, Copy)]
+pub struct Collectors {
+    pub ethtool: bool,
+    pub rdma: bool,
+    pub gpu: bool,
+    pub kmsg: bool,
 }
 
 /// What to see by eBPF.
@@ -249,6 +280,15 @@ impl RawConfig {
             spool_samples: check.count("spool_samples", self.spool_samples, 120, 1, 10_000)?,
             ports_exclude: self.ports_exclude.clone().unwrap_or_default(),
             dry_run: self.dry_run.unwrap_or(false),
+            devices_exclude: self.devices_exclude.clone().unwrap_or_default(),
+            path_sysfs: self.path_sysfs.clone().unwrap_or_else(|| "/sys".into()),
+            nvml_library: self.nvml_library.clone(),
+            collectors: Collectors {
+                ethtool: self.collectors.ethtool.unwrap_or(true),
+                rdma: self.collectors.rdma.unwrap_or(true),
+                gpu: self.collectors.gpu.unwrap_or(is_host),
+                kmsg: self.collectors.kmsg.unwrap_or(true),
+            },
             bpf: Bpf {
                 enabled: self.bpf.enabled.unwrap_or(true),
                 netns_filter: self.bpf.netns_filter.unwrap_or(false),
@@ -281,6 +321,15 @@ impl From<&Config> for RawConfig {
             spool_samples: Some(config.spool_samples as u64),
             ports_exclude: Some(config.ports_exclude.clone()),
             dry_run: Some(config.dry_run),
+            devices_exclude: Some(config.devices_exclude.clone()),
+            path_sysfs: Some(config.path_sysfs.clone()),
+            nvml_library: config.nvml_library.clone(),
+            collectors: RawCollectors {
+                ethtool: Some(config.collectors.ethtool),
+                rdma: Some(config.collectors.rdma),
+                gpu: Some(config.collectors.gpu),
+                kmsg: Some(config.collectors.kmsg),
+            },
             bpf: RawBpf {
                 enabled: Some(config.bpf.enabled),
                 netns_filter: Some(config.bpf.netns_filter),

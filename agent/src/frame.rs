@@ -1,10 +1,11 @@
 //! From samples to frames, pure: what changed since the controller last heard of it.
 
 use crate::sample::{FlowEnds, FlowReading, PORT_SIGNALS, Sample, Series, micros};
+use crate::source::{ColumnKey, Event, Severity};
 use std::collections::{BTreeMap, BTreeSet};
 use weir_wire::columns::Columns;
 use weir_wire::frame::{CallRow, CallRows, FlowRow, FlowRows, RunningRows, SERIES_MAX};
-use weir_wire::signal::Signal;
+use weir_wire::signal::{Entity, Signal};
 use weir_wire::v1;
 
 /// Values that a frame carries for an open flow, a finished call and a running one.
@@ -12,12 +13,17 @@ const FLOW_VALUES: usize = 4;
 const CALL_VALUES: usize = 3;
 const RUNNING_VALUES: usize = 1;
 
+/// Columns that may stand empty before the schema is made anew.
+const OTHERS_SPARE: usize = 64;
+
 /// Makes frames for one stream.
 #[derive(Debug, Default)]
 pub struct FrameEncoder {
     seq: u64,
     schema_epoch: u32,
     ports: Vec<String>,
+    /// Columns of the other sources, ascending.
+    others: Vec<ColumnKey>,
     columns: Columns,
     key: bool,
     flows: BTreeMap<FlowEnds, SentFlow>,
@@ -63,8 +69,7 @@ impl FrameEncoder {
         sample: &Sample,
         frames_dropped: u64,
     ) -> (Option<v1::Schema>, v1::Frame) {
-        let schema =
-            (!self.ports.iter().eq(sample.ports.keys())).then(|| self.restart_columns(sample));
+        let schema = (!self.fits(sample)).then(|| self.restart_columns(sample));
         self.seq += 1;
         let mut frame = v1::Frame {
             seq: self.seq,
@@ -73,6 +78,7 @@ impl FrameEncoder {
             key: std::mem::take(&mut self.key),
             resets: self.reset_columns(&sample.resets),
             frames_dropped,
+            events: sample.events.iter().map(event).collect(),
             ..v1::Frame::default()
         };
         if frame.key {
@@ -89,8 +95,18 @@ impl FrameEncoder {
         (schema, frame)
     }
 
+    /// Whether the schema has a place for every value. A value that comes and goes keeps its own,
+    /// unless most of them stay away.
+    fn fits(&self, sample: &Sample) -> bool {
+        let known = |key: &ColumnKey| self.others.binary_search(key).is_ok();
+        self.ports.iter().eq(sample.ports.keys())
+            && sample.columns.keys().all(known)
+            && self.others.len() <= 2 * sample.columns.len() + OTHERS_SPARE
+    }
+
     fn restart_columns(&mut self, sample: &Sample) -> v1::Schema {
         self.ports = sample.ports.keys().cloned().collect();
+        self.others = sample.columns.keys().cloned().collect();
         self.new_schema()
     }
 
@@ -101,13 +117,21 @@ impl FrameEncoder {
             PORT_SIGNALS.iter().map(|s| v1::Column {
                 port: p.clone(),
                 signal: s.number(),
+                ..v1::Column::default()
             })
         });
         let node_columns = [v1::Column {
-            port: String::new(),
             signal: Signal::BpfLostRecords.number(),
+            ..v1::Column::default()
         }];
-        let columns: Vec<_> = port_columns.chain(node_columns).collect();
+        let other_columns = self.others.iter().map(|key| v1::Column {
+            port: key.entity.clone(),
+            signal: key.signal.number(),
+            entity: entity_of(key.kind).into(),
+            index: key.index.map(u32::from),
+        });
+        let columns = port_columns.chain(node_columns).chain(other_columns);
+        let columns: Vec<_> = columns.collect();
         self.columns = Columns::new(columns.len());
         v1::Schema {
             epoch: self.schema_epoch,
@@ -115,18 +139,28 @@ impl FrameEncoder {
         }
     }
 
-    fn reset_columns(&self, resets: &BTreeSet<(String, Signal)>) -> Vec<u32> {
-        let column = |(port, signal): &(String, Signal)| {
-            let p = self.ports.iter().position(|x| x == port)?;
-            let s = PORT_SIGNALS.iter().position(|x| x == signal)?;
-            u32::try_from(p * PORT_SIGNALS.len() + s).ok()
+    fn reset_columns(&self, resets: &BTreeSet<ColumnKey>) -> Vec<u32> {
+        let of_ports = self.ports.len() * PORT_SIGNALS.len();
+        let column = |key: &ColumnKey| {
+            let place = match self.others.binary_search(key) {
+                Ok(place) => of_ports + 1 + place,
+                Err(_) => {
+                    let p = self.ports.iter().position(|x| *x == key.entity)?;
+                    let s = PORT_SIGNALS.iter().position(|x| *x == key.signal)?;
+                    p * PORT_SIGNALS.len() + s
+                }
+            };
+            u32::try_from(place).ok()
         };
         resets.iter().filter_map(column).collect()
     }
 
     fn columns(&mut self, sample: &Sample, frame: &mut v1::Frame) {
         let ports = sample.ports.values().flatten().copied();
-        let values: Vec<Option<u64>> = ports.chain([sample.lost_records]).collect();
+        let others = self.others.iter();
+        let others = others.map(|key| sample.columns.get(key).map(|r| r.value));
+        let values = ports.chain([sample.lost_records]).chain(others);
+        let values: Vec<Option<u64>> = values.collect();
         let mut body = Vec::new();
         self.columns.encode(&values, &mut body);
         frame.columns = body;
@@ -228,6 +262,31 @@ impl FrameEncoder {
     }
 }
 
+fn entity_of(kind: Entity) -> v1::Entity {
+    match kind {
+        Entity::Node | Entity::Port => v1::Entity::Port,
+        Entity::Rdma => v1::Entity::Rdma,
+        Entity::Gpu => v1::Entity::Gpu,
+    }
+}
+
+fn event(event: &Event) -> v1::Event {
+    v1::Event {
+        source: event.source.into(),
+        name: event.name.into(),
+        subject: event.subject.clone(),
+        code: event.code,
+        severity: match event.severity {
+            Severity::Info => v1::Severity::Info,
+            Severity::Warning => v1::Severity::Warning,
+            Severity::Critical => v1::Severity::Critical,
+        }
+        .into(),
+        text: event.text.clone(),
+        action: event.action.clone(),
+    }
+}
+
 fn opened(id: u32, ends: &FlowEnds, reading: &FlowReading) -> v1::FlowOpened {
     v1::FlowOpened {
         id,
@@ -282,6 +341,7 @@ impl SeriesTable {
 mod tests {
     use super::*;
     use crate::sample::{CollectiveCall, RunningCall, carry};
+    use crate::source::Reading;
     use std::time::Duration;
 
     fn sample(at_s: u64, tx_bytes: u64) -> Sample {
@@ -359,12 +419,61 @@ mod tests {
     #[test]
     fn a_dropped_sample_does_not_lose_a_reset() {
         let mut dropped = sample(1, 0);
-        dropped.resets.insert(("eth0".into(), Signal::TxBytes));
+        dropped
+            .resets
+            .insert(ColumnKey::port("eth0", Signal::TxBytes));
         let mut next = sample(2, 0);
         carry(dropped, &mut next);
         let mut encoder = FrameEncoder::default();
         encoder.restart(Some(&next));
         assert_eq!(encoder.encode(&next, 1).1.resets, [0]);
+    }
+
+    #[test]
+    fn columns_of_other_sources_keep_their_place_while_they_are_away() {
+        let key = ColumnKey {
+            kind: Entity::Port,
+            entity: "eth0".into(),
+            signal: Signal::PauseRx,
+            index: Some(3),
+        };
+        let with = |at_s, value| Sample {
+            columns: [(key.clone(), Reading::wide(value))].into(),
+            ..sample(at_s, 0)
+        };
+        let mut encoder = FrameEncoder::default();
+        let schema = encoder.restart(Some(&with(1, 5)));
+        let place = schema.columns.len() - 1;
+        let pause = &schema.columns[place];
+        assert_eq!(pause.signal, Signal::PauseRx.number());
+        assert_eq!((pause.port.as_str(), pause.index), ("eth0", Some(3)));
+        let mut state = Columns::new(schema.columns.len());
+        for (sample, expected) in [
+            (with(1, 5), Some(5)),
+            (sample(2, 0), None),
+            (with(3, 6), Some(6)),
+        ] {
+            let (schema, frame) = encoder.encode(&sample, 0);
+            state.decode(&frame.columns).unwrap();
+            assert!(schema.is_none());
+            assert_eq!(state.values()[place], expected);
+        }
+        let mut reset = with(4, 1);
+        reset.resets.insert(key.clone());
+        let resets = encoder.encode(&reset, 0).1.resets;
+        assert_eq!(resets, [u32::try_from(place).unwrap()]);
+        let mut more = with(5, 1);
+        more.columns.insert(
+            ColumnKey {
+                index: Some(4),
+                ..key.clone()
+            },
+            Reading::wide(1),
+        );
+        assert!(
+            encoder.encode(&more, 0).0.is_some(),
+            "a new column brings a new schema"
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod frame;
 pub mod inventory;
 pub mod metrics;
 pub mod netlink;
+pub mod rdma;
 pub mod run;
 pub mod sample;
 pub mod scan;

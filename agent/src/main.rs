@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use weir_agent::config::{self, Config, ConfigError, RawConfig};
 use weir_agent::scan::Level;
+use weir_agent::scan::expect::{Expect, Profile};
 use weir_agent::{metrics, run, scan};
 
 /// Exit code for a bad configuration (EX_USAGE of sysexits.h).
@@ -30,6 +31,14 @@ enum Cmd {
     Scan {
         #[command(flatten)]
         options: Options,
+        /// What this node should have, such as rdma=8@400G, gpu=8:H100 or port=2; may be given more
+        /// than once. What is missing is critical.
+        #[arg(long, value_name = "KIND=COUNT[@RATE][:NAME]")]
+        expect: Vec<Expect>,
+        /// Expectations of a common node: 8xh100-8xcx7, 8xh200-8xcx7, 8xb200-8xcx7, 8xmi300x-8x400g,
+        /// 8xa100-8xcx6.
+        #[arg(long, value_name = "NAME")]
+        profile: Option<Profile>,
         /// As JSON instead of a table.
         #[arg(long)]
         json: bool,
@@ -68,8 +77,12 @@ struct Options {
     /// Address of the controller, such as http://10.0.0.1:9742.
     #[arg(long, env = "WEIR_AGENT_CONTROLLER")]
     controller: Option<String>,
-    /// Address of /metrics.
-    #[arg(long, env = "WEIR_AGENT_LISTEN_METRICS")]
+    /// Address of /metrics; default: 0.0.0.0:9741.
+    #[arg(
+        long,
+        visible_alias = "web.listen-address",
+        env = "WEIR_AGENT_LISTEN_METRICS"
+    )]
     listen_metrics: Option<String>,
     /// Time between samples, such as 1s or 250ms.
     #[arg(long, env = "WEIR_AGENT_SAMPLE_INTERVAL")]
@@ -77,6 +90,153 @@ struct Options {
     /// Go through every step of a change without writing it.
     #[arg(long, env = "WEIR_AGENT_DRY_RUN")]
     dry_run: bool,
+    /// Where sysfs is mounted; default: /sys.
+    #[arg(long = "path.sysfs", env = "WEIR_AGENT_PATH_SYSFS", value_name = "DIR")]
+    path_sysfs: Option<PathBuf>,
+    /// Verbs devices that are left alone, such as mlx5_1 or mlx5_*; may be given more than once.
+    #[arg(
+        long,
+        env = "WEIR_AGENT_DEVICE_EXCLUDE",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
+    device_exclude: Vec<String>,
+    /// NVML library; default: libnvidia-ml.so.1 of the loader's path.
+    #[arg(long, env = "WEIR_AGENT_NVML_LIBRARY", value_name = "FILE")]
+    nvml_library: Option<PathBuf>,
+    #[command(flatten)]
+    collectors: CollectorFlags,
+}
+
+/// What `--collector.NAME` and `--no-collector.NAME` said.
+#[derive(Debug, Clone, Default)]
+struct CollectorFlags(Vec<(&'static str, bool)>);
+
+/// Name, flag that switches it on, flag that switches it off, environment, what it reads.
+const COLLECTORS: [(&str, &str, &str, &str, &str); 8] = [
+    (
+        "ethtool",
+        "collector.ethtool",
+        "no-collector.ethtool",
+        "WEIR_AGENT_COLLECTOR_ETHTOOL",
+        "Driver statistics of NICs: pause, discards, FEC, PCIe",
+    ),
+    (
+        "rdma",
+        "collector.rdma",
+        "no-collector.rdma",
+        "WEIR_AGENT_COLLECTOR_RDMA",
+        "Verbs devices: port and hardware counters, state",
+    ),
+    (
+        "gpu",
+        "collector.gpu",
+        "no-collector.gpu",
+        "WEIR_AGENT_COLLECTOR_GPU",
+        "GPUs, by NVML and amdgpu",
+    ),
+    (
+        "kmsg",
+        "collector.kmsg",
+        "no-collector.kmsg",
+        "WEIR_AGENT_COLLECTOR_KMSG",
+        "The kernel's log: XIDs, NIC health, link flaps, AER",
+    ),
+    (
+        "collective",
+        "collector.collective",
+        "no-collector.collective",
+        "WEIR_AGENT_COLLECTOR_COLLECTIVE",
+        "Collective calls of NCCL, RCCL and MPI (eBPF)",
+    ),
+    (
+        "tcp",
+        "collector.tcp",
+        "no-collector.tcp",
+        "WEIR_AGENT_COLLECTOR_TCP",
+        "TCP flows (eBPF, or socket diagnostics)",
+    ),
+    (
+        "qdisc",
+        "collector.qdisc",
+        "no-collector.qdisc",
+        "WEIR_AGENT_COLLECTOR_QDISC",
+        "Queue depths (eBPF)",
+    ),
+    (
+        "drop",
+        "collector.drop",
+        "no-collector.drop",
+        "WEIR_AGENT_COLLECTOR_DROP",
+        "Dropped packets by reason (eBPF)",
+    ),
+];
+
+impl clap::FromArgMatches for CollectorFlags {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = CollectorFlags::default();
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        for (name, on, off, _, _) in COLLECTORS {
+            if matches.get_flag(off) {
+                self.0.push((name, false));
+            } else if let Some(wanted) = matches.get_one::<bool>(on) {
+                self.0.push((name, *wanted));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl clap::Args for CollectorFlags {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        COLLECTORS
+            .iter()
+            .fold(command, |command, (_, on, off, env, help)| {
+                let switch_on = clap::Arg::new(*on)
+                    .long(*on)
+                    .env(*env)
+                    .num_args(0..=1)
+                    .require_equals(true)
+                    .default_missing_value("true")
+                    .value_name("BOOL")
+                    .value_parser(clap::builder::BoolishValueParser::new())
+                    .help_heading("Collectors")
+                    .help(format!("{help}; --{off} switches it off"));
+                let switch_off = clap::Arg::new(*off)
+                    .long(*off)
+                    .action(clap::ArgAction::SetTrue)
+                    .conflicts_with(*on)
+                    .hide(true);
+                command.arg(switch_on).arg(switch_off)
+            })
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl CollectorFlags {
+    fn apply(&self, raw: &mut RawConfig) {
+        let (collectors, bpf) = (&mut raw.collectors, &mut raw.bpf);
+        for (name, wanted) in &self.0 {
+            let key = match *name {
+                "ethtool" => &mut collectors.ethtool,
+                "rdma" => &mut collectors.rdma,
+                "gpu" => &mut collectors.gpu,
+                "kmsg" => &mut collectors.kmsg,
+                "collective" => &mut bpf.collective,
+                "tcp" => &mut bpf.tcp,
+                "qdisc" => &mut bpf.qdisc,
+                _ => &mut bpf.drop,
+            };
+            *key = Some(*wanted);
+        }
+    }
 }
 
 impl Options {
@@ -104,12 +264,32 @@ impl Options {
         if self.dry_run {
             raw.dry_run = Some(true);
         }
+        for (given, key) in [
+            (&self.path_sysfs, &mut raw.path_sysfs),
+            (&self.nvml_library, &mut raw.nvml_library),
+        ] {
+            if given.is_some() {
+                key.clone_from(given);
+            }
+        }
+        if !self.device_exclude.is_empty() {
+            raw.devices_exclude = Some(self.device_exclude.clone());
+        }
+        self.collectors.apply(&mut raw);
         raw.check(path)
     }
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(help) if !help.use_stderr() => help.exit(),
+        Err(error) => {
+            // Not clap's 2, which a monitoring check reads as critical.
+            error.print().ok();
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
     let filter = if matches!(args.command, Cmd::Scan { .. }) {
         "error"
     } else {
@@ -151,8 +331,18 @@ fn perform(command: Cmd) -> anyhow::Result<ExitCode> {
                 .build()?
                 .block_on(run::run(config))?;
         }
-        Cmd::Scan { options, json } => {
-            let findings = scan::scan(&options.load()?)?;
+        Cmd::Scan {
+            options,
+            expect,
+            profile,
+            json,
+        } => {
+            let expected: Vec<Expect> = profile
+                .into_iter()
+                .flat_map(|p| p.0)
+                .chain(expect)
+                .collect();
+            let findings = scan::scan(&options.load()?, &expected)?;
             writeln!(
                 out,
                 "{}",

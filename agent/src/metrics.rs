@@ -41,7 +41,13 @@ catalogue! {
     CPU Counter "weir_agent_process_cpu_seconds_total" [] "CPU time of the process (/proc/self/stat).";
     RSS Gauge "weir_agent_process_resident_bytes" [] "Resident memory of the process (VmRSS of /proc/self/status).";
     SOURCE_UP Gauge "weir_agent_source_up" ["source"] "1 while the source delivers; 0 costs its columns, not the agent.";
-    COLLECT Gauge "weir_agent_collect_seconds" [] "Wall time of the last collection of all sources.";
+    COLLECT Gauge "weir_agent_collect_seconds" ["source"] "Wall time of the source's part of the last collection; netdev includes eBPF.";
+    EVENTS Counter "weir_agent_events_total" ["source", "name", "code"] "Events seen since the agent started; code is the number of an XID or SXID.";
+    EVENTS_DROPPED Counter "weir_agent_events_dropped_total" [] "Events that a sample had no room for.";
+    RAW Counter "weir_raw_total" ["source", "device", "name"] "Counters of drivers and devices that no canonical signal stands for, under their own names.";
+    PORT_INFO Gauge "weir_port_info" ["port", "driver", "firmware", "pci_address"] "Always 1; facts of a port, for joins.";
+    RDMA_INFO Gauge "weir_rdma_info" ["device", "port", "driver", "firmware", "board", "pci_address", "netdev", "link_layer", "node_guid", "state", "phys_state"] "Always 1; facts of a port of a verbs device, for joins.";
+    GPU_INFO Gauge "weir_gpu_info" ["gpu", "name", "uuid", "serial", "driver", "vbios"] "Always 1; facts of a GPU, for joins.";
     LOST Counter "weir_agent_bpf_lost_records_total" [] "Records that the eBPF programs could not hand over.";
     UPLINK Gauge "weir_agent_uplink_up" [] "1 while a stream to the controller is open.";
     FRAMES Counter "weir_agent_frames_sent_total" [] "Frames sent to the controller.";
@@ -107,6 +113,9 @@ struct Durations {
     sum_s: f64,
 }
 
+/// Series of events, at most.
+const EVENT_SERIES_MAX: usize = 1024;
+
 /// Everything that the page shows.
 #[derive(Debug, Clone, Default)]
 pub struct Page {
@@ -124,6 +133,7 @@ pub struct Page {
     sample: Sample,
     extras: Extras,
     durations: BTreeMap<&'static str, Durations>,
+    events: BTreeMap<(&'static str, &'static str, Option<u32>), u64>,
     retransmits: u64,
     flow_retransmits: BTreeMap<crate::sample::FlowEnds, u64>,
 }
@@ -144,6 +154,13 @@ impl Page {
                 .insert(*ends, flow.retransmits)
                 .unwrap_or(0);
             self.retransmits += flow.retransmits.saturating_sub(last);
+        }
+        for event in &sample.events {
+            let key = (event.source, event.name, event.code);
+            // Codes come from the kernel's log, which anyone with the right may write to.
+            if self.events.len() < EVENT_SERIES_MAX || self.events.contains_key(&key) {
+                *self.events.entry(key).or_default() += 1;
+            }
         }
         self.flow_retransmits
             .retain(|ends, _| sample.flows.contains_key(ends));
@@ -264,6 +281,7 @@ pub fn render(page: &Page) -> String {
     let mut families = Families::default();
     own(page, &mut families);
     ports(page, &mut families);
+    columns(page, &mut families);
     for (op, durations) in &page.durations {
         let calls: u64 = durations.counts.iter().sum();
         families.value(CALLS, &[op], calls as f64);
@@ -299,7 +317,7 @@ fn own(page: &Page, families: &mut Families) {
         families.value(LOST, &[], lost as f64);
     }
     let values = [
-        (COLLECT, page.extras.took.as_secs_f64()),
+        (EVENTS_DROPPED, page.extras.events_dropped as f64),
         (UPLINK, f64::from(u8::from(page.uplink_up))),
         (FRAMES, page.frames_sent as f64),
         (DROPPED, page.samples_dropped as f64),
@@ -313,6 +331,44 @@ fn own(page: &Page, families: &mut Families) {
     ];
     for (metric, value) in values {
         families.value(metric, &[], value);
+    }
+    for (source, took) in &page.extras.took {
+        families.value(COLLECT, &[source], took.as_secs_f64());
+    }
+    for ((source, name, code), count) in &page.events {
+        let code = code.map_or_else(String::new, |c| c.to_string());
+        families.value(EVENTS, &[source, name, &code], *count as f64);
+    }
+}
+
+/// What the sources beside netdev and eBPF read.
+fn columns(page: &Page, families: &mut Families) {
+    for (key, reading) in &page.sample.columns {
+        let Some(metric) = metric_of(key.signal, key.kind) else {
+            continue;
+        };
+        let index = key.index.map(|i| i.to_string());
+        let mut labels: Vec<&str> = match key.kind {
+            // DEVICE/PORT has one label for each.
+            Entity::Rdma => key.entity.splitn(2, '/').collect(),
+            Entity::Node | Entity::Port | Entity::Gpu => vec![&key.entity],
+        };
+        labels.extend(index.as_deref());
+        families.value(metric, &labels, reading.value as f64 * key.signal.scale());
+    }
+    for raw in &page.extras.raw {
+        families.value(RAW, &[raw.source, &raw.device, &raw.name], raw.value as f64);
+    }
+    for info in &page.extras.info {
+        let (metric, own): (Metric, Vec<&str>) = match info.kind {
+            Entity::Rdma => (RDMA_INFO, info.entity.splitn(2, '/').collect()),
+            Entity::Gpu => (GPU_INFO, vec![&info.entity]),
+            Entity::Node | Entity::Port => (PORT_INFO, vec![&info.entity]),
+        };
+        let facts = metric.labels.iter().skip(own.len());
+        let facts = facts.map(|label| info.labels.get(label).map_or("", String::as_str));
+        let labels: Vec<&str> = own.iter().copied().chain(facts).collect();
+        families.value(metric, &labels, 1.0);
     }
 }
 
@@ -387,6 +443,35 @@ mod tests {
     fn the_process_is_seen() {
         let (cpu, rss) = own_process().unwrap();
         assert!(cpu >= 0.0 && rss > 100_000.0, "{cpu} {rss}");
+    }
+
+    #[test]
+    fn columns_are_shown_in_base_units_with_their_labels() {
+        let mut gathered = crate::source::Gathered::default();
+        let mut put = |kind, entity: &str, signal, index, value| {
+            gathered.put(
+                kind,
+                entity,
+                signal,
+                index,
+                crate::source::Reading::wide(value),
+            );
+        };
+        put(Entity::Port, "eth0", Signal::PauseRxUs, Some(3), 1_500_000);
+        put(Entity::Rdma, "mlx5_0/1", Signal::CnpTx, None, 7);
+        let mut page = Page::default();
+        let sample = Sample {
+            columns: gathered.columns,
+            ..Sample::default()
+        };
+        page.sampled(&sample, Extras::default());
+        let text = render(&page);
+        for line in [
+            "weir_port_pause_receive_seconds_total{port=\"eth0\",priority=\"3\"} 1.5",
+            "weir_rdma_cnp_transmit_total{device=\"mlx5_0\",port=\"1\"} 7",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
     }
 
     #[test]

@@ -3,10 +3,11 @@
 //! The spool holds [`Sample`]s, not encoded frames: deltas are made when a frame is sent, against
 //! what was sent last ([`crate::frame`]). So a sample that had to be dropped costs resolution, never a wrong sum.
 
+use crate::source::{ColumnKey, Event, Reading};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
 use std::time::Duration;
-use weir_agent_core::counter::{Counter, Observation, Overflow};
+use weir_agent_core::counter::{Counter, Observation};
 use weir_wire::signal::{Kind, Signal};
 
 /// Signals of a port, in the order of their columns.
@@ -26,6 +27,9 @@ pub const PORT_SIGNALS: [Signal; 14] = [
     Signal::EcnMarkedTx,
     Signal::KernelDrops,
 ];
+
+/// Events of one sample, at most.
+pub const EVENTS_MAX: usize = 256;
 
 /// One port's readings. `None` is absent, which is not zero.
 pub type PortReadings = [Option<u64>; PORT_SIGNALS.len()];
@@ -80,22 +84,35 @@ pub struct Sample {
     pub at: Duration,
     pub ports: BTreeMap<String, PortReadings>,
     pub lost_records: Option<u64>,
+    /// What the other sources read.
+    pub columns: BTreeMap<ColumnKey, Reading>,
     /// Counters that were reset since the sample before.
-    pub resets: BTreeSet<(String, Signal)>,
+    pub resets: BTreeSet<ColumnKey>,
+    pub events: Vec<Event>,
     pub collectives: Vec<CollectiveCall>,
     pub running: Vec<RunningCall>,
     pub flows: BTreeMap<FlowEnds, FlowReading>,
 }
 
-/// Finds resets and widens the kernel's 32-bit counters.
+/// Finds resets and widens narrow counters.
 #[derive(Debug, Default)]
 pub struct Readings {
-    counters: BTreeMap<(String, Signal), (Counter, u64)>,
+    counters: BTreeMap<ColumnKey, Judged>,
+}
+
+/// A counter under judgement.
+#[derive(Debug)]
+struct Judged {
+    counter: Counter,
+    /// What a wide counter would stand at.
+    sum: u64,
+    at: Duration,
 }
 
 impl Readings {
     /// Judges every counter of `sample`: marks resets, replaces narrow values by 64-bit sums.
     pub fn judge(&mut self, sample: &mut Sample) {
+        let at = sample.at;
         for (port, readings) in &mut sample.ports {
             for (signal, reading) in PORT_SIGNALS.iter().zip(readings.iter_mut()) {
                 let (Kind::Counter, Some(raw)) = (signal.kind(), *reading) else {
@@ -103,36 +120,61 @@ impl Readings {
                 };
                 // The kernel counts these in 32 bits (gnet_stats_queue, tc_red_xstats, tc_fq_codel_qd_stats).
                 let narrow = matches!(signal, Signal::QueueDrops | Signal::EcnMarkedTx);
-                let key = (port.clone(), *signal);
-                let (counter, sum) = self.counters.entry(key.clone()).or_insert_with(|| {
-                    (
-                        Counter::new(if narrow { 32 } else { 64 }, Overflow::Wraps),
-                        0,
-                    )
-                });
-                match counter.observe(raw, sample.at) {
-                    Observation::Delta { delta, .. } => *sum += delta,
-                    Observation::First => *sum = raw,
-                    Observation::Reset
-                    | Observation::Gap
-                    | Observation::Saturated
-                    | Observation::Implausible => {
-                        sample.resets.insert(key);
-                    }
-                }
-                if narrow {
-                    *reading = Some(*sum);
-                }
+                let raw = Reading {
+                    bits: if narrow { 32 } else { 64 },
+                    ..Reading::wide(raw)
+                };
+                let key = ColumnKey::port(port, *signal);
+                *reading = Some(self.counter(&key, raw, at, &mut sample.resets));
             }
         }
-        self.counters
-            .retain(|(port, _), _| sample.ports.contains_key(port));
+        for (key, reading) in &mut sample.columns {
+            if key.signal.kind() == Kind::Counter {
+                reading.value = self.counter(key, *reading, at, &mut sample.resets);
+            }
+        }
+        self.counters.retain(|_, judged| judged.at == at);
+    }
+
+    fn counter(
+        &mut self,
+        key: &ColumnKey,
+        raw: Reading,
+        at: Duration,
+        resets: &mut BTreeSet<ColumnKey>,
+    ) -> u64 {
+        let Some(known) = self.counters.get_mut(key) else {
+            let mut counter = Counter::new(u32::from(raw.bits), raw.overflow);
+            counter.observe(raw.value, at);
+            let judged = Judged {
+                counter,
+                sum: raw.value,
+                at,
+            };
+            self.counters.insert(key.clone(), judged);
+            return raw.value;
+        };
+        known.at = at;
+        match known.counter.observe(raw.value, at) {
+            Observation::Delta { delta, .. } => known.sum += delta,
+            Observation::First => known.sum = raw.value,
+            Observation::Reset
+            | Observation::Gap
+            | Observation::Saturated
+            | Observation::Implausible => {
+                resets.insert(key.clone());
+            }
+        }
+        if raw.bits < 64 { known.sum } else { raw.value }
     }
 }
 
 /// Merges what must not be lost of a dropped sample into the one after it.
 pub fn carry(dropped: Sample, into: &mut Sample) {
     into.resets.extend(dropped.resets);
+    let room = EVENTS_MAX.saturating_sub(into.events.len());
+    into.events
+        .splice(0..0, dropped.events.into_iter().take(room));
 }
 
 /// Whole microseconds, as the wire has them.
@@ -144,6 +186,8 @@ pub fn micros(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use weir_agent_core::counter::Overflow;
+    use weir_wire::signal::Entity;
 
     fn sample(at_s: u64, tx_bytes: u64, queue_drops: u64) -> Sample {
         let mut readings = [None; PORT_SIGNALS.len()];
@@ -168,7 +212,10 @@ mod tests {
     #[test]
     fn a_counter_that_goes_backwards_is_marked_as_reset() {
         let last = judged(&[sample(1, 1000, 0), sample(2, 10, 0)]);
-        assert!(last.resets.contains(&("eth0".to_owned(), Signal::TxBytes)));
+        assert!(
+            last.resets
+                .contains(&ColumnKey::port("eth0", Signal::TxBytes))
+        );
     }
 
     #[test]
@@ -182,6 +229,54 @@ mod tests {
     #[test]
     fn a_clock_that_jumps_back_gives_no_rate() {
         let last = judged(&[sample(9, 1000, 0), sample(2, 2000, 0)]);
-        assert!(last.resets.contains(&("eth0".to_owned(), Signal::TxBytes)));
+        assert!(
+            last.resets
+                .contains(&ColumnKey::port("eth0", Signal::TxBytes))
+        );
+    }
+
+    fn saturating(at_s: u64, value: u64) -> Sample {
+        let key = ColumnKey {
+            kind: Entity::Rdma,
+            entity: "mlx5_0/1".into(),
+            signal: Signal::SymbolErrors,
+            index: None,
+        };
+        let reading = Reading {
+            value,
+            bits: 16,
+            overflow: Overflow::Saturates,
+        };
+        Sample {
+            at: Duration::from_secs(at_s),
+            columns: [(key, reading)].into(),
+            ..Sample::default()
+        }
+    }
+
+    #[test]
+    fn a_counter_that_stands_at_its_maximum_has_no_rate() {
+        let last = judged(&[saturating(1, 65_000), saturating(2, 65_535)]);
+        assert_eq!(last.resets.len(), 1);
+        let last = judged(&[saturating(1, 65_000), saturating(2, 65_010)]);
+        assert!(last.resets.is_empty());
+    }
+
+    #[test]
+    fn a_counter_that_was_away_begins_anew() {
+        let mut readings = Readings::default();
+        for mut sample in [
+            saturating(1, 100),
+            Sample {
+                at: Duration::from_secs(2),
+                ..Sample::default()
+            },
+        ] {
+            readings.judge(&mut sample);
+        }
+        let mut back = saturating(3, 7);
+        readings.judge(&mut back);
+        assert!(back.resets.is_empty());
+        assert_eq!(back.columns.values().next().map(|r| r.value), Some(7));
     }
 }

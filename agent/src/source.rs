@@ -16,6 +16,19 @@ pub struct ColumnKey {
     pub index: Option<u8>,
 }
 
+impl ColumnKey {
+    /// A signal of a network interface.
+    #[must_use]
+    pub fn port(name: &str, signal: Signal) -> ColumnKey {
+        ColumnKey {
+            kind: Entity::Port,
+            entity: name.to_owned(),
+            signal,
+            index: None,
+        }
+    }
+}
+
 /// A value as the source counts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
@@ -93,6 +106,26 @@ pub struct Gathered {
 }
 
 impl Gathered {
+    /// Takes what another reading gave.
+    pub fn append(&mut self, mut other: Gathered) {
+        self.columns.append(&mut other.columns);
+        self.raw.append(&mut other.raw);
+        self.info.append(&mut other.info);
+        self.events.append(&mut other.events);
+    }
+
+    /// A value, if it was read. Of a signal without index.
+    #[must_use]
+    pub fn get(&self, kind: Entity, entity: &str, signal: Signal) -> Option<u64> {
+        let key = ColumnKey {
+            kind,
+            entity: entity.to_owned(),
+            signal,
+            index: None,
+        };
+        self.columns.get(&key).map(|reading| reading.value)
+    }
+
     /// Adds a column.
     pub fn put(
         &mut self,

@@ -162,7 +162,12 @@ impl Ingest {
         self.columns = schema
             .columns
             .iter()
-            .map(|c| (c.port.as_str().into(), Signal::from_number(c.signal)))
+            .map(|c| {
+                // The core looks at ports as a whole; the rest is there for later.
+                let whole_port = c.entity() == v1::Entity::Port && c.index.is_none();
+                let signal = Signal::from_number(c.signal).filter(|_| whole_port);
+                (c.port.as_str().into(), signal)
+            })
             .collect();
         self.state = Columns::new(self.columns.len());
         self.in_sync = false;

@@ -55,10 +55,12 @@ fn hello(node: &str, instance: u64) -> v1::Hello {
         v1::Column {
             port: "eth0".into(),
             signal: 1,
+            ..v1::Column::default()
         },
         v1::Column {
             port: "eth0".into(),
             signal: 9_999,
+            ..v1::Column::default()
         },
     ];
     v1::Hello {

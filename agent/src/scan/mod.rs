@@ -1,12 +1,20 @@
 //! `weir-agent scan`: one look at this node, for people and for monitoring checks.
 
+pub mod expect;
+mod rules;
+
 use crate::bpf::jobs;
 use crate::collect::Collector;
 use crate::config::Config;
 use crate::inventory;
+use crate::sample::{PORT_SIGNALS, Sample};
+use crate::source::{ColumnKey, Gathered, Reading};
 use comfy_table::{ContentArrangement, Table, presets};
+use expect::Expect;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::time::Instant;
+use weir_wire::signal::{Entity, Signal};
 
 /// How bad a finding is; the exit code of monitoring plugins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -31,10 +39,17 @@ pub struct Finding {
 ///
 /// # Errors
 /// Nothing at all can be read: the state is unknown.
-pub fn scan(config: &Config) -> anyhow::Result<Vec<Finding>> {
+pub fn scan(config: &Config, expected: &[Expect]) -> anyhow::Result<Vec<Finding>> {
     let mut collector = Collector::open(config, Instant::now())?;
-    let (sample, _) = collector.collect();
-    let mut findings = Vec::new();
+    let (sample, extras) = collector.collect();
+    let gathered = Gathered {
+        columns: columns(&sample),
+        info: extras.info,
+        events: sample.events.clone(),
+        ..Gathered::default()
+    };
+    let mut findings: Vec<Finding> = expected.iter().map(|e| e.check(&gathered)).collect();
+    findings.extend(rules::findings(&gathered));
     let mut say = |subject: String, level, finding: String, action: &str| {
         findings.push(Finding {
             subject,
@@ -63,10 +78,8 @@ pub fn scan(config: &Config) -> anyhow::Result<Vec<Finding>> {
     }
     let inventory = inventory::read(&mut collector.netlink, &config.ports_exclude, 0)?;
     for port in &inventory.ports {
-        let drops = sample
-            .ports
-            .get(&port.name)
-            .map_or(0, |r| r[11].unwrap_or(0));
+        let of_port = |signal| gathered.get(Entity::Port, &port.name, signal);
+        let drops = of_port(Signal::QueueDrops).unwrap_or(0);
         let has_address = !port.addresses.is_empty();
         match (port.up, has_address) {
             (true, _) if drops > 0 => say(
@@ -141,6 +154,18 @@ pub fn scan(config: &Config) -> anyhow::Result<Vec<Finding>> {
     };
     say("limits".into(), Level::Ok, routes, "");
     Ok(findings)
+}
+
+/// Everything that was read, ports and the other sources alike.
+fn columns(sample: &Sample) -> BTreeMap<ColumnKey, Reading> {
+    let mut columns = sample.columns.clone();
+    for (port, readings) in &sample.ports {
+        for (signal, reading) in PORT_SIGNALS.iter().zip(readings) {
+            let key = ColumnKey::port(port, *signal);
+            columns.extend(reading.map(|value| (key, Reading::wide(value))));
+        }
+    }
+    columns
 }
 
 /// The findings as a table.
