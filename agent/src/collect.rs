@@ -7,6 +7,7 @@ use crate::bpf::jobs::{self, JobIdentity};
 use crate::bpf::{Bpf, BpfOptions, BpfSample, SourceState};
 use crate::config::{Config, excluded};
 use crate::ethtool::EthtoolSource;
+use crate::kmsg::{From, Kmsg};
 use crate::netlink::links::Link;
 use crate::netlink::qdiscs::Qdisc;
 use crate::netlink::{Netlink, NetlinkError};
@@ -18,6 +19,7 @@ use crate::sample::{
 use crate::source::{Gathered, Info, RawCounter};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use weir_wire::signal::Signal;
 
@@ -79,7 +81,7 @@ impl Other {
     }
 }
 
-fn others(config: &Config) -> Vec<Other> {
+fn others(config: &Config, from: From) -> Vec<Other> {
     let mut others = Vec::new();
     if config.collectors.ethtool {
         let mut source = EthtoolSource::open(&config.path_sysfs).map_err(|e| e.to_string());
@@ -94,6 +96,16 @@ fn others(config: &Config) -> Vec<Other> {
         let mut source = Rdma::new(&config.path_sysfs, &config.devices_exclude);
         let poll = move |now, _: &BTreeSet<&str>, out: &mut Gathered| source.poll(now, out);
         others.push(Other::new("rdma", Box::new(poll)));
+    }
+    if config.collectors.kmsg {
+        let path = Path::new("/dev/kmsg");
+        let opened = Kmsg::open(path, from);
+        let mut source = opened.map_err(|e| format!("cannot read {}: {e}", path.display()));
+        let poll = move |now, _: &BTreeSet<&str>, out: &mut Gathered| {
+            let source = source.as_mut().map_err(|reason| reason.clone())?;
+            source.poll(now, out).map_err(|e| e.to_string())
+        };
+        others.push(Other::new("kmsg", Box::new(poll)));
     }
     others
 }
@@ -118,11 +130,11 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Opens what can be opened.
+    /// Opens what can be opened; `from` is where the kernel's log is read from.
     ///
     /// # Errors
     /// No netlink socket: nothing at all can be read.
-    pub fn open(config: &Config, epoch: Instant) -> Result<Collector, NetlinkError> {
+    pub fn open(config: &Config, from: From, epoch: Instant) -> Result<Collector, NetlinkError> {
         let options = BpfOptions {
             netns_filter: config.bpf.netns_filter,
             collective: config.bpf.enabled && config.bpf.collective,
@@ -147,7 +159,7 @@ impl Collector {
             owners: BTreeMap::new(),
             owner_pids: Vec::new(),
             drop_sums: BTreeMap::new(),
-            others: others(config),
+            others: others(config, from),
             events_dropped: 0,
             epoch,
         })

@@ -8,6 +8,7 @@ pub mod config;
 pub mod ethtool;
 pub mod frame;
 pub mod inventory;
+pub mod kmsg;
 pub mod metrics;
 pub mod netlink;
 pub mod rdma;

@@ -9,6 +9,7 @@ use crate::collect::{Collector, Source};
 use crate::config::{Config, Role};
 use crate::frame::FrameEncoder;
 use crate::inventory;
+use crate::kmsg::From;
 use crate::metrics::{Page, Shared};
 use crate::netlink::Netlink;
 use crate::netlink::monitor::Monitor;
@@ -62,7 +63,7 @@ async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow
         term: signal(SignalKind::terminate())?,
         interrupt: signal(SignalKind::interrupt())?,
     };
-    let collector = Collector::open(&config, epoch)?;
+    let collector = Collector::open(&config, From::Now, epoch)?;
     let shared = Shared::default();
     let listener = tokio::net::TcpListener::bind(config.listen_metrics)
         .await

@@ -7,6 +7,7 @@ use crate::bpf::jobs;
 use crate::collect::Collector;
 use crate::config::Config;
 use crate::inventory;
+use crate::kmsg::From;
 use crate::sample::{PORT_SIGNALS, Sample};
 use crate::source::{ColumnKey, Gathered, Reading};
 use comfy_table::{ContentArrangement, Table, presets};
@@ -40,7 +41,7 @@ pub struct Finding {
 /// # Errors
 /// Nothing at all can be read: the state is unknown.
 pub fn scan(config: &Config, expected: &[Expect]) -> anyhow::Result<Vec<Finding>> {
-    let mut collector = Collector::open(config, Instant::now())?;
+    let mut collector = Collector::open(config, From::Boot, Instant::now())?;
     let (sample, extras) = collector.collect();
     let gathered = Gathered {
         columns: columns(&sample),
