@@ -7,7 +7,8 @@ use crate::bpf::jobs::{self, JobIdentity};
 use crate::bpf::{Bpf, BpfOptions, BpfSample, SourceState};
 use crate::config::{Config, excluded};
 use crate::ethtool::EthtoolSource;
-use crate::kmsg::{From, Kmsg};
+use crate::gpu::GpuSource;
+use crate::kmsg::{From, Kmsg, catalogue};
 use crate::netlink::links::Link;
 use crate::netlink::qdiscs::Qdisc;
 use crate::netlink::{Netlink, NetlinkError};
@@ -96,6 +97,12 @@ fn others(config: &Config, from: From) -> Vec<Other> {
         let mut source = Rdma::new(&config.path_sysfs, &config.devices_exclude);
         let poll = move |now, _: &BTreeSet<&str>, out: &mut Gathered| source.poll(now, out);
         others.push(Other::new("rdma", Box::new(poll)));
+    }
+    if config.collectors.gpu {
+        let library = config.nvml_library.as_deref();
+        let mut source = GpuSource::new(library, &config.path_sysfs, catalogue::meaning);
+        let poll = move |now, _: &BTreeSet<&str>, out: &mut Gathered| source.poll(now, out);
+        others.push(Other::new("gpu", Box::new(poll)));
     }
     if config.collectors.kmsg {
         let path = Path::new("/dev/kmsg");

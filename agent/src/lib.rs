@@ -7,6 +7,7 @@ pub mod collect;
 pub mod config;
 pub mod ethtool;
 pub mod frame;
+pub mod gpu;
 pub mod inventory;
 pub mod kmsg;
 pub mod metrics;

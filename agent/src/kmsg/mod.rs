@@ -18,6 +18,8 @@ use std::time::Duration;
 const RECORD_BYTES: usize = 8192;
 /// Records read in one go: a flood waits in the kernel's ring, or is overwritten there and counted.
 const RECORDS_MAX: usize = 2000;
+/// Records of the first reading from boot on: more than any kernel's ring holds.
+const RECORDS_SINCE_BOOT_MAX: usize = 1_000_000;
 
 /// Where to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +51,8 @@ pub struct Kmsg {
     file: File,
     lines: Lines,
     next_seq: Option<u64>,
+    /// Records that the next reading may take.
+    budget: usize,
     /// Records that were overwritten before they were read.
     pub lost: u64,
 }
@@ -70,6 +74,10 @@ impl Kmsg {
             file,
             lines: Lines::default(),
             next_seq: None,
+            budget: match from {
+                From::Now => RECORDS_MAX,
+                From::Boot => RECORDS_SINCE_BOOT_MAX,
+            },
             lost: 0,
         })
     }
@@ -86,7 +94,7 @@ impl Kmsg {
     /// The kernel refuses to go on.
     pub fn poll(&mut self, now: Duration, out: &mut Gathered) -> io::Result<()> {
         let mut buffer = [0; RECORD_BYTES];
-        for _ in 0..RECORDS_MAX {
+        for _ in 0..std::mem::replace(&mut self.budget, RECORDS_MAX) {
             match self.file.read(&mut buffer) {
                 Ok(0) => return Ok(()),
                 Ok(length) => self.record(buffer.get(..length).unwrap_or_default(), now, out),

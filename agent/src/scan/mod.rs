@@ -154,6 +154,7 @@ pub fn scan(config: &Config, expected: &[Expect]) -> anyhow::Result<Vec<Finding>
         "no change is allowed".into()
     };
     say("limits".into(), Level::Ok, routes, "");
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     Ok(findings)
 }
 
