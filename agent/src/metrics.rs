@@ -5,11 +5,13 @@
 
 use crate::collect::{Extras, Source};
 use crate::sample::{PORT_SIGNALS, Sample};
+use crate::source::Severity;
 use axum::routing::get;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 use weir_wire::signal::{Entity, Kind, Signal};
 
 /// Prometheus type of a metric.
@@ -42,7 +44,8 @@ catalogue! {
     RSS Gauge "weir_agent_process_resident_bytes" [] "Resident memory of the process (VmRSS of /proc/self/status).";
     SOURCE_UP Gauge "weir_agent_source_up" ["source"] "1 while the source delivers; 0 costs its columns, not the agent.";
     COLLECT Gauge "weir_agent_collect_seconds" ["source"] "Wall time of the source's part of the last collection; netdev includes eBPF.";
-    EVENTS Counter "weir_agent_events_total" ["source", "name", "code"] "Events seen since the agent started; code is the number of an XID or SXID.";
+    EVENTS Counter "weir_agent_events_total" ["source", "name", "code", "subject", "severity"] "Events seen since the agent started (at most 1,024 series); code is the number of an XID or SXID.";
+    EVENT_TIME Gauge "weir_agent_event_timestamp_seconds" ["source", "name", "code", "subject", "severity"] "When the event was seen last, in seconds since 1970.";
     EVENTS_DROPPED Counter "weir_agent_events_dropped_total" [] "Events that a sample had no room for.";
     RAW Counter "weir_raw_total" ["source", "device", "name"] "Counters of drivers and devices that no canonical signal stands for, under their own names.";
     PORT_INFO Gauge "weir_port_info" ["port", "driver", "firmware", "pci_address"] "Always 1; facts of a port, for joins.";
@@ -116,6 +119,27 @@ struct Durations {
 /// Series of events, at most.
 const EVENT_SERIES_MAX: usize = 1024;
 
+/// What tells the series of events apart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct EventKey {
+    source: &'static str,
+    name: &'static str,
+    code: Option<u32>,
+    subject: String,
+    severity: Severity,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct EventSeen {
+    count: u64,
+    last_s: f64,
+}
+
+fn unix_seconds() -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0.0, |since| since.as_secs_f64())
+}
+
 /// Everything that the page shows.
 #[derive(Debug, Clone, Default)]
 pub struct Page {
@@ -133,7 +157,7 @@ pub struct Page {
     sample: Sample,
     extras: Extras,
     durations: BTreeMap<&'static str, Durations>,
-    events: BTreeMap<(&'static str, &'static str, Option<u32>), u64>,
+    events: BTreeMap<EventKey, EventSeen>,
     retransmits: u64,
     flow_retransmits: BTreeMap<crate::sample::FlowEnds, u64>,
 }
@@ -156,10 +180,18 @@ impl Page {
             self.retransmits += flow.retransmits.saturating_sub(last);
         }
         for event in &sample.events {
-            let key = (event.source, event.name, event.code);
-            // Codes come from the kernel's log, which anyone with the right may write to.
+            let key = EventKey {
+                source: event.source,
+                name: event.name,
+                code: event.code,
+                subject: event.subject.clone(),
+                severity: event.severity,
+            };
+            // Codes and subjects come from the kernel's log, which anyone with the right may write to.
             if self.events.len() < EVENT_SERIES_MAX || self.events.contains_key(&key) {
-                *self.events.entry(key).or_default() += 1;
+                let seen = self.events.entry(key).or_default();
+                seen.count += 1;
+                seen.last_s = unix_seconds();
             }
         }
         self.flow_retransmits
@@ -335,9 +367,12 @@ fn own(page: &Page, families: &mut Families) {
     for (source, took) in &page.extras.took {
         families.value(COLLECT, &[source], took.as_secs_f64());
     }
-    for ((source, name, code), count) in &page.events {
-        let code = code.map_or_else(String::new, |c| c.to_string());
-        families.value(EVENTS, &[source, name, &code], *count as f64);
+    for (key, seen) in &page.events {
+        let code = key.code.map_or_else(String::new, |c| c.to_string());
+        let severity = key.severity.name();
+        let labels = [key.source, key.name, &code, &key.subject, severity];
+        families.value(EVENTS, &labels, seen.count as f64);
+        families.value(EVENT_TIME, &labels, seen.last_s);
     }
 }
 

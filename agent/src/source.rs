@@ -69,6 +69,18 @@ pub enum Severity {
     Critical,
 }
 
+impl Severity {
+    /// As labels have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Severity::Info => "info",
+            Severity::Warning => "warning",
+            Severity::Critical => "critical",
+        }
+    }
+}
+
 /// Something that happened, as opposed to a value that is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {

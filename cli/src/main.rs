@@ -35,6 +35,8 @@ enum Command {
     Links,
     /// What was found, newest first.
     Incidents,
+    /// What the nodes saw happen, newest first: XIDs, lost GPUs, NIC faults, links that went down.
+    Events,
     /// All that is known of one incident: evidence, alternatives rejected, what was done, before and after.
     Explain {
         /// Such as I1; see `weir incidents`.
@@ -153,6 +155,7 @@ fn run(args: &Args) -> anyhow::Result<String> {
         Command::Status => (api.get("/api/v1/status")?, status),
         Command::Links => (api.get("/api/v1/links")?, links),
         Command::Incidents => (api.get("/api/v1/incidents")?, incidents),
+        Command::Events => (api.get("/api/v1/events")?, events),
         Command::Explain { id } => (explained(&api, id)?, explain),
         Command::Leases => (api.get("/api/v1/leases")?, leases),
         Command::Freeze => (api.post("/api/v1/freeze", &nothing)?, |_| {
@@ -218,6 +221,24 @@ fn text(value: &Value) -> String {
         },
         str::to_owned,
     )
+}
+
+fn events(value: &Value) -> String {
+    if rows(value).is_empty() {
+        return "nothing happened since the controller started".into();
+    }
+    let mut table = table(&["at (UTC)", "node", "severity", "subject", "what", "to do"]);
+    for event in rows(value) {
+        table.add_row([
+            clock(&event["at"]),
+            text(&event["node"]),
+            text(&event["severity"]),
+            text(&event["subject"]),
+            text(&event["text"]),
+            text(&event["action"]),
+        ]);
+    }
+    table.to_string()
 }
 
 fn list(value: &Value) -> String {

@@ -36,6 +36,7 @@ pub fn router(handle: Handle) -> Router {
         .route("/api/v1/status", get(|s| read(s, views::status)))
         .route("/api/v1/links", get(|s| read(s, views::links)))
         .route("/api/v1/incidents", get(|s| read(s, views::incidents)))
+        .route("/api/v1/events", get(|s| read(s, views::events)))
         .route("/api/v1/leases", get(|s| read(s, views::leases)))
         .route("/api/v1/leases/{id}/end", post(end_lease))
         .route("/api/v1/freeze", post(|s| freeze(s, true)))

@@ -4,13 +4,25 @@
 //! through [`Brain::handle`].
 
 use crate::ingest::{Ingest, IngestError, Ingested};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use weir_controller_core::ids::{JobId, NodeId};
 use weir_controller_core::io::{PinChange, Role};
 use weir_controller_core::topology::Plan;
 use weir_controller_core::{Command, Config, Core, Input};
 use weir_wire::v1;
+
+/// Events of nodes kept for readers; the oldest goes.
+const NODE_EVENTS_MAX: usize = 4096;
+
+/// Something that a node's agent saw happen.
+#[derive(Debug, Clone)]
+pub struct NodeEvent {
+    /// Arrival of the frame that told it.
+    pub at: Duration,
+    pub node: String,
+    pub event: v1::Event,
+}
 
 /// Something that happened, in the order in which the controller saw it.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,6 +73,8 @@ pub struct Brain {
     streams: BTreeMap<String, Ingest>,
     /// Sources of each node as last reported.
     pub sources: BTreeMap<String, Vec<v1::Source>>,
+    /// Newest last.
+    pub node_events: VecDeque<NodeEvent>,
     pub frames: u64,
     pub samples: u64,
     pub frames_refused: u64,
@@ -73,6 +87,7 @@ impl Brain {
             core: Core::new(config, plan, frozen, lease_base),
             streams: BTreeMap::new(),
             sources: BTreeMap::new(),
+            node_events: VecDeque::new(),
             frames: 0,
             samples: 0,
             frames_refused: 0,
@@ -141,14 +156,28 @@ impl Brain {
     fn message(
         &mut self,
         node: String,
-        message: v1::AgentMessage,
+        mut message: v1::AgentMessage,
         now: Duration,
         actions: &mut Vec<Action>,
     ) {
         let Some(ingest) = self.streams.get_mut(&node) else {
             return;
         };
-        let is_frame = matches!(message.body, Some(v1::agent_message::Body::Frame(_)));
+        let mut is_frame = false;
+        if let Some(v1::agent_message::Body::Frame(frame)) = &mut message.body {
+            is_frame = true;
+            for event in std::mem::take(&mut frame.events) {
+                if self.node_events.len() == NODE_EVENTS_MAX {
+                    self.node_events.pop_front();
+                }
+                let node = node.clone();
+                self.node_events.push_back(NodeEvent {
+                    at: now,
+                    node,
+                    event,
+                });
+            }
+        }
         let samples = ingest.samples;
         match ingest.message(message) {
             Ok(Ingested::Input(input)) => {

@@ -9,6 +9,7 @@ use weir_controller_core::ids::JobId;
 use weir_controller_core::io::Role;
 use weir_controller_core::jobs::{Job, Signature};
 use weir_controller_core::trial::NodeLease;
+use weir_wire::v1;
 
 #[derive(Debug, Serialize)]
 pub struct Status {
@@ -151,6 +152,44 @@ fn date(view: &View<'_>, at: Duration) -> f64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs_f64()
+}
+
+/// Something that a node's agent saw happen.
+#[derive(Debug, Serialize)]
+pub struct EventView {
+    /// Seconds since 1970.
+    pub at: f64,
+    pub node: String,
+    pub severity: &'static str,
+    pub source: String,
+    pub name: String,
+    pub subject: String,
+    /// Number of an XID or SXID.
+    pub code: Option<u32>,
+    pub text: String,
+    pub action: String,
+}
+
+/// What the nodes saw happen, newest first.
+#[must_use]
+pub fn events(view: &View<'_>) -> Vec<EventView> {
+    let seen = view.brain.node_events.iter().rev();
+    let event = |seen: &crate::brain::NodeEvent| EventView {
+        at: date(view, seen.at),
+        node: seen.node.clone(),
+        severity: match seen.event.severity() {
+            v1::Severity::Critical => "critical",
+            v1::Severity::Warning => "warning",
+            v1::Severity::Info | v1::Severity::Unspecified => "info",
+        },
+        source: seen.event.source.clone(),
+        name: seen.event.name.clone(),
+        subject: seen.event.subject.clone(),
+        code: seen.event.code,
+        text: seen.event.text.clone(),
+        action: seen.event.action.clone(),
+    };
+    seen.map(event).collect()
 }
 
 #[must_use]
