@@ -58,7 +58,7 @@ lint: setup ## Format, clippy
 
 .PHONY: bench
 bench: build ## Measure cost; prints figures, writes target/bench.json
-	cargo build --release --locked -p weir-agent --example uprobe_cost
+	cargo build --release --locked -p weir-agent --examples
 	target/release/weir-lab bench
 
 .PHONY: docs

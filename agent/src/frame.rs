@@ -423,7 +423,7 @@ mod tests {
             .resets
             .insert(ColumnKey::port("eth0", Signal::TxBytes));
         let mut next = sample(2, 0);
-        carry(dropped, &mut next);
+        carry(&dropped, &mut next);
         let mut encoder = FrameEncoder::default();
         encoder.restart(Some(&next));
         assert_eq!(encoder.encode(&next, 1).1.resets, [0]);

@@ -154,8 +154,8 @@ pub struct Page {
     pub leases_applied: u64,
     pub leases_refused: u64,
     pub leases_ended: u64,
-    sample: Sample,
-    extras: Extras,
+    sample: Arc<Sample>,
+    extras: Arc<Extras>,
     durations: BTreeMap<&'static str, Durations>,
     events: BTreeMap<EventKey, EventSeen>,
     retransmits: u64,
@@ -164,7 +164,7 @@ pub struct Page {
 
 impl Page {
     /// Takes a sample.
-    pub fn sampled(&mut self, sample: &Sample, extras: Extras) {
+    pub fn sampled(&mut self, sample: Arc<Sample>, extras: Extras) {
         for call in &sample.collectives {
             let seconds = call.duration.as_secs_f64();
             let durations = self.durations.entry(call.series.op).or_default();
@@ -196,8 +196,8 @@ impl Page {
         }
         self.flow_retransmits
             .retain(|ends, _| sample.flows.contains_key(ends));
-        self.sample = sample.clone();
-        self.extras = extras;
+        self.sample = sample;
+        self.extras = Arc::new(extras);
     }
 }
 
@@ -499,7 +499,7 @@ mod tests {
             columns: gathered.columns,
             ..Sample::default()
         };
-        page.sampled(&sample, Extras::default());
+        page.sampled(Arc::new(sample), Extras::default());
         let text = render(&page);
         for line in [
             "weir_port_pause_receive_seconds_total{port=\"eth0\",priority=\"3\"} 1.5",
@@ -518,7 +518,7 @@ mod tests {
             ports: [("eth0".to_owned(), readings)].into(),
             ..Sample::default()
         };
-        page.sampled(&sample, Extras::default());
+        page.sampled(Arc::new(sample), Extras::default());
         let text = render(&page);
         assert!(
             text.contains("weir_port_transmit_bytes_total{port=\"eth0\"} 7"),

@@ -18,6 +18,7 @@ use crate::uplink::{self, Event};
 use anyhow::Context as _;
 use prost::Message as _;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -117,7 +118,7 @@ struct Agent<B> {
     collector: Collector,
     shared: Shared,
     page: Page,
-    spool: Spool<Sample>,
+    spool: Spool<Arc<Sample>>,
     encoder: FrameEncoder,
     stream: Option<mpsc::Sender<AgentMessage>>,
     /// The controller accepted the stream: samples and reports may leave their queues.
@@ -168,12 +169,13 @@ impl<B: Backend> Agent<B> {
 
     fn sample(&mut self) {
         let (sample, extras) = self.collector.collect();
-        self.page.sampled(&sample, extras);
+        let sample = Arc::new(sample);
+        self.page.sampled(Arc::clone(&sample), extras);
         self.tick_leases();
         if let Some(dropped) = self.spool.push(sample)
             && let Some(oldest) = self.spool.oldest_mut()
         {
-            carry(dropped, oldest);
+            carry(&dropped, Arc::make_mut(oldest));
         }
         self.tell_inventory();
         self.tell_sources();
@@ -251,7 +253,7 @@ impl<B: Backend> Agent<B> {
     }
 
     fn open(&mut self, stream: mpsc::Sender<AgentMessage>) {
-        let newest = self.spool.newest();
+        let newest = self.spool.newest().map(Arc::as_ref);
         let schema = self.encoder.restart(newest);
         let hello = v1::Hello {
             protocol_major: version::PROTOCOL_MAJOR,

@@ -170,11 +170,11 @@ impl Readings {
 }
 
 /// Merges what must not be lost of a dropped sample into the one after it.
-pub fn carry(dropped: Sample, into: &mut Sample) {
-    into.resets.extend(dropped.resets);
+pub fn carry(dropped: &Sample, into: &mut Sample) {
+    into.resets.extend(dropped.resets.iter().cloned());
     let room = EVENTS_MAX.saturating_sub(into.events.len());
     into.events
-        .splice(0..0, dropped.events.into_iter().take(room));
+        .splice(0..0, dropped.events.iter().take(room).cloned());
 }
 
 /// Whole microseconds, as the wire has them.

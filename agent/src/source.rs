@@ -2,6 +2,7 @@
 //! names, events. A source that fails costs its columns, not the agent.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use weir_agent_core::counter::Overflow;
 use weir_wire::signal::{Entity, Signal};
 
@@ -56,8 +57,8 @@ impl Reading {
 pub struct RawCounter {
     /// Source and device, such as `("ethtool", "eth0")`.
     pub source: &'static str,
-    pub device: String,
-    pub name: String,
+    pub device: Arc<str>,
+    pub name: Arc<str>,
     pub value: u64,
 }
 

@@ -20,6 +20,7 @@ use super::{
     datatype::Datatype,
     elf::Elf,
     maps::{MappedFile, MemoryMap, parse_maps},
+    sys,
 };
 
 /// Shortest pause between two scans: bounds how late a job's start is seen.
@@ -28,6 +29,9 @@ const SCAN_PAUSE: Duration = Duration::from_millis(500);
 const LOOK_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long a process that has ended is remembered: its last calls are read later.
 const GONE_KEEP: Duration = Duration::from_secs(10);
+
+/// USER_HZ: the unit of times in /proc.
+const TICKS_PER_SECOND: u64 = 100;
 
 /// A process that has been looked at.
 #[derive(Debug)]
@@ -150,7 +154,11 @@ impl Scanner {
         let changed = known
             .as_ref()
             .map_or(!map.libraries.is_empty(), |process| process.map != map);
-        let first_seen = known.as_ref().map_or(now, |process| process.first_seen);
+        // One that is older than the agent has had its time to load what it needs.
+        let started = || now.checked_sub(age_of(start_time)).unwrap_or(now);
+        let first_seen = known
+            .as_ref()
+            .map_or_else(started, |process| process.first_seen);
         let datatypes = known
             .filter(|process| process.map == map)
             .map_or_else(Vec::new, |process| process.datatypes);
@@ -194,6 +202,12 @@ fn look(pid: u32, netns: Option<u64>) -> Option<(u64, MemoryMap)> {
     Some((start_time, map))
 }
 
+/// Age of a process that started at this tick.
+fn age_of(start_time: u64) -> Duration {
+    let started = Duration::from_millis(start_time.saturating_mul(1000 / TICKS_PER_SECOND));
+    sys::boot_time().saturating_sub(started)
+}
+
 /// When a process started, clock ticks since boot: with its number, its identity.
 pub fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -216,7 +230,9 @@ mod tests {
         assert_eq!(pause(&scanner, start), SCAN_PAUSE);
         let later = start + Duration::from_secs(40);
         scanner.scan(later).expect("/proc is there");
-        assert_eq!(pause(&scanner, later), Duration::from_secs(10));
+        // A quarter of its age, which is a little more than the scanner's.
+        let quarter = pause(&scanner, later).as_secs_f64();
+        assert!((10.0..11.0).contains(&quarter), "{quarter}");
         let much_later = start + Duration::from_secs(3600);
         scanner.scan(much_later).expect("/proc is there");
         assert_eq!(pause(&scanner, much_later), LOOK_PAUSE_MAX);
@@ -232,7 +248,9 @@ mod tests {
         scanner.processes.get_mut(&me).expect("listed").entry_inode = 1;
         let later = start + Duration::from_secs(1);
         scanner.scan(later).expect("/proc is there");
-        assert_eq!(scanner.processes()[&me].first_seen, later);
+        let first_seen = scanner.processes()[&me].first_seen;
+        assert!(first_seen <= later && first_seen + Duration::from_secs(3600) > later);
+        assert!(scanner.processes()[&me].start_time > 1);
     }
 
     #[test]

@@ -1,19 +1,29 @@
 //! The few system calls that neither std nor aya wraps.
 #![expect(unsafe_code, reason = "direct calls of libc, each with its proof")]
 
-use std::{io, os::fd::AsRawFd as _, os::unix::fs::MetadataExt as _};
+use std::{io, os::fd::AsRawFd as _, os::unix::fs::MetadataExt as _, time::Duration};
 
 /// Reads the clock that the programs stamp records with (`bpf_ktime_get_ns`).
 pub fn monotonic_ns() -> u64 {
+    let time = clock(libc::CLOCK_MONOTONIC);
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Time since the machine booted, sleep included: the clock of a process's start time.
+pub fn boot_time() -> Duration {
+    clock(libc::CLOCK_BOOTTIME)
+}
+
+fn clock(which: libc::clockid_t) -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: `time` is valid for writing; this clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    // SAFETY: `time` is valid for writing; these clocks always exist.
+    unsafe { libc::clock_gettime(which, &raw mut time) };
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
-    seconds * 1_000_000_000 + nanos
+    let nanos = u32::try_from(time.tv_nsec).unwrap_or(0);
+    Duration::new(seconds, nanos)
 }
 
 /// Returns the inode number of the calling thread's network namespace.

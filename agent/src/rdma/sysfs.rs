@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use weir_wire::signal::{Entity, Signal};
 
@@ -18,6 +19,8 @@ use weir_wire::signal::{Entity, Signal};
 const TEXT_BYTES: usize = 4096;
 /// hw_counters are cached by the kernel for this long where no `lifespan` says otherwise.
 const LIFESPAN: Duration = Duration::from_millis(10);
+/// Counters that no signal stands for are for scrapes only, which come no oftener.
+const RAW_AGAIN: Duration = Duration::from_secs(10);
 /// GIDs looked at to find a global one.
 const GIDS_MAX: usize = 16;
 /// Counters of one directory, at most.
@@ -28,7 +31,7 @@ const STATE_ACTIVE: u8 = 4;
 /// A counter file.
 #[derive(Debug)]
 struct Counter {
-    name: String,
+    name: Arc<str>,
     file: File,
     row: Option<&'static Row>,
     /// As read last; `None` is absent.
@@ -42,12 +45,14 @@ struct Directory {
     /// Reading sooner gives what was read before.
     lifespan: Duration,
     read_at: Option<Duration>,
+    /// When the raw counters were read last.
+    raw_read_at: Option<Duration>,
 }
 
 /// A port of a device.
 #[derive(Debug)]
 pub struct Port {
-    entity: String,
+    entity: Arc<str>,
     state: Option<File>,
     phys_state: Option<File>,
     rate: Option<File>,
@@ -190,7 +195,7 @@ impl Directory {
                     file: File::open(path.join(&name)).ok()?,
                     row: table::meaning(driver, set, &name),
                     value: None,
-                    name,
+                    name: name.into(),
                 })
             })
             .collect();
@@ -198,6 +203,7 @@ impl Directory {
             counters,
             lifespan,
             read_at: None,
+            raw_read_at: None,
         }
     }
 
@@ -209,8 +215,15 @@ impl Directory {
             return Ok(());
         }
         self.read_at = Some(now);
+        let raw_too = self
+            .raw_read_at
+            .is_none_or(|at| now.saturating_sub(at) >= RAW_AGAIN);
+        if raw_too {
+            self.raw_read_at = Some(now);
+        }
         let mut buffer = [0; TEXT_BYTES];
-        for counter in &mut self.counters {
+        let due = |counter: &&mut Counter| counter.row.is_some() || raw_too;
+        for counter in self.counters.iter_mut().filter(due) {
             counter.value = read(&counter.file, &mut buffer)?.and_then(text::counter);
         }
         Ok(())
@@ -246,7 +259,7 @@ impl Port {
         facts.extend(gid.map(|gid| ("gid", gid)));
         let open = |file: &str| File::open(dir.join(file)).ok();
         Port {
-            entity: format!("{device}/{number}"),
+            entity: format!("{device}/{number}").into(),
             state: open("state"),
             phys_state: open("phys_state"),
             rate: open("rate"),
@@ -290,8 +303,8 @@ impl Port {
                     Some(row) => add(out, &self.entity, row, value),
                     None => out.raw.push(RawCounter {
                         source: "rdma",
-                        device: self.entity.clone(),
-                        name: counter.name.clone(),
+                        device: Arc::clone(&self.entity),
+                        name: Arc::clone(&counter.name),
                         value,
                     }),
                 }
@@ -299,7 +312,7 @@ impl Port {
         }
         out.info.push(Info {
             kind: Entity::Rdma,
-            entity: self.entity.clone(),
+            entity: self.entity.to_string(),
             labels: self.facts.clone(),
         });
         Ok(())

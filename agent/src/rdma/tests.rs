@@ -72,7 +72,7 @@ fn an_h100_node_reads_with_its_rates_and_no_cnps_in_infiniband_mode() {
     assert_eq!(value(&out, "mlx5_0/1", Signal::Lanes), Some(4));
     assert_eq!(value(&out, "mlx5_0/1", Signal::CnpTx), None);
     assert!(value(&out, "mlx5_0/1", Signal::OutOfSequence).is_some());
-    assert!(out.raw.iter().any(|raw| raw.name == "rx_read_requests"));
+    assert!(out.raw.iter().any(|raw| &*raw.name == "rx_read_requests"));
 }
 
 #[test]

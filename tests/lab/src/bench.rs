@@ -69,9 +69,22 @@ fn increase(before: &[String], after: &[String], name: &str) -> Result<f64> {
 /// When the lab, the daemons or the job cannot run, or a figure cannot be read.
 pub fn bench(bin_dir: &Path, out: &Path) -> Result<()> {
     let mut figures = lab(bin_dir)?;
-    match uprobes(bin_dir) {
+    match example(bin_dir, "uprobe_cost", "uprobe_pair_ns_per_call") {
         Ok(cost) => figures["uprobe_pair_ns_per_call"] = cost,
         Err(error) => say(&format!("uprobe cost not measured: {error:#}")),
+    }
+    match crate::bench_node::bench(bin_dir) {
+        Ok(Value::Object(full)) => {
+            if let Some(figures) = figures.as_object_mut() {
+                figures.extend(full);
+            }
+        }
+        Ok(_) => {}
+        Err(error) => say(&format!("full node not measured: {error:#}")),
+    }
+    match example(bin_dir, "kmsg_lines", "kmsg_lines_per_s") {
+        Ok(lines) => figures["kmsg_lines_per_s"] = lines,
+        Err(error) => say(&format!("kmsg rate not measured: {error:#}")),
     }
     let goals = [
         (
@@ -102,6 +115,43 @@ pub fn bench(bin_dir: &Path, out: &Path) -> Result<()> {
             "uprobe_pair_ns_per_call",
             "added to a collective call",
             "ns",
+            "",
+        ),
+        (
+            "agent_cycle_cpu_us",
+            "agent, full node, one cycle",
+            "us",
+            "a fifth of node_exporter's",
+        ),
+        (
+            "node_exporter_cycle_cpu_us",
+            "node_exporter, same files, one scrape",
+            "us",
+            "",
+        ),
+        (
+            "agent_full_cpu_pct_of_core",
+            "agent CPU, full node, 1 s",
+            "% of a core",
+            "0.3 at most",
+        ),
+        (
+            "agent_full_rss_mib",
+            "agent memory, full node",
+            "MiB",
+            "20 at most",
+        ),
+        ("node_exporter_rss_mib", "node_exporter memory", "MiB", ""),
+        (
+            "wire_bytes_per_sample_full_node",
+            "agent to controller, full node",
+            "bytes per sample",
+            "1.3 at most",
+        ),
+        (
+            "kmsg_lines_per_s",
+            "lines of the kernel's log held",
+            "lines/s",
             "",
         ),
     ];
@@ -179,8 +229,9 @@ fn lab(bin_dir: &Path) -> Result<Value> {
     Ok(figures)
 }
 
-fn uprobes(bin_dir: &Path) -> Result<Value> {
-    let program = bin_dir.join("examples/uprobe_cost");
+/// A figure that one of the agent's example programs prints.
+fn example(bin_dir: &Path, name: &str, key: &str) -> Result<Value> {
+    let program = bin_dir.join("examples").join(name);
     let output = Command::new(&program).output().with_context(|| {
         format!(
             "run {}; cargo build --release --examples",
@@ -193,5 +244,5 @@ fn uprobes(bin_dir: &Path) -> Result<Value> {
         String::from_utf8_lossy(&output.stderr)
     );
     let figures: Value = serde_json::from_slice(&output.stdout)?;
-    Ok(figures["uprobe_pair_ns_per_call"].clone())
+    Ok(figures[key].clone())
 }
