@@ -110,7 +110,22 @@ fn others(config: &Config, from: From) -> Vec<Other> {
         let mut source = opened.map_err(|e| format!("cannot read {}: {e}", path.display()));
         let poll = move |now, _: &BTreeSet<&str>, out: &mut Gathered| {
             let source = source.as_mut().map_err(|reason| reason.clone())?;
-            source.poll(now, out).map_err(|e| e.to_string())
+            // From boot on there is an end; from now on the next look goes on.
+            while source.poll(now, out).map_err(|e| e.to_string())? && from == From::Boot {}
+            for (name, value) in [
+                ("lines", source.lines),
+                ("suppressed", source.suppressed),
+                ("lost", source.lost),
+                ("malformed", source.malformed),
+            ] {
+                out.raw.push(RawCounter {
+                    source: "kmsg",
+                    device: "kmsg".into(),
+                    name: name.into(),
+                    value,
+                });
+            }
+            Ok(())
         };
         others.push(Other::new("kmsg", Box::new(poll)));
     }

@@ -91,7 +91,7 @@ pub struct Event {
     pub name: &'static str,
     /// What it concerns: PCI address, interface, `DEVICE/PORT`; empty if unknown.
     pub subject: String,
-    /// Number of an XID or SXID.
+    /// Number of an XID or SXID, or the syndrome of a NIC's health.
     pub code: Option<u32>,
     pub severity: Severity,
     /// What it means, in plain words.

@@ -1,6 +1,6 @@
 //! AMD GPUs by what amdgpu shows in sysfs (Documentation/gpu/amdgpu: thermal, ras, driver-misc).
 
-use crate::kmsg::xid::pci_address;
+use crate::kmsg::pci;
 use crate::source::{Gathered, Info, Reading};
 use std::collections::BTreeMap;
 use std::fs;
@@ -47,7 +47,7 @@ pub fn devices(sysfs: &Path) -> BTreeMap<String, PathBuf> {
         let slot = uevent
             .lines()
             .find_map(|l| l.strip_prefix("PCI_SLOT_NAME="));
-        Some((slot.and_then(pci_address)?, dir))
+        Some((slot.and_then(pci::address)?, dir))
     };
     entries(&sysfs.join("class/drm"))
         .into_iter()

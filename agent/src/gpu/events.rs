@@ -1,7 +1,7 @@
 //! XIDs as NVML announces them: a thread that waits, and a bounded queue.
 
 use super::Meaning;
-use crate::kmsg::xid::pci_address;
+use crate::kmsg::pci;
 use crate::source::Event;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::event::EventTypes;
@@ -129,7 +129,7 @@ fn wait(
                     Some(XidError::Unknown) | None => continue,
                 };
                 let info = event.device.pci_info();
-                let pci = info.ok().and_then(|info| pci_address(&info.bus_id));
+                let pci = info.ok().and_then(|info| pci::address(&info.bus_id));
                 if sender.try_send((pci.unwrap_or_default(), number)).is_err() {
                     dropped.fetch_add(1, Ordering::Relaxed);
                 }

@@ -2,7 +2,7 @@
 //! leaves the others.
 
 use super::events::Events;
-use crate::kmsg::xid::pci_address;
+use crate::kmsg::pci;
 use crate::source::{Event, Gathered, Info, Reading, Severity};
 use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
 use nvml_wrapper::enum_wrappers::nv_link::ErrorCounter;
@@ -135,7 +135,7 @@ impl Nvidia {
             let Ok(info) = device.pci_info() else {
                 continue;
             };
-            let Some(pci) = pci_address(&info.bus_id) else {
+            let Some(pci) = pci::address(&info.bus_id) else {
                 continue;
             };
             self.gpus.entry(pci).or_insert_with(|| Gpu {

@@ -1,70 +1,187 @@
-//! Keeps a flood of the log from becoming a flood of events. Pure: time is an argument.
+//! Keeps a flood of lines from becoming a flood of events.
+//!
+//! The same event within a minute is only counted, unless it is worse than before. What is left
+//! takes a token of its subject and one of all: a device that floods empties its own budget and not
+//! that of the others, and the last quarter of the tokens of all is kept for critical events.
 
 use crate::source::{Event, Severity};
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-/// The same thing of the same subject is told again after this long.
-const AGAIN: Duration = Duration::from_secs(60);
-/// Different events of one subject in [`AGAIN`].
-const SUBJECT_MAX: u32 = 20;
-/// Events in all in [`AGAIN`]; those that are critical have as many for themselves.
-const ALL_MAX: u32 = 200;
+/// A fault repeats its line within seconds; after a minute it is worth another word.
+pub const REPEAT_WINDOW: Duration = Duration::from_mins(1);
+/// Events remembered: more than the devices of a node have kinds of error.
+pub const REPEATS_MAX: usize = 1024;
+/// A device that fails gives several kinds of error at once: a chain of XIDs has up to ten.
+pub const SUBJECT_BURST: u32 = 16;
+pub const SUBJECT_REFILL: Duration = Duration::from_secs(10);
+/// A node has about a hundred PCI devices and interfaces that can fail. What is beyond shares one
+/// budget.
+pub const SUBJECTS_MAX: usize = 256;
+/// A whole node may fail at once, with a few events for each of its devices.
+pub const TOTAL_BURST: u32 = 256;
+pub const TOTAL_REFILL: Duration = Duration::from_millis(250);
+/// Of [`TOTAL_BURST`], for critical events only.
+pub const CRITICAL_RESERVE: u32 = TOTAL_BURST / 4;
 
-/// What tells two events apart.
-type Key = (&'static str, String, Option<u32>);
+/// Stands for all subjects that the table has no room for.
+const OTHERS: &str = "";
 
-/// Decides which events are told.
-#[derive(Debug, Default)]
+/// What becomes of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is passed on; the same was held back as often since the last time.
+    Pass { repeated: u64 },
+    /// It is only counted.
+    Suppress,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    tokens: u32,
+    /// When the last token came in.
+    filled_at: Duration,
+}
+
+impl Bucket {
+    fn full(tokens: u32, now: Duration) -> Bucket {
+        Bucket {
+            tokens,
+            filled_at: now,
+        }
+    }
+
+    fn refill(&mut self, max: u32, each: Duration, now: Duration) {
+        let new = now.saturating_sub(self.filled_at).as_nanos() / each.as_nanos();
+        let new = u32::try_from(new).unwrap_or(u32::MAX);
+        self.tokens = self.tokens.saturating_add(new).min(max);
+        if self.tokens == max {
+            self.filled_at = now.max(self.filled_at);
+        } else {
+            self.filled_at += each * new;
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    name: &'static str,
+    subject: String,
+    code: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Repeat {
+    passed_at: Duration,
+    severity: Severity,
+    held_back: u64,
+}
+
+/// The state of the limits. Time is any clock that does not go back.
+#[derive(Debug)]
 pub struct Limiter {
-    told: BTreeMap<Key, Duration>,
-    subjects: BTreeMap<String, u32>,
-    all: [u32; 2],
-    window: Duration,
-    /// Events not told since the start.
-    pub suppressed: u64,
+    repeats: BTreeMap<Key, Repeat>,
+    subjects: BTreeMap<String, Bucket>,
+    total: Bucket,
+}
+
+impl Default for Limiter {
+    fn default() -> Limiter {
+        Limiter {
+            repeats: BTreeMap::new(),
+            subjects: BTreeMap::new(),
+            total: Bucket::full(TOTAL_BURST, Duration::ZERO),
+        }
+    }
 }
 
 impl Limiter {
-    /// Whether an event is to be told at `now`.
-    pub fn admit(&mut self, event: &Event, now: Duration) -> bool {
-        if now.saturating_sub(self.window) >= AGAIN {
-            self.window = now;
-            self.all = [0; 2];
-            self.subjects.clear();
-            self.told.retain(|_, at| now.saturating_sub(*at) < AGAIN);
+    /// Whether an event is passed on.
+    pub fn admit(&mut self, event: &Event, now: Duration) -> Verdict {
+        let key = Key {
+            name: event.name,
+            subject: event.subject.clone(),
+            code: event.code,
+        };
+        let mut repeated = 0;
+        if let Some(repeat) = self.repeats.get_mut(&key) {
+            let recent = now.saturating_sub(repeat.passed_at) < REPEAT_WINDOW;
+            if recent && event.severity <= repeat.severity {
+                repeat.held_back += 1;
+                return Verdict::Suppress;
+            }
+            repeated = repeat.held_back;
         }
-        let subject = event.subject.as_str();
-        let class = usize::from(event.severity == Severity::Critical);
-        let key = (event.name, subject.to_owned(), event.code);
-        let repeated = self
-            .told
-            .get(&key)
-            .is_some_and(|at| now.saturating_sub(*at) < AGAIN);
-        let of_subject = self.subjects.get(subject).copied().unwrap_or(0);
-        let admitted = !repeated && of_subject < SUBJECT_MAX && self.all[class] < ALL_MAX;
-        if admitted {
-            self.told.insert(key, now);
-            *self.subjects.entry(subject.to_owned()).or_default() += 1;
-            self.all[class] += 1;
-        } else {
-            self.suppressed += 1;
+        if !self.take(event, now) {
+            return Verdict::Suppress;
         }
-        admitted
+        self.remember(key, event.severity, now);
+        Verdict::Pass { repeated }
+    }
+
+    /// Takes a token of the subject and one of all, or none.
+    fn take(&mut self, event: &Event, now: Duration) -> bool {
+        self.total.refill(TOTAL_BURST, TOTAL_REFILL, now);
+        let reserve = match event.severity {
+            Severity::Critical => 0,
+            Severity::Warning | Severity::Info => CRITICAL_RESERVE,
+        };
+        if self.total.tokens <= reserve {
+            return false;
+        }
+        let subject = self.subject(&event.subject, now);
+        subject.refill(SUBJECT_BURST, SUBJECT_REFILL, now);
+        if subject.tokens == 0 {
+            return false;
+        }
+        subject.tokens -= 1;
+        self.total.tokens -= 1;
+        true
+    }
+
+    /// The bucket of a subject. Those that are full again need no memory.
+    fn subject(&mut self, name: &str, now: Duration) -> &mut Bucket {
+        let known = self.subjects.contains_key(name);
+        if !known && self.subjects.len() >= SUBJECTS_MAX {
+            self.subjects.retain(|_, bucket| {
+                bucket.refill(SUBJECT_BURST, SUBJECT_REFILL, now);
+                bucket.tokens < SUBJECT_BURST
+            });
+        }
+        let room = known || self.subjects.len() < SUBJECTS_MAX;
+        let name = if room { name } else { OTHERS };
+        self.subjects
+            .entry(name.to_owned())
+            .or_insert_with(|| Bucket::full(SUBJECT_BURST, now))
+    }
+
+    /// What finds no room is not recognised when it repeats; its subject's budget still holds.
+    fn remember(&mut self, key: Key, severity: Severity, now: Duration) {
+        if self.repeats.len() >= REPEATS_MAX && !self.repeats.contains_key(&key) {
+            self.repeats
+                .retain(|_, r| now.saturating_sub(r.passed_at) < REPEAT_WINDOW);
+            if self.repeats.len() >= REPEATS_MAX {
+                return;
+            }
+        }
+        let repeat = Repeat {
+            passed_at: now,
+            severity,
+            held_back: 0,
+        };
+        self.repeats.insert(key, repeat);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    const S: Duration = Duration::from_secs(1);
-
-    fn event(subject: &str, code: u32, severity: Severity) -> Event {
+    fn event(name: &'static str, subject: &str, code: u32, severity: Severity) -> Event {
         Event {
             source: "kmsg",
-            name: "xid",
-            subject: subject.into(),
+            name,
+            subject: subject.to_owned(),
             code: Some(code),
             severity,
             text: String::new(),
@@ -72,36 +189,144 @@ mod tests {
         }
     }
 
-    fn warning(subject: &str, code: u32) -> Event {
-        event(subject, code, Severity::Warning)
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(1_000 + seconds)
     }
 
     #[test]
-    fn the_same_event_is_told_once_a_minute() {
+    fn the_same_within_a_minute_is_only_counted() {
         let mut limiter = Limiter::default();
-        let at = [0, 1, 59, 60, 61];
-        let admitted = at.map(|s| limiter.admit(&warning("a", 13), s * S));
-        assert_eq!(admitted, [true, false, false, true, false]);
-        assert_eq!(limiter.suppressed, 3);
-        assert!(limiter.admit(&warning("a", 31), 61 * S), "another code");
-        assert!(limiter.admit(&warning("b", 13), 61 * S), "another GPU");
+        let xid = event("xid", "a", 13, Severity::Warning);
+        assert_eq!(limiter.admit(&xid, at(0)), Verdict::Pass { repeated: 0 });
+        for second in [0, 1, 59] {
+            assert_eq!(limiter.admit(&xid, at(second)), Verdict::Suppress);
+        }
+        assert_eq!(limiter.admit(&xid, at(60)), Verdict::Pass { repeated: 3 });
+        assert_eq!(limiter.admit(&xid, at(61)), Verdict::Suppress);
+        assert_eq!(limiter.admit(&xid, at(120)), Verdict::Pass { repeated: 1 });
     }
 
     #[test]
-    fn a_flood_of_one_subject_leaves_room_for_the_others() {
+    fn another_name_subject_or_code_is_another_event() {
         let mut limiter = Limiter::default();
-        let told = (0..10_000).filter(|n| limiter.admit(&warning("flood", *n), S));
-        assert_eq!(told.count(), 20);
-        assert!(limiter.admit(&warning("quiet", 79), 2 * S));
+        for event in [
+            event("xid", "a", 13, Severity::Warning),
+            event("xid", "a", 14, Severity::Warning),
+            event("xid", "b", 13, Severity::Warning),
+            event("sxid", "a", 13, Severity::Warning),
+        ] {
+            assert_eq!(limiter.admit(&event, at(0)), Verdict::Pass { repeated: 0 });
+        }
     }
 
     #[test]
-    fn a_flood_of_subjects_is_bounded_and_leaves_room_for_what_is_critical() {
+    fn what_became_worse_passes() {
         let mut limiter = Limiter::default();
-        let told = (0..10_000).filter(|n| limiter.admit(&warning(&n.to_string(), 13), S));
-        assert_eq!(told.count(), 200);
-        assert!(limiter.admit(&event("lost", 79, Severity::Critical), S));
-        assert!(limiter.admit(&warning("later", 13), 62 * S));
-        assert!(limiter.told.len() <= 2 * 200 && limiter.subjects.len() <= 2 * 200);
+        let health = |severity| event("nic_health", "a", 0, severity);
+        assert_ne!(
+            limiter.admit(&health(Severity::Warning), at(0)),
+            Verdict::Suppress
+        );
+        assert_ne!(
+            limiter.admit(&health(Severity::Critical), at(1)),
+            Verdict::Suppress
+        );
+        assert_eq!(
+            limiter.admit(&health(Severity::Warning), at(2)),
+            Verdict::Suppress
+        );
+        assert_eq!(
+            limiter.admit(&health(Severity::Critical), at(3)),
+            Verdict::Suppress
+        );
+    }
+
+    #[test]
+    fn a_flood_of_one_subject_leaves_the_others_their_budget() {
+        let mut limiter = Limiter::default();
+        let passed = (0..100_000)
+            .filter(|n| {
+                limiter.admit(&event("xid", "flood", *n, Severity::Critical), at(0))
+                    != Verdict::Suppress
+            })
+            .count();
+        assert_eq!(passed, usize::try_from(SUBJECT_BURST).unwrap());
+        let other = event("xid", "other", 79, Severity::Info);
+        assert_eq!(limiter.admit(&other, at(0)), Verdict::Pass { repeated: 0 });
+    }
+
+    #[test]
+    fn a_subject_gets_its_tokens_back() {
+        let mut limiter = Limiter::default();
+        let mut passed = |from: u32, to: u32, second| {
+            (from..to)
+                .filter(|n| {
+                    limiter.admit(&event("xid", "a", *n, Severity::Warning), at(second))
+                        != Verdict::Suppress
+                })
+                .count()
+        };
+        assert_eq!(passed(0, 100, 0), 16);
+        assert_eq!(passed(100, 200, 9), 0);
+        assert_eq!(passed(200, 300, 25), 2);
+        assert_eq!(passed(300, 400, 30), 1);
+    }
+
+    #[test]
+    fn a_flood_of_many_subjects_leaves_room_for_what_is_critical() {
+        let mut limiter = Limiter::default();
+        let passed = (0..100_000)
+            .filter(|n| {
+                let warning = event("link_down", &format!("eth{n}"), 0, Severity::Warning);
+                limiter.admit(&warning, at(0)) != Verdict::Suppress
+            })
+            .count();
+        assert_eq!(
+            passed,
+            usize::try_from(TOTAL_BURST - CRITICAL_RESERVE).unwrap()
+        );
+        let lost = event("gpu_lost", "g", 0, Severity::Critical);
+        assert_eq!(limiter.admit(&lost, at(0)), Verdict::Pass { repeated: 0 });
+    }
+
+    #[test]
+    fn the_tables_do_not_grow_and_forget_what_is_over() {
+        let mut limiter = Limiter::default();
+        for n in 0..20_000u32 {
+            let now = Duration::from_millis(1_000_000 + u64::from(n) * 300);
+            limiter.admit(&event("xid", &n.to_string(), n, Severity::Critical), now);
+            assert!(limiter.repeats.len() <= REPEATS_MAX);
+            assert!(limiter.subjects.len() <= SUBJECTS_MAX + 1);
+        }
+    }
+
+    #[test]
+    fn subjects_beyond_the_table_share_a_budget() {
+        let mut limiter = Limiter::default();
+        for n in 0..SUBJECTS_MAX {
+            limiter.subject(&n.to_string(), at(0)).tokens = 0;
+        }
+        for name in ["x", "y"] {
+            limiter.subject(name, at(1)).tokens -= 1;
+        }
+        assert_eq!(limiter.subjects[OTHERS].tokens, SUBJECT_BURST - 2);
+        limiter.subject("z", at(1_000));
+        assert!(limiter.subjects.contains_key("z"));
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_than_the_budget_whatever_the_clock_does(events in prop::collection::vec((0u8..4, 0u32..8, 0u64..300), 0..400)) {
+            let mut limiter = Limiter::default();
+            let mut passed = [0u64; 4];
+            for (subject, code, second) in &events {
+                let event = event("xid", &subject.to_string(), *code, Severity::Warning);
+                if limiter.admit(&event, at(*second)) != Verdict::Suppress {
+                    passed[usize::from(*subject)] += 1;
+                }
+            }
+            let budget = u64::from(SUBJECT_BURST) + 300 / SUBJECT_REFILL.as_secs();
+            prop_assert!(passed.iter().all(|n| *n <= budget));
+        }
     }
 }

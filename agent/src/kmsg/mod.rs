@@ -1,259 +1,207 @@
-//! Source *kmsg*: what the kernel's log says of GPUs, NICs and PCI Express.
+//! The kernel log as events: XIDs and SXIDs, GPUs that left the bus, health of NICs and their
+//! modules, links, errors and downgrades of PCIe.
+//!
+//! Rules look at how a message begins, never at its middle, so that the name of a process in
+//! another message cannot pass for a fault. A message costs well under a microsecond.
+//!
+//! Names of the events: `xid`, `sxid`, `gpu_lost`, `nic_health`, `nic_temperature`, `module_error`,
+//! `module_removed`, `module_inserted`, `link_down`, `link_up`, `aer_corrected`, `aer_uncorrected`,
+//! `pcie_downgraded`. The subject is a PCI address `dddd:bb:dd.f`, an interface, or `DEVICE/PORT`.
+//! The code is the number of an XID or SXID, or the syndrome of a NIC's health.
 
 pub mod catalogue;
-mod limiter;
-pub mod other;
+pub mod limiter;
+mod link;
+mod lost;
+mod module;
+mod nic;
+pub mod nvlink5;
+pub mod pci;
+mod pcie;
+pub mod reader;
 pub mod record;
-pub mod xid;
+mod sxid;
+#[cfg(test)]
+mod tests;
+mod xid;
 
-use crate::source::{Event, Gathered};
-use limiter::Limiter;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
-use std::time::Duration;
+use crate::source::{Event, Gathered, Severity};
+use limiter::{Limiter, Verdict};
+pub use reader::From;
+use reader::Reader;
+use record::Record;
+use std::{io, path::Path, time::Duration};
 
-/// The kernel's longest record, with its properties (CONSOLE_EXT_LOG_MAX).
-const RECORD_BYTES: usize = 8192;
-/// Records read in one go: a flood waits in the kernel's ring, or is overwritten there and counted.
-const RECORDS_MAX: usize = 2000;
-/// Records of the first reading from boot on: more than any kernel's ring holds.
-const RECORDS_SINCE_BOOT_MAX: usize = 1_000_000;
+/// A record costs about two microseconds: a flood keeps the agent from its other work for no more
+/// than some milliseconds.
+const RECORDS_PER_POLL: usize = 2_000;
+/// Longest text of an event; XID 74 prints some 150 characters of registers.
+const TEXT_CHARS_MAX: usize = 400;
 
-/// Where to begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum From {
-    /// What is written from now on.
-    Now,
-    /// The oldest record that the kernel still has.
-    Boot,
-}
-
-/// Lines to events: rules, and the limits that keep a flood from becoming one of events.
-#[derive(Debug, Default)]
-pub struct Lines {
-    xids: xid::Parser,
-    limiter: Limiter,
-}
-
-impl Lines {
-    /// The event of a line, if it has one that is to be told.
-    pub fn line(&mut self, message: &str, now: Duration) -> Option<Event> {
-        let event = self.xids.line(message).or_else(|| other::line(message))?;
-        self.limiter.admit(&event, now).then_some(event)
-    }
-}
-
-/// The source.
-#[derive(Debug)]
+/// The open kernel log of this node.
 pub struct Kmsg {
-    file: File,
-    lines: Lines,
-    next_seq: Option<u64>,
-    /// Records that the next reading may take.
-    budget: usize,
-    /// Records that were overwritten before they were read.
+    reader: Reader,
+    rules: Rules,
+    limiter: Limiter,
+    /// Records read.
+    pub lines: u64,
+    /// Events that were only counted: repeats, and what was beyond the budget.
+    pub suppressed: u64,
+    /// Records that the kernel overwrote before they were read.
     pub lost: u64,
+    /// Records that are not in the form of the kernel.
+    pub malformed: u64,
 }
 
 impl Kmsg {
-    /// Opens `/dev/kmsg` or what stands in for it.
-    ///
     /// # Errors
-    /// No such file, or no right to read the kernel's log (`kernel.dmesg_restrict`, CAP_SYSLOG).
+    /// The log cannot be opened: it is not there, or restricted (`kernel.dmesg_restrict`).
     pub fn open(path: &Path, from: From) -> io::Result<Kmsg> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)?;
-        if from == From::Now {
-            file.seek(SeekFrom::End(0))?;
-        }
         Ok(Kmsg {
-            file,
-            lines: Lines::default(),
-            next_seq: None,
-            budget: match from {
-                From::Now => RECORDS_MAX,
-                From::Boot => RECORDS_SINCE_BOOT_MAX,
-            },
+            reader: Reader::open(path, from)?,
+            rules: Rules::default(),
+            limiter: Limiter::default(),
+            lines: 0,
+            suppressed: 0,
             lost: 0,
+            malformed: 0,
         })
     }
 
-    /// Events that were not told because there were too many.
-    #[must_use]
-    pub fn suppressed(&self) -> u64 {
-        self.lines.limiter.suppressed
-    }
-
-    /// Reads what has been written since the last time.
+    /// Reads what is new, within a bound, and adds its events. `now` is any clock that does not go
+    /// back. Returns whether there may be more.
     ///
     /// # Errors
-    /// The kernel refuses to go on.
-    pub fn poll(&mut self, now: Duration, out: &mut Gathered) -> io::Result<()> {
-        let mut buffer = [0; RECORD_BYTES];
-        for _ in 0..std::mem::replace(&mut self.budget, RECORDS_MAX) {
-            match self.file.read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(length) => self.record(buffer.get(..length).unwrap_or_default(), now, out),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                // Overwritten: the next read begins at the oldest that is left, and its number
-                // tells how many are lost. EINVAL: a record longer than the buffer is passed over.
-                Err(error)
-                    if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::EINVAL))
-                        || error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    fn record(&mut self, bytes: &[u8], now: Duration, out: &mut Gathered) {
-        let Some(record) = record::parse(bytes) else {
-            return;
-        };
-        if let Some(expected) = self.next_seq {
-            self.lost += record.seq.saturating_sub(expected);
-        }
-        self.next_seq = Some(record.seq + 1);
-        out.events.extend(self.lines.line(record.text, now));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::source::Severity;
-    use std::io::Write as _;
-
-    /// Events of a capture, as if it had been read in one go.
-    fn events(file: &str) -> Option<Vec<Event>> {
-        let root = crate::testing::fixtures("kernel-log")?;
-        let text = std::fs::read(root.join(file)).unwrap();
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let mut lines = Lines::default();
-        let mut events = Vec::new();
-        for line in text.lines() {
-            events.extend(lines.line(record::message(line), Duration::from_secs(1)));
-        }
-        Some(events)
-    }
-
-    fn codes(events: &[Event]) -> Vec<u32> {
-        events.iter().filter_map(|e| e.code).collect()
-    }
-
-    #[test]
-    fn one_fault_gives_its_chain_of_three() {
-        let Some(events) = events("snippets/xid-48-63-94-chain-a100.log") else {
-            return;
-        };
-        assert_eq!(codes(&events), [48, 63, 94]);
-        assert!(events.iter().all(|e| e.subject == "0000:52:00.0"));
-    }
-
-    #[test]
-    fn captures_of_xids_give_the_events_that_stand_in_them() {
-        for (file, expected) in [
-            ("gpud/xid__dmesg-with-xid-119.log", vec![119]),
-            ("gpud/memory__dmesg.decode.iso.log", vec![13, 43]),
-        ] {
-            let Some(events) = events(file) else { return };
-            assert_eq!(codes(&events), expected, "{file}");
-        }
-        let Some(rare) = events("snippets/xid-rare.log") else {
-            return;
-        };
-        for code in [119, 120, 95, 94, 32, 74, 62, 45, 63] {
-            assert!(codes(&rare).contains(&code), "{code}");
-        }
-        let lost: Vec<&Event> = rare.iter().filter(|e| e.name == "gpu_lost").collect();
-        assert_eq!(lost.len(), 1);
-        assert_eq!(lost[0].subject, "0000:b3:00.0");
-    }
-
-    #[test]
-    fn captures_of_nics_and_pcie_give_theirs() {
-        let names = |file: &str| {
-            let events = events(file)?;
-            let mut names: Vec<&str> = events.iter().map(|e| e.name).collect();
-            names.dedup();
-            Some(names.join(" "))
-        };
-        let Some(gone) = names("snippets/mlx5-health-pci-gone-s390.log") else {
-            return;
-        };
-        assert_eq!(gone, "nic_health nic_command_timeout");
-        let module = names("snippets/mlx5-port-module.log").unwrap();
-        assert_eq!(
-            module,
-            "module_error nic_power module_removed link_up link_down link_up"
-        );
-        let aer = names("snippets/aer-corrected.log").unwrap();
-        assert_eq!(aer, "aer_corrected");
-    }
-
-    #[test]
-    fn every_capture_is_read_to_its_end() {
-        let Some(root) = crate::testing::fixtures("kernel-log") else {
-            return;
-        };
-        for folder in ["gpud", "snippets"] {
-            for entry in std::fs::read_dir(root.join(folder)).unwrap().flatten() {
-                if entry.path().is_file() {
-                    let name = entry.file_name().into_string().unwrap();
-                    assert!(events(&format!("{folder}/{name}")).is_some(), "{name}");
+    /// The log cannot be read any more.
+    pub fn poll(&mut self, now: Duration, out: &mut Gathered) -> io::Result<bool> {
+        let drained = self.reader.drain(RECORDS_PER_POLL)?;
+        self.lost += drained.lost;
+        self.malformed += drained.malformed;
+        for record in &drained.records {
+            self.lines += 1;
+            let Some(mut event) = self.rules.event(record) else {
+                continue;
+            };
+            match self.limiter.admit(&event, now) {
+                Verdict::Suppress => self.suppressed += 1,
+                Verdict::Pass { repeated } => {
+                    if repeated > 0 {
+                        event.text += &format!(" (and {repeated} times since the last report)");
+                    }
+                    out.events.push(event);
                 }
             }
         }
+        Ok(drained.more)
+    }
+}
+
+/// From messages to events. Most messages are none; some faults take several messages.
+#[derive(Debug, Default)]
+pub struct Rules {
+    lost: lost::Lost,
+}
+
+impl Rules {
+    /// The event in a record. Where the message does not name the device, the kernel's tag may.
+    pub fn event(&mut self, record: &Record) -> Option<Event> {
+        let mut event = self.read(&record.text)?;
+        if event.subject.is_empty() {
+            event.subject = record.pci().and_then(pci::address).unwrap_or_default();
+        }
+        Some(event)
     }
 
-    #[test]
-    fn records_that_were_overwritten_are_counted() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("kmsg");
-        std::fs::write(&path, "").unwrap();
-        let mut kmsg = Kmsg::open(&path, From::Boot).unwrap();
-        let mut out = Gathered::default();
-        for seq in [7, 8, 12] {
-            let record = format!("4,{seq},1,-;NVRM: Xid (PCI:0000:52:00): 79, pid=1, gone");
-            kmsg.record(record.as_bytes(), Duration::ZERO, &mut out);
+    /// The event in a message, without any prefix of the log's.
+    pub fn read(&mut self, message: &str) -> Option<Event> {
+        if let Some(body) = message.strip_prefix("NVRM: ") {
+            return xid::xid(body)
+                .or_else(|| sxid::sxid(body))
+                .or_else(|| self.lost.read(body));
         }
-        assert_eq!(kmsg.lost, 3);
-        assert_eq!((out.events.len(), kmsg.suppressed()), (1, 2));
-        assert_eq!(out.events[0].severity, Severity::Critical);
+        let (origin, body) = Origin::split(message)?;
+        if origin.driver.starts_with("nvidia-nvswitch") {
+            return sxid::sxid(body);
+        }
+        nic::health(&origin, body)
+            .or_else(|| link::change(&origin, body))
+            .or_else(|| pcie::error(&origin, body))
+            .or_else(|| pcie::downgrade(&origin, body))
+    }
+}
+
+/// What the kernel puts before a driver's message: `mlx5_core 0000:41:00.0 eth2: `.
+struct Origin<'a> {
+    driver: &'a str,
+    place: Option<&'a str>,
+    /// A network interface or verbs device, where there is one.
+    interface: Option<&'a str>,
+}
+
+impl<'a> Origin<'a> {
+    fn split(message: &'a str) -> Option<(Origin<'a>, &'a str)> {
+        let (head, body) = message.split_once(": ")?;
+        let mut words = head.split(' ');
+        let driver = words.next()?;
+        let second = words.next();
+        let place = second.filter(|w| w.contains(':'));
+        let interface = match (place, second) {
+            (Some(_), _) => words.next(),
+            (None, Some(name)) => Some(name),
+            (None, None) => Some(driver),
+        };
+        let origin = Origin {
+            driver,
+            place,
+            interface,
+        };
+        Some((origin, body))
     }
 
-    #[test]
-    fn a_line_written_to_the_real_log_is_read_from_it() {
-        let Ok(mut kmsg) = Kmsg::open(Path::new("/dev/kmsg"), From::Now) else {
-            io::stderr()
-                .write_all(b"SKIPPED: no right to read /dev/kmsg\n")
-                .ok();
-            return;
-        };
-        let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") else {
-            io::stderr()
-                .write_all(b"SKIPPED: no right to write /dev/kmsg\n")
-                .ok();
-            return;
-        };
-        let mark = std::process::id();
-        let line = format!("NVRM: Xid (PCI:00ff:1f:00): 79, pid={mark}, test {mark}\n");
-        if log.write_all(line.as_bytes()).is_err() {
-            io::stderr()
-                .write_all(b"SKIPPED: /dev/kmsg takes no lines here\n")
-                .ok();
-            return;
-        }
-        let mut out = Gathered::default();
-        kmsg.poll(Duration::ZERO, &mut out).unwrap();
-        let mine = out
-            .events
-            .iter()
-            .find(|e| e.text.ends_with(&format!("test {mark}")));
-        assert_eq!(mine.map(|e| e.subject.as_str()), Some("00ff:1f:00.0"));
+    /// The PCI address; empty if there is none.
+    fn subject(&self) -> String {
+        self.place.and_then(pci::address).unwrap_or_default()
     }
+}
+
+fn event(
+    name: &'static str,
+    subject: String,
+    severity: Severity,
+    text: String,
+    action: &str,
+) -> Event {
+    Event {
+        source: "kmsg",
+        name,
+        subject,
+        code: None,
+        severity,
+        text: printable(&text),
+        action: action.to_owned(),
+    }
+}
+
+/// `meaning: detail`, or the meaning alone.
+fn join(meaning: &str, detail: &str) -> String {
+    let detail = detail.trim();
+    if detail.is_empty() {
+        meaning.to_owned()
+    } else {
+        format!("{meaning}: {detail}")
+    }
+}
+
+/// Of bounded length and without control characters, which the name of a process may hold.
+fn printable(text: &str) -> String {
+    text.chars()
+        .take(TEXT_CHARS_MAX)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+/// The event in a single message.
+#[cfg(test)]
+fn classify_line(message: &str) -> Option<Event> {
+    Rules::default().read(message)
 }

@@ -1,320 +1,301 @@
-//! Lines of NVIDIA's drivers: XIDs of GPUs, SXIDs of NVSwitches, GPUs that are gone. Pure.
+//! XIDs: errors of GPUs as NVIDIA's driver reports them.
 
-use super::catalogue;
+use super::{catalogue, event, join, nvlink5, pci};
 use crate::source::{Event, Severity};
 
-/// PCI address `dddd:bb:dd.f` of any of its spellings: in any case, with or without domain and
-/// function.
-#[must_use]
-pub fn pci_address(text: &str) -> Option<String> {
-    let text = text.trim().to_ascii_lowercase();
-    let (rest, function) = text.split_once('.').unwrap_or((&text, "0"));
-    let parts: Vec<&str> = rest.split(':').collect();
-    let (domain, bus, device) = match parts.as_slice() {
-        [domain, bus, device] => (*domain, *bus, *device),
-        [bus, device] => ("0000", *bus, *device),
-        _ => return None,
+/// `NVRM: Xid (PCI:0000:9b:00): 119, pid=1, name=x, text`: the address with or without `PCI:`, the
+/// function or a MIG instance; process and name absent, quoted or `<unknown>`.
+pub(super) fn xid(body: &str) -> Option<Event> {
+    let (subject, number, rest) = numbered(body.strip_prefix("Xid ")?)?;
+    let (process, detail) = split_process(rest);
+    let known = catalogue::xid(number);
+    let fault = (144..=150)
+        .contains(&number)
+        .then(|| nvlink5::Fault::parse(detail))
+        .flatten();
+    let (mut severity, mut action) = known.map_or((Severity::Warning, String::new()), |k| {
+        (k.advice.severity(), k.advice.doc())
+    });
+    if let Some(fault) = &fault {
+        let cause = fault.cause(number);
+        severity = fault.severity(cause);
+        action = cause.map_or(action, |c| c.advice.doc());
+    }
+    if let Some(recovery) = (number == 154).then(|| Recovery::parse(detail)).flatten() {
+        (severity, action) = (recovery.severity, recovery.action.to_owned());
+    }
+    if number == 74 && detail.contains(" fatal error") {
+        severity = Severity::Critical;
+    }
+    let meaning = known.map_or("an error that the catalogue does not know", |k| {
+        if k.meaning.is_empty() {
+            k.mnemonic
+        } else {
+            k.meaning
+        }
+    });
+    let text = format!("{}{process}", join(meaning, detail));
+    let mut found = event("xid", subject, severity, text, &action);
+    found.code = Some(number);
+    Some(found)
+}
+
+/// Address, number and rest of `(PCI:0000:9b:00): 119, rest`.
+pub(super) fn numbered(text: &str) -> Option<(String, u32, &str)> {
+    let (place, rest) = text.strip_prefix('(')?.split_once("): ")?;
+    let place = place.split_ascii_whitespace().next().unwrap_or_default();
+    let end = rest
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(rest.len());
+    let number = rest[..end].parse().ok()?;
+    let rest = rest[end..].trim_start_matches([',', ' ']);
+    Some((pci::address(place).unwrap_or_default(), number, rest))
+}
+
+/// The process in words, empty if it is not known, and the rest of the line.
+fn split_process(text: &str) -> (String, &str) {
+    let (pid, rest) = field(text, "pid=");
+    let (name, rest) = field(rest, "name=");
+    let process = match (name, pid) {
+        (Some(name), Some(pid)) => format!(" (process {name}, {pid})"),
+        (None, Some(pid)) => format!(" (process {pid})"),
+        (Some(name), None) => format!(" (process {name})"),
+        (None, None) => String::new(),
     };
-    let hex = |text: &str, max: u32| u32::from_str_radix(text, 16).ok().filter(|n| *n <= max);
-    Some(format!(
-        "{:04x}:{:02x}:{:02x}.{:x}",
-        // Virtual machines number domains beyond 16 bits.
-        hex(domain, u32::MAX)?,
-        hex(bus, 0xff)?,
-        hex(device, 0x1f)?,
-        hex(function, 7)?
-    ))
+    (process, rest)
 }
 
-/// Takes an event out of lines that come one after the other.
-#[derive(Debug, Default)]
-pub struct Parser {
-    /// The GPU named by a line that goes on in the next.
-    named: Option<String>,
+/// The value of `KEY=value, ` at the start of the text, and what follows it.
+fn field<'a>(text: &'a str, key: &str) -> (Option<&'a str>, &'a str) {
+    let Some(rest) = text.strip_prefix(key) else {
+        return (None, text);
+    };
+    let (value, rest) = rest.split_once(", ").unwrap_or((rest, ""));
+    let value = value.trim_matches('\'');
+    let known = !value.is_empty() && value != "<unknown>";
+    (known.then_some(value), rest)
 }
 
-impl Parser {
-    /// The event of a line, if it has one.
-    pub fn line(&mut self, message: &str) -> Option<Event> {
-        if let Some((_, rest)) = message.split_once("SXid (") {
-            return sxid(rest);
-        }
-        let at = message.find("NVRM:")?;
-        let text = message[at + 5..].trim();
-        if let Some(rest) = text.strip_prefix("Xid (") {
-            return xid(rest);
-        }
-        if let Some(rest) = text.strip_prefix("The NVIDIA GPU ") {
-            let address = rest.split(' ').next().and_then(pci_address);
-            self.named = address.or(self.named.take());
-        }
-        if text.contains("fallen off the bus") {
-            let words = text.split([' ', '(', ')']);
-            let here = words
-                .map(|w| {
-                    w.trim_start_matches("PCI:")
-                        .trim_end_matches([':', '.', ','])
-                })
-                .filter(|w| w.contains(':'))
-                .find_map(pci_address);
-            return Some(gpu_lost(here.or_else(|| self.named.take())));
-        }
-        None
+/// What the driver recommends, in XID 154.
+struct Recovery {
+    severity: Severity,
+    action: &'static str,
+}
+
+/// The words of the recommendation, in the order in which they are looked for: the number beside
+/// them has meant different things.
+const RECOVERIES: &[(&str, Severity, &str)] = &[
+    ("reboot", Severity::Critical, "drain and reboot the node"),
+    (
+        "drain and reset",
+        Severity::Critical,
+        "let the jobs end, start no new ones, then reset the GPU",
+    ),
+    (
+        "drain",
+        Severity::Warning,
+        "end the jobs that use peer-to-peer on this GPU",
+    ),
+    (
+        "reset",
+        Severity::Critical,
+        "drain the node and reset the GPU",
+    ),
+    (
+        "flr",
+        Severity::Critical,
+        "drain the node and reset the GPU",
+    ),
+    ("none", Severity::Info, ""),
+];
+
+impl Recovery {
+    /// `GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)`.
+    fn parse(text: &str) -> Option<Recovery> {
+        let (_, to) = text.split_once(" to ")?;
+        let to = to.to_ascii_lowercase();
+        RECOVERIES
+            .iter()
+            .find(|(word, _, _)| to.contains(word))
+            .map(|(_, severity, action)| Recovery {
+                severity: *severity,
+                action,
+            })
     }
-}
-
-fn gpu_lost(subject: Option<String>) -> Event {
-    let (severity, action) = catalogue::advice(79);
-    Event {
-        source: "kmsg",
-        name: "gpu_lost",
-        subject: subject.unwrap_or_default(),
-        code: None,
-        severity,
-        text: "the GPU has fallen off the bus".into(),
-        action: action.into(),
-    }
-}
-
-/// `PCI:ADDRESS): REST` as address and rest.
-fn address_and_rest(text: &str) -> Option<(String, &str)> {
-    let (address, rest) = text.split_once(')')?;
-    let address = pci_address(address.trim_start_matches("PCI:"))?;
-    Some((address, rest.trim_start_matches(':').trim()))
-}
-
-/// The number at the beginning, and what follows its comma.
-fn number_and_rest(text: &str) -> Option<(u32, &str)> {
-    let (number, rest) = text.split_once(',').unwrap_or((text, ""));
-    Some((number.trim().parse().ok()?, rest.trim()))
-}
-
-fn xid(text: &str) -> Option<Event> {
-    let (subject, rest) = address_and_rest(text)?;
-    let (number, rest) = number_and_rest(rest)?;
-    let detail = without_process(rest);
-    let (mut severity, meaning, mut action) = catalogue::meaning(number);
-    let mut text = meaning;
-    match number {
-        154 => (severity, action) = recovery(detail),
-        144..=150 => {
-            if let Some((found, advice)) = nvlink5(number, detail) {
-                severity = if found { Severity::Critical } else { advice.0 };
-                action = advice.1.to_owned();
-            }
-        }
-        _ => {}
-    }
-    if !detail.is_empty() {
-        text = format!("{text}: {}", cut(detail));
-    }
-    Some(Event {
-        source: "kmsg",
-        name: "xid",
-        subject,
-        code: Some(number),
-        severity,
-        text,
-        action,
-    })
-}
-
-/// Cuts off `pid=..., name=..., `, in all the ways in which drivers write them.
-fn without_process(text: &str) -> &str {
-    let mut rest = text;
-    for field in ["pid=", "name="] {
-        if rest.starts_with(field) {
-            rest = rest.split_once(", ").map_or("", |(_, rest)| rest);
-        }
-    }
-    rest.trim()
-}
-
-/// A detail that fits into an event.
-fn cut(text: &str) -> &str {
-    const DETAIL_CHARS: usize = 240;
-    let end = text.char_indices().nth(DETAIL_CHARS).map(|(at, _)| at);
-    end.map_or(text, |end| &text[..end])
-}
-
-/// Whether it is fatal, and the advice: `UNIT ... Link N (0xINTRINFO 0xSTATUS ...)`.
-fn nvlink5(number: u32, detail: &str) -> Option<(bool, catalogue::Advice)> {
-    let unit = detail.split(' ').next()?;
-    let words = detail.split_once("(0x")?.1;
-    let status = words.split([' ', ')']).nth(1)?.strip_prefix("0x")?;
-    let status = u32::from_str_radix(status, 16).ok()?;
-    let (found, advice) = catalogue::nvlink5(number, unit, status)?;
-    Some((found.fatal, advice))
-}
-
-/// What the driver recommends: `... changed from 0xN (OLD) to 0xM (NEW)`.
-fn recovery(detail: &str) -> (Severity, String) {
-    let new = detail
-        .rsplit_once('(')
-        .map_or("", |(_, tail)| tail.trim_end_matches([')', '.', ' ']));
-    let lower = new.to_ascii_lowercase();
-    match lower.as_str() {
-        "" => (Severity::Warning, "see the line".into()),
-        "none" => (Severity::Info, String::new()),
-        _ if lower.contains("reset") || lower.contains("reboot") => (
-            Severity::Critical,
-            format!("drain the node; the driver recommends: {new}"),
-        ),
-        _ => (Severity::Warning, format!("the driver recommends: {new}")),
-    }
-}
-
-/// An error of an NVSwitch: `ADDRESS): NUMBER, Fatal, Link N TEXT`.
-fn sxid(text: &str) -> Option<Event> {
-    let (subject, rest) = address_and_rest(text)?;
-    let (number, detail) = number_and_rest(rest)?;
-    let fatal = detail.starts_with("Fatal");
-    let name = catalogue::sxid(number).map_or_else(String::new, |name| format!(" ({name})"));
-    Some(Event {
-        source: "kmsg",
-        name: "sxid",
-        subject,
-        code: Some(number),
-        severity: if fatal {
-            Severity::Critical
-        } else {
-            Severity::Warning
-        },
-        text: format!("SXID {number}{name}: {}", cut(detail)),
-        action: if fatal {
-            "drain the node; reset all its GPUs and NVSwitches together, or reboot it".into()
-        } else {
-            "watch it; if the same link keeps reporting, check its GPU and the baseboard".into()
-        },
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use crate::kmsg::classify_line;
 
-    fn event(line: &str) -> Event {
-        Parser::default().line(line).unwrap()
+    /// Subject, number, severity of the one event in a line.
+    fn found(line: &str) -> (String, u32, Severity) {
+        let event = classify_line(line).unwrap();
+        (event.subject, event.code.unwrap(), event.severity)
     }
 
     #[test]
-    fn an_address_has_one_form() {
-        for text in ["0000:9B:00", "9b:00.0", "0000:9b:00.0", " 9b:00"] {
-            assert_eq!(pci_address(text).as_deref(), Some("0000:9b:00.0"), "{text}");
-        }
-        assert_eq!(pci_address("0000:10:1c").as_deref(), Some("0000:10:1c.0"));
-        for bad in ["", "9b", "zz:00", "0000:9b:20.0", "0000:9b:00.8"] {
-            assert_eq!(pci_address(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn an_xid_is_read_in_every_spelling_of_its_process() {
-        for process in [
-            "pid='<unknown>', name=<unknown>, ",
-            "pid=<unknown>, name=<unknown>, ",
-            "pid=1234, name=KMS thread, ",
-            "pid=1234, ",
-            "",
+    fn a_process_may_be_known_unknown_quoted_or_absent() {
+        for (fields, process) in [
+            ("pid='<unknown>', name=<unknown>, ", ""),
+            ("pid=<unknown>, name=<unknown>, ", ""),
+            ("pid=77, name=python, ", " (process python, 77)"),
+            ("pid=77, ", " (process 77)"),
+            ("", ""),
         ] {
-            let line = format!("NVRM: Xid (PCI:0000:52:00): 48, {process}An uncorrectable error");
-            let event = event(&line);
-            assert_eq!(
-                (event.code, event.subject.as_str()),
-                (Some(48), "0000:52:00.0")
-            );
+            let line = format!("NVRM: Xid (PCI:0000:3b:00): 31, {fields}Ch 00000010");
+            let event = classify_line(&line).unwrap();
+            assert_eq!((event.name, event.code), ("xid", Some(31)), "{line}");
             assert!(
-                event.text.ends_with(": An uncorrectable error"),
+                event.text.ends_with(&format!(": Ch 00000010{process}")),
                 "{}",
                 event.text
             );
-            assert_eq!(event.severity, Severity::Critical);
         }
-        let older = event("NVRM: Xid (0000:03:00.0): 13, 0001 00000000");
-        assert_eq!(
-            (older.code, older.subject.as_str()),
-            (Some(13), "0000:03:00.0")
-        );
     }
 
     #[test]
-    fn words_in_hexadecimal_are_a_detail() {
-        let event = event("NVRM: Xid (PCI:0000:01:00): 62, 023f0f30 00000000 202c0ffe");
-        assert_eq!(event.code, Some(62));
-        assert!(event.text.ends_with("023f0f30 00000000 202c0ffe"));
-    }
-
-    #[test]
-    fn a_gpu_that_is_gone_is_told_without_an_xid_too() {
-        let mut parser = Parser::default();
-        for line in [
-            "NVRM: The NVIDIA GPU 0000:b3:00.0",
-            "NVRM: (PCI ID: 10de:26b5) installed in this system has",
+    fn the_address_has_many_spellings() {
+        for (place, subject) in [
+            ("PCI:0000:3b:00", "0000:3b:00.0"),
+            ("PCI:0000:3b:00.0", "0000:3b:00.0"),
+            ("PCI:000f:01:1c", "000f:01:1c.0"),
+            ("0000:3b:00", "0000:3b:00.0"),
+            ("PCI:0000:3b:00 GPU-I:05", "0000:3b:00.0"),
+            ("PCI:garbage", ""),
         ] {
-            assert_eq!(parser.line(line), None);
+            let line = format!("NVRM: Xid ({place}): 95, pid=1, Uncontained: LTC TAG");
+            assert_eq!(
+                found(&line),
+                (subject.to_owned(), 95, Severity::Critical),
+                "{line}"
+            );
         }
-        let lost = parser.line("NVRM: fallen off the bus and is not responding to commands.");
-        assert_eq!(lost.unwrap().subject, "0000:b3:00.0");
-        let one_line = event("NVRM: GPU 0000:18:00.0: GPU has fallen off the bus.");
+    }
+
+    #[test]
+    fn xid_62_has_only_hex_words() {
+        let line = "NVRM: Xid (PCI:0000:0a:00): 62, 1f2e3d4c 00000000 5b6a7988";
+        let event = classify_line(line).unwrap();
+        assert_eq!((event.code, event.severity), (Some(62), Severity::Critical));
         assert_eq!(
-            (one_line.name, one_line.subject.as_str()),
-            ("gpu_lost", "0000:18:00.0")
+            event.text,
+            "internal microcontroller halted: 1f2e3d4c 00000000 5b6a7988"
         );
-        let older = event("NVRM: GPU at PCI:0000:0a:00: has fallen off the bus");
-        assert_eq!(older.subject, "0000:0a:00.0");
     }
 
     #[test]
-    fn xid_154_says_what_the_driver_recommends() {
-        let line = |to: &str| {
-            event(&format!(
-                "NVRM: Xid (PCI:0000:18:00): 154, GPU recovery action changed from 0x0 (None) to {to}"
-            ))
-        };
-        let reboot = line("0x2 (Node Reboot Required)");
-        assert_eq!(reboot.severity, Severity::Critical);
-        assert!(reboot.action.contains("Node Reboot Required"));
-        assert_eq!(line("0x0 (None)").severity, Severity::Info);
-        assert_eq!(line("0x3 (Drain P2P)").severity, Severity::Warning);
-    }
-
-    #[test]
-    fn an_error_of_nvlink5_is_decoded() {
-        let line = |status: &str| {
-            event(&format!(
-                "NVRM: Xid (PCI:0018:01:00): 144, SAW_MVB Fatal XC0 i0 Link 07 (0x00000021 {status} 0x00000000)"
-            ))
-        };
-        assert_eq!(line("0x00000002").severity, Severity::Critical);
-        assert_eq!(line("0x00000004").severity, Severity::Info);
-        assert_eq!(line("0x00000002").subject, "0018:01:00.0");
-    }
-
-    #[test]
-    fn an_sxid_is_fatal_or_not() {
-        let line = |fatal: &str| {
-            event(&format!(
-                "nvidia-nvswitch3: SXid (PCI:0000:05:00.0): 12028, {fatal}, Link 32 egress non-posted PRIV error"
-            ))
-        };
+    fn a_number_without_a_comma_or_text() {
+        assert_eq!(found("NVRM: Xid (PCI:0000:0a:00): 79").1, 79);
         assert_eq!(
-            (line("Fatal").name, line("Fatal").code),
-            ("sxid", Some(12028))
+            found("NVRM: Xid (PCI:0000:0a:00): 149 NETIR_LINK_EVT").1,
+            149
         );
-        assert_eq!(line("Fatal").severity, Severity::Critical);
-        assert_eq!(line("Non-fatal").severity, Severity::Warning);
     }
 
-    proptest! {
-        #[test]
-        fn garbage_is_no_event_or_one_of_an_address(tail in ".{0,80}") {
-            let mut parser = Parser::default();
-            for head in ["NVRM: Xid (", "SXid (", "NVRM: Xid (PCI:0000:18:00): ", "NVRM: The NVIDIA GPU ", "NVRM: fallen off the bus "] {
-                if let Some(event) = parser.line(&format!("{head}{tail}")) {
-                    prop_assert!(event.subject.is_empty() || pci_address(&event.subject) == Some(event.subject));
-                }
-            }
+    #[test]
+    fn an_unknown_number_is_still_an_event() {
+        let event = classify_line("NVRM: Xid (PCI:0000:0a:00): 4000, pid=3, news").unwrap();
+        assert_eq!(
+            (event.code, event.severity),
+            (Some(4000), Severity::Warning)
+        );
+        assert_eq!(
+            event.text,
+            "an error that the catalogue does not know: news (process 3)"
+        );
+    }
+
+    #[test]
+    fn what_only_looks_like_an_xid_is_none() {
+        for line in [
+            "NVRM: Xid error: many",
+            "NVRM: Xid (PCI:0000:0a:00): none",
+            "NVRM: Xid (PCI:0000:0a:00): 99999999999",
+            "NVRM: Xid (PCI:0000:0a:00)",
+            "NVRM: GPU at PCI:0000:0a:00: GPU-0",
+            "app[7]: segfault NVRM: Xid (PCI:0000:0a:00): 79, x",
+        ] {
+            assert_eq!(classify_line(line), None, "{line}");
         }
+    }
+
+    #[test]
+    fn nvlink_5_is_decoded() {
+        let line = "NVRM: Xid (PCI:0018:01:00): 149, NETIR_LINK_EVT  Fatal   XC0 i0 Link 09 (0x025525c6 0x00000000 0x00000000)";
+        let event = classify_line(line).unwrap();
+        assert_eq!(event.severity, Severity::Critical);
+        assert!(
+            event
+                .action
+                .ends_with("look for the cause at the other end of the link"),
+            "{}",
+            event.action
+        );
+        assert!(event.text.contains("Link 09"));
+        let harmless = "NVRM: Xid (PCI:0018:01:00): 145, RLW_RSPCOL Nonfatal XC0 i0 Link 08 (0x000000a2 0x00000001 0x0)";
+        assert_eq!(found(harmless).2, Severity::Info);
+        let unknown = "NVRM: Xid (PCI:0018:01:00): 145, pid=4, name=x, RLW_NEW Nonfatal XC0 i0 Link 08 (0x1 0x2)";
+        assert_eq!(found(unknown).2, Severity::Warning);
+    }
+
+    #[test]
+    fn xid_154_says_what_to_do() {
+        for (to, severity, action) in [
+            ("0x0 (None)", Severity::Info, ""),
+            (
+                "0x1 (GPU Reset Required)",
+                Severity::Critical,
+                "drain the node and reset the GPU",
+            ),
+            (
+                "0x1 (PF FLR)",
+                Severity::Critical,
+                "drain the node and reset the GPU",
+            ),
+            (
+                "0x2 (Node Reboot Required)",
+                Severity::Critical,
+                "drain and reboot the node",
+            ),
+            (
+                "0x2 (OS Reboot)",
+                Severity::Critical,
+                "drain and reboot the node",
+            ),
+            (
+                "0x3 (Drain P2P)",
+                Severity::Warning,
+                "end the jobs that use peer-to-peer on this GPU",
+            ),
+            (
+                "0x4 (Drain and Reset)",
+                Severity::Critical,
+                "let the jobs end, start no new ones, then reset the GPU",
+            ),
+            ("0x9 (Dance)", Severity::Warning, "do what the line says"),
+        ] {
+            let line = format!(
+                "NVRM: Xid (PCI:0008:01:00): 154, GPU recovery action changed from 0x0 (None) to {to}"
+            );
+            let event = classify_line(&line).unwrap();
+            assert_eq!(
+                (event.severity, event.action.as_str()),
+                (severity, action),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn xid_74_is_as_bad_as_it_says() {
+        let line = |kind| {
+            format!(
+                "NVRM: Xid (PCI:0000:1b:00): 74, pid='<unknown>', name=<unknown>, NVLink: {kind} detected on link 3(0x0, 0x0)"
+            )
+        };
+        assert_eq!(found(&line("fatal error")).2, Severity::Critical);
+        assert_eq!(found(&line("non-fatal error")).2, Severity::Warning);
     }
 }
