@@ -3,7 +3,6 @@
 //! The numbers and action codes are those of NVIDIA's XID catalogue and Fabric Manager guide, the
 //! words are our own. The data is in `data/*.csv`; no field holds a comma.
 
-use super::nvlink5::Cause;
 use crate::source::Severity;
 use std::{collections::BTreeMap, sync::LazyLock};
 
@@ -202,6 +201,18 @@ pub struct Xid {
 pub struct Sxid {
     pub name: &'static str,
     pub fatality: Fatality,
+}
+
+/// An error word of XID 144 to 150.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cause {
+    pub xid: u32,
+    /// One name, or several with `/` between.
+    pub unit: &'static str,
+    /// Mask and value of the first word in each layout.
+    pub layouts: [(u32, u32); 2],
+    pub status: u32,
+    pub advice: Advice,
 }
 
 /// Whether an SXID ends the jobs on the switch.

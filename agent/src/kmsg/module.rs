@@ -2,8 +2,11 @@
 //!
 //! Source: drivers/net/ethernet/mellanox/mlx5/core/events.c (port_module).
 
-use super::{Origin, event, nic::COOL};
+use super::{Origin, event};
 use crate::source::{Event, Severity};
+
+/// What to do when something is too hot.
+pub(super) const COOL: &str = "check airflow, fans and inlet temperature";
 
 const ACCEPTED: &str = "use a module that the firmware accepts";
 const RESEAT: &str = "reseat the module; replace it if it stays";

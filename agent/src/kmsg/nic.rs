@@ -3,12 +3,12 @@
 //!
 //! Source: drivers/net/ethernet/mellanox/mlx5/core/{health,events}.c.
 
+use super::module::COOL;
 use super::{Origin, event, join, module};
 use crate::source::{Event, Severity};
 
 const REPLACE: &str = "drain the node and power-cycle it; if it returns, replace the NIC";
 const LOOK: &str = "drain the node if it returns, and read the device's firmware trace";
-pub(super) const COOL: &str = "check airflow, fans and inlet temperature";
 const GONE: &str = "all registers read as ones: the device no longer answers on PCIe";
 
 /// A message by what it begins with.

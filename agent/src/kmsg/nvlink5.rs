@@ -4,20 +4,8 @@
 //! Bits of the first word name the unit, the event and so the row of the catalogue; the second is
 //! the error status. Two layouts of the first word are in use, an older and a newer one.
 
-use super::catalogue::{Advice, nvlink5_causes};
+use super::catalogue::{Cause, nvlink5_causes};
 use crate::source::Severity;
-
-/// A row of the catalogue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cause {
-    pub xid: u32,
-    /// One name, or several with `/` between.
-    pub unit: &'static str,
-    /// Mask and value of the first word in each layout.
-    pub layouts: [(u32, u32); 2],
-    pub status: u32,
-    pub advice: Advice,
-}
 
 /// What a line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
