@@ -310,7 +310,7 @@ fn main() -> ExitCode {
     match perform(args.command) {
         Ok(code) => code,
         Err(error) => {
-            let written = writeln!(std::io::stderr(), "weir-agent: {error:#}");
+            let written = writeln!(std::io::stderr(), "weir-agent: {}", said(&error));
             drop(written);
             ExitCode::from(if error.is::<ConfigError>() {
                 EXIT_CONFIG
@@ -392,4 +392,19 @@ fn perform(command: Cmd) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The error with its causes, each once: some name their cause themselves.
+fn said(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .skip(1)
+        .fold(error.to_string(), |text, cause| {
+            let cause = cause.to_string();
+            if text.contains(&cause) {
+                text
+            } else {
+                format!("{text}: {cause}")
+            }
+        })
 }

@@ -39,6 +39,7 @@ fn a_bad_configuration_ends_with_64_and_names_file_key_value_and_range() {
             "sample_interval: 2h\n",
             ["agent.yaml", "\"2h\"", "100ms to 1m"],
         ),
+        ("node: a\nnode: b\n", ["agent.yaml", "duplicate", "node"]),
         ("role: router\n", ["agent.yaml", "role", "host or switch"]),
         (
             "spool_samples: 0\n",
@@ -61,6 +62,9 @@ fn a_bad_configuration_ends_with_64_and_names_file_key_value_and_range() {
                 "{text}: {word:?} is missing in {message}"
             );
         }
+        let words: Vec<&str> = message.split(": ").collect();
+        let said_twice = words.windows(2).any(|pair| pair[0] == pair[1]);
+        assert!(!said_twice, "{message}");
     }
 }
 

@@ -71,7 +71,7 @@ fn main() -> ExitCode {
     match run(args.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let message = format!("weir-controller: {error:#}\n");
+            let message = format!("weir-controller: {}\n", said(&error));
             let written = std::io::stderr().write_all(message.as_bytes());
             drop(written);
             let config =
@@ -189,4 +189,19 @@ async fn serve(config: Config, plan: Plan) -> anyhow::Result<()> {
         result = tokio::signal::ctrl_c() => Ok(result?),
         _ = term.recv() => Ok(()),
     }
+}
+
+/// The error with its causes, each once: some name their cause themselves.
+fn said(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .skip(1)
+        .fold(error.to_string(), |text, cause| {
+            let cause = cause.to_string();
+            if text.contains(&cause) {
+                text
+            } else {
+                format!("{text}: {cause}")
+            }
+        })
 }
