@@ -13,7 +13,9 @@ PKG_BUILD := gcc make pkg-config protobuf-compiler
 PKG_EBPF  := rustc-web libstd-rust-web-dev-bpf rust-web-llvm llvm-22-dev libpolly-22-dev
 PKG_LAB   := iproute2 ethtool procps openmpi-bin libopenmpi-dev
 PKG_TEST  := prometheus prometheus-alertmanager
-PACKAGES  := $(PKG_BUILD) $(PKG_EBPF) $(PKG_LAB) $(PKG_TEST)
+# A virtual machine with real verbs devices (soft-RoCE).
+PKG_GUEST := qemu-system-x86 kmod xz-utils cpio
+PACKAGES  := $(PKG_BUILD) $(PKG_EBPF) $(PKG_LAB) $(PKG_TEST) $(PKG_GUEST)
 
 .PHONY: help
 help: ## This list
