@@ -6,13 +6,11 @@
 use crate::bpf::jobs::{self, JobIdentity};
 use crate::bpf::{Bpf, BpfOptions, BpfSample, SourceState};
 use crate::config::{Config, excluded};
-use crate::ethtool::EthtoolSource;
-use crate::gpu::GpuSource;
-use crate::kmsg::{From, Kmsg, catalogue};
+use crate::devices::Devices;
+use crate::kmsg::From;
 use crate::netlink::links::Link;
 use crate::netlink::qdiscs::Qdisc;
 use crate::netlink::{Netlink, NetlinkError};
-use crate::rdma::Rdma;
 use crate::sample::{
     CollectiveCall, EVENTS_MAX, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, Readings,
     RunningCall, Sample, Series,
@@ -20,10 +18,13 @@ use crate::sample::{
 use crate::source::{Gathered, Info, RawCounter};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::{Duration, Instant};
 use weir_wire::signal::Signal;
 
+/// How long a sample waits for devices: what comes later goes into the next.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// The same for a single look at the node.
+const PATIENCE_ONCE: Duration = Duration::from_secs(10);
 /// Processes whose job is remembered.
 const PIDS_MAX: usize = 4096;
 /// Flows whose owner is remembered.
@@ -54,84 +55,6 @@ pub struct Extras {
     pub took: Vec<(&'static str, Duration)>,
 }
 
-type Poll = Box<dyn FnMut(Duration, &BTreeSet<&str>, &mut Gathered) -> Result<(), String>>;
-
-/// A source beside netdev and eBPF: how it is read, and how that went last.
-struct Other {
-    source: Source,
-    poll: Poll,
-}
-
-impl Other {
-    fn new(name: &'static str, poll: Poll) -> Other {
-        let source = Source {
-            name,
-            up: true,
-            reason: String::new(),
-        };
-        Other { source, poll }
-    }
-
-    fn poll(&mut self, now: Duration, interfaces: &BTreeSet<&str>, out: &mut Gathered) {
-        let reason = (self.poll)(now, interfaces, out).err().unwrap_or_default();
-        let up = reason.is_empty();
-        if !up && reason != self.source.reason {
-            tracing::warn!("source {} is down: {reason}", self.source.name);
-        }
-        (self.source.up, self.source.reason) = (up, reason);
-    }
-}
-
-fn others(config: &Config, from: From) -> Vec<Other> {
-    let mut others = Vec::new();
-    if config.collectors.ethtool {
-        let mut source = EthtoolSource::open(&config.path_sysfs).map_err(|e| e.to_string());
-        let poll = move |now, interfaces: &BTreeSet<&str>, out: &mut Gathered| {
-            let source = source.as_mut().map_err(|reason| reason.clone())?;
-            source.poll(now, interfaces, out);
-            Ok(())
-        };
-        others.push(Other::new("ethtool", Box::new(poll)));
-    }
-    if config.collectors.rdma {
-        let mut source = Rdma::new(&config.path_sysfs, &config.devices_exclude);
-        let poll = move |now, _: &BTreeSet<&str>, out: &mut Gathered| source.poll(now, out);
-        others.push(Other::new("rdma", Box::new(poll)));
-    }
-    if config.collectors.gpu {
-        let library = config.nvml_library.as_deref();
-        let mut source = GpuSource::new(library, &config.path_sysfs, catalogue::meaning);
-        let poll = move |now, _: &BTreeSet<&str>, out: &mut Gathered| source.poll(now, out);
-        others.push(Other::new("gpu", Box::new(poll)));
-    }
-    if config.collectors.kmsg {
-        let path = Path::new("/dev/kmsg");
-        let opened = Kmsg::open(path, from);
-        let mut source = opened.map_err(|e| format!("cannot read {}: {e}", path.display()));
-        let poll = move |now, _: &BTreeSet<&str>, out: &mut Gathered| {
-            let source = source.as_mut().map_err(|reason| reason.clone())?;
-            // From boot on there is an end; from now on the next look goes on.
-            while source.poll(now, out).map_err(|e| e.to_string())? && from == From::Boot {}
-            for (name, value) in [
-                ("lines", source.lines),
-                ("suppressed", source.suppressed),
-                ("lost", source.lost),
-                ("malformed", source.malformed),
-            ] {
-                out.raw.push(RawCounter {
-                    source: "kmsg",
-                    device: "kmsg".into(),
-                    name: name.into(),
-                    value,
-                });
-            }
-            Ok(())
-        };
-        others.push(Other::new("kmsg", Box::new(poll)));
-    }
-    others
-}
-
 /// All sources of this node.
 pub struct Collector {
     pub netlink: Netlink,
@@ -146,7 +69,9 @@ pub struct Collector {
     /// Processes among which the owners were looked for last.
     owner_pids: Vec<u32>,
     drop_sums: BTreeMap<u32, u64>,
-    others: Vec<Other>,
+    devices: Devices,
+    /// How long a sample waits for devices.
+    patience: Duration,
     events_dropped: u64,
     epoch: Instant,
 }
@@ -181,7 +106,11 @@ impl Collector {
             owners: BTreeMap::new(),
             owner_pids: Vec::new(),
             drop_sums: BTreeMap::new(),
-            others: others(config, from),
+            devices: Devices::start(config, from),
+            patience: match from {
+                From::Now => PATIENCE,
+                From::Boot => PATIENCE_ONCE,
+            },
             events_dropped: 0,
             epoch,
         })
@@ -197,7 +126,7 @@ impl Collector {
         };
         let mut sources = vec![netdev];
         sources.extend(self.bpf_sources.iter().cloned());
-        sources.extend(self.others.iter().map(|other| other.source.clone()));
+        sources.extend(self.devices.sources().cloned());
         sources
     }
 
@@ -246,12 +175,9 @@ impl Collector {
         self.flows(&bpf, &mut sample);
         let mut took = vec![("netdev", started.elapsed())];
         let mut gathered = Gathered::default();
-        let interfaces: BTreeSet<&str> = names.values().map(String::as_str).collect();
-        for other in &mut self.others {
-            let before = Instant::now();
-            other.poll(sample.at, &interfaces, &mut gathered);
-            took.push((other.source.name, before.elapsed()));
-        }
+        let interfaces = names.values().cloned().collect();
+        let (now, patience) = (sample.at, self.patience);
+        took.extend(self.devices.poll(now, interfaces, patience, &mut gathered));
         sample.columns = gathered.columns;
         let kept = gathered.events.len().min(EVENTS_MAX);
         self.events_dropped += (gathered.events.len() - kept) as u64;

@@ -5,6 +5,7 @@ pub mod actuate;
 pub mod bpf;
 pub mod collect;
 pub mod config;
+pub mod devices;
 pub mod ethtool;
 pub mod frame;
 pub mod gpu;

@@ -1,0 +1,292 @@
+//! The sources that ask devices: NICs, verbs devices, GPUs, the kernel's log.
+//!
+//! Each has a thread of its own. A device that is sick may keep whoever asks it waiting for a minute
+//! (that is how long a command of mlx5's firmware takes to time out; NVML can take longer), and
+//! meanwhile leases have to end in time. The main loop asks all, waits a little for the answers, and
+//! takes what comes later with the next sample.
+
+use crate::collect::Source;
+use crate::config::Config;
+use crate::ethtool::EthtoolSource;
+use crate::gpu::GpuSource;
+use crate::kmsg::{From, Kmsg, catalogue};
+use crate::rdma::Rdma;
+use crate::source::{Gathered, RawCounter};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+/// A source that has not answered for this long is down.
+const STUCK: Duration = Duration::from_secs(5);
+
+/// What a source is asked.
+#[derive(Debug, Clone)]
+struct Question {
+    now: Duration,
+    /// Network interfaces that are not left alone.
+    interfaces: Arc<BTreeSet<String>>,
+}
+
+struct Answer {
+    result: Result<(), String>,
+    gathered: Gathered,
+    took: Duration,
+}
+
+type Read = Box<dyn FnMut(&Question, &mut Gathered) -> Result<(), String> + Send>;
+
+/// One source: its thread, and how it answered last.
+struct Device {
+    source: Source,
+    ask: SyncSender<Question>,
+    answers: Receiver<Answer>,
+    asked: Option<Instant>,
+}
+
+impl Device {
+    fn start(name: &'static str, mut read: Read) -> Device {
+        let (ask, questions) = sync_channel::<Question>(1);
+        let (answer, answers) = sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || {
+                // Ends when either end of the main loop's is gone.
+                for question in questions {
+                    let started = Instant::now();
+                    let mut gathered = Gathered::default();
+                    let result = read(&question, &mut gathered);
+                    let took = started.elapsed();
+                    let answered = Answer {
+                        result,
+                        gathered,
+                        took,
+                    };
+                    if answer.send(answered).is_err() {
+                        return;
+                    }
+                }
+            });
+        let reason = thread.err().map(|error| format!("no thread: {error}"));
+        Device {
+            source: Source {
+                name,
+                up: reason.is_none(),
+                reason: reason.unwrap_or_default(),
+            },
+            ask,
+            answers,
+            asked: None,
+        }
+    }
+
+    fn ask(&mut self, question: &Question) {
+        if self.asked.is_none() && self.ask.try_send(question.clone()).is_ok() {
+            self.asked = Some(Instant::now());
+        }
+    }
+
+    /// Takes the answer, if it comes within `patience`; gives how long the reading took.
+    fn answer(
+        &mut self,
+        patience: Duration,
+        stuck: Duration,
+        out: &mut Gathered,
+    ) -> Option<Duration> {
+        match self.answers.recv_timeout(patience) {
+            Ok(answer) => {
+                self.asked = None;
+                self.state(answer.result.err().unwrap_or_default());
+                out.append(answer.gathered);
+                return Some(answer.took);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                if self.asked.is_some_and(|asked| asked.elapsed() >= stuck) {
+                    let reason = format!("no answer for {stuck:?}: a device or its driver hangs");
+                    self.state(reason);
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => self.state("its thread has ended".into()),
+        }
+        None
+    }
+
+    fn state(&mut self, reason: String) {
+        let up = reason.is_empty();
+        if !up && reason != self.source.reason {
+            tracing::warn!("source {} is down: {reason}", self.source.name);
+        }
+        (self.source.up, self.source.reason) = (up, reason);
+    }
+}
+
+/// All of them.
+pub struct Devices(Vec<Device>);
+
+impl Devices {
+    /// Starts what the configuration asks for; `from` is where the kernel's log is read from.
+    #[must_use]
+    pub fn start(config: &Config, from: From) -> Devices {
+        let mut devices = Vec::new();
+        let mut start = |wanted: bool, name, read: Read| {
+            if wanted {
+                devices.push(Device::start(name, read));
+            }
+        };
+        let on = config.collectors;
+        start(on.ethtool, "ethtool", ethtool(config));
+        start(on.rdma, "rdma", rdma(config));
+        start(on.gpu, "gpu", gpu(config));
+        start(on.kmsg, "kmsg", kmsg(from));
+        Devices(devices)
+    }
+
+    /// State of each after the last reading.
+    pub fn sources(&self) -> impl Iterator<Item = &Source> {
+        self.0.iter().map(|device| &device.source)
+    }
+
+    /// Reads all at once, and waits at most `patience`; gives how long each took.
+    pub fn poll(
+        &mut self,
+        now: Duration,
+        interfaces: BTreeSet<String>,
+        patience: Duration,
+        out: &mut Gathered,
+    ) -> Vec<(&'static str, Duration)> {
+        let interfaces = Arc::new(interfaces);
+        let question = Question { now, interfaces };
+        for device in &mut self.0 {
+            device.ask(&question);
+        }
+        let deadline = Instant::now() + patience;
+        let mut took = Vec::new();
+        for device in &mut self.0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let time = device.answer(left, STUCK, out);
+            took.extend(time.map(|time| (device.source.name, time)));
+        }
+        took
+    }
+}
+
+fn ethtool(config: &Config) -> Read {
+    let mut source = EthtoolSource::open(&config.path_sysfs).map_err(|e| e.to_string());
+    Box::new(move |question, out| {
+        let source = source.as_mut().map_err(|reason| reason.clone())?;
+        let interfaces = question.interfaces.iter().map(String::as_str).collect();
+        source.poll(question.now, &interfaces, out);
+        Ok(())
+    })
+}
+
+fn rdma(config: &Config) -> Read {
+    let mut source = Rdma::new(&config.path_sysfs, &config.devices_exclude);
+    Box::new(move |question, out| source.poll(question.now, out))
+}
+
+fn gpu(config: &Config) -> Read {
+    let library = config.nvml_library.as_deref();
+    let mut source = GpuSource::new(library, &config.path_sysfs, catalogue::meaning);
+    Box::new(move |question, out| source.poll(question.now, out))
+}
+
+fn kmsg(from: From) -> Read {
+    let path = Path::new("/dev/kmsg");
+    let opened = Kmsg::open(path, from);
+    let mut source = opened.map_err(|e| format!("cannot read {}: {e}", path.display()));
+    Box::new(move |question, out| {
+        let source = source.as_mut().map_err(|reason| reason.clone())?;
+        let mut poll = || source.poll(question.now, out).map_err(|e| e.to_string());
+        // From boot on there is an end; from now on the next look goes on.
+        while poll()? && from == From::Boot {}
+        for (name, value) in [
+            ("lines", source.lines),
+            ("suppressed", source.suppressed),
+            ("lost", source.lost),
+            ("malformed", source.malformed),
+        ] {
+            out.raw.push(RawCounter {
+                source: "kmsg",
+                device: "kmsg".into(),
+                name: name.into(),
+                value,
+            });
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Long enough for a thread to answer on a busy machine.
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn question() -> Question {
+        Question {
+            now: Duration::ZERO,
+            interfaces: Arc::default(),
+        }
+    }
+
+    fn counted(value: u64) -> RawCounter {
+        RawCounter {
+            source: "test",
+            device: "d".into(),
+            name: "n".into(),
+            value,
+        }
+    }
+
+    #[test]
+    fn a_source_that_hangs_is_down_and_its_late_answer_is_taken() {
+        let (release, wait) = sync_channel::<()>(0);
+        let read = move |_: &Question, out: &mut Gathered| {
+            wait.recv().map_err(|_| "released by the test's end")?;
+            out.raw.push(counted(1));
+            Ok(())
+        };
+        let mut device = Device::start("test", Box::new(read));
+        let mut out = Gathered::default();
+        device.ask(&question());
+        assert_eq!(device.answer(Duration::ZERO, LONG, &mut out), None);
+        assert!(device.source.up, "not so soon");
+        assert_eq!(
+            device.answer(Duration::ZERO, Duration::ZERO, &mut out),
+            None
+        );
+        assert!(!device.source.up && device.source.reason.contains("hangs"));
+        // It is not asked again while it hangs.
+        device.ask(&question());
+        release.send(()).unwrap();
+        assert!(device.answer(LONG, LONG, &mut out).is_some());
+        assert!(device.source.up && out.raw.len() == 1);
+    }
+
+    #[test]
+    fn a_source_whose_thread_ended_is_down() {
+        let read = |_: &Question, _: &mut Gathered| -> Result<(), String> { panic!("in a test") };
+        let mut device = Device::start("test", Box::new(read));
+        device.ask(&question());
+        let mut out = Gathered::default();
+        assert_eq!(device.answer(LONG, LONG, &mut out), None);
+        assert_eq!(device.source.reason, "its thread has ended");
+    }
+
+    #[test]
+    fn what_an_error_was_read_with_is_kept() {
+        let read = |_: &Question, out: &mut Gathered| {
+            out.raw.push(counted(7));
+            Err("half of it is away".to_owned())
+        };
+        let mut device = Device::start("test", Box::new(read));
+        device.ask(&question());
+        let mut out = Gathered::default();
+        assert!(device.answer(LONG, LONG, &mut out).is_some());
+        assert_eq!(device.source.reason, "half of it is away");
+        assert_eq!(out.raw.len(), 1);
+    }
+}
