@@ -8,11 +8,12 @@
 use crate::collect::Source;
 use crate::config::Config;
 use crate::ethtool::EthtoolSource;
-use crate::gpu::GpuSource;
+use crate::gpu::{self, Gpu};
 use crate::kmsg::{From, Kmsg, catalogue};
-use crate::rdma::Rdma;
+use crate::rdma::{self, Rdma};
 use crate::source::{Gathered, RawCounter};
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -182,14 +183,49 @@ fn ethtool(config: &Config) -> Read {
 }
 
 fn rdma(config: &Config) -> Read {
-    let mut source = Rdma::new(&config.path_sysfs, &config.devices_exclude);
-    Box::new(move |question, out| source.poll(question.now, out))
+    let sysfs = config.path_sysfs.clone();
+    let mut source = Rdma::open(rdma::Options {
+        sysfs: sysfs.clone(),
+        include: Vec::new(),
+        exclude: config.devices_exclude.clone(),
+        netlink: true,
+    });
+    Box::new(move |question, out| match source.poll(question.now, out) {
+        // A node without verbs devices lacks nothing.
+        Err(_) if !has_entries(&sysfs.join("class/infiniband")) => Ok(()),
+        other => other,
+    })
 }
 
 fn gpu(config: &Config) -> Read {
-    let library = config.nvml_library.as_deref();
-    let mut source = GpuSource::new(library, &config.path_sysfs, catalogue::meaning);
-    Box::new(move |question, out| source.poll(question.now, out))
+    let sysfs = config.path_sysfs.clone();
+    let named = config.nvml_library.is_some();
+    let mut source = Gpu::open(gpu::Options {
+        nvml_library: config.nvml_library.clone(),
+        sysfs: sysfs.clone(),
+        meaning: catalogue::meaning,
+    });
+    Box::new(move |question, out| match source.poll(question.now, out) {
+        // A node without GPUs lacks nothing.
+        Err(_) if !named && !has_nvidia(&sysfs) => Ok(()),
+        other => other,
+    })
+}
+
+fn has_entries(dir: &Path) -> bool {
+    fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+/// Whether PCI shows an NVIDIA GPU, driver or not.
+fn has_nvidia(sysfs: &Path) -> bool {
+    let devices = fs::read_dir(sysfs.join("bus/pci/devices"));
+    devices.into_iter().flatten().flatten().any(|device| {
+        let is = |file: &str, prefix: &str| {
+            let text = fs::read_to_string(device.path().join(file));
+            text.is_ok_and(|text| text.starts_with(prefix))
+        };
+        is("vendor", "0x10de") && is("class", "0x03")
+    })
 }
 
 fn kmsg(from: From) -> Read {
@@ -274,6 +310,17 @@ mod tests {
         let mut out = Gathered::default();
         assert_eq!(device.answer(LONG, LONG, &mut out), None);
         assert_eq!(device.source.reason, "its thread has ended");
+    }
+
+    #[test]
+    fn a_gpu_of_nvidia_is_seen_without_its_driver() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(!has_nvidia(root.path()));
+        let device = root.path().join("bus/pci/devices/0000:18:00.0");
+        fs::create_dir_all(&device).unwrap();
+        fs::write(device.join("vendor"), "0x10de\n").unwrap();
+        fs::write(device.join("class"), "0x030200\n").unwrap();
+        assert!(has_nvidia(root.path()));
     }
 
     #[test]

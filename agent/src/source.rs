@@ -2,7 +2,6 @@
 //! names, events. A source that fails costs its columns, not the agent.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use weir_agent_core::counter::Overflow;
 use weir_wire::signal::{Entity, Signal};
 
@@ -57,8 +56,8 @@ impl Reading {
 pub struct RawCounter {
     /// Source and device, such as `("ethtool", "eth0")`.
     pub source: &'static str,
-    pub device: Arc<str>,
-    pub name: Arc<str>,
+    pub device: String,
+    pub name: String,
     pub value: u64,
 }
 

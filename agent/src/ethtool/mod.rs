@@ -12,7 +12,6 @@ use netlink::EthtoolNetlink;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 use weir_wire::signal::{Entity, Signal};
 
@@ -27,14 +26,13 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 enum Slot {
     /// Adds up to a canonical signal.
     Column(Signal, Option<u8>),
-    Raw(Arc<str>),
+    Raw(String),
     /// Of one queue, or a name that stood before.
     Skip,
 }
 
 #[derive(Debug)]
 struct Device {
-    name: Arc<str>,
     driver: Driver,
     slots: Vec<Slot>,
     /// What was read slowly, shown until it is read again.
@@ -116,7 +114,6 @@ impl EthtoolSource {
             let driver = self.ethtool.driver(interface)?;
             let names = self.ethtool.names(interface)?;
             let device = Device {
-                name: interface.into(),
                 slots: slots(&driver.name, names),
                 module: module_input(&self.sysfs, interface),
                 driver,
@@ -145,8 +142,8 @@ impl EthtoolSource {
                     }
                     Slot::Raw(name) => out.raw.push(RawCounter {
                         source: "ethtool",
-                        device: Arc::clone(&device.name),
-                        name: Arc::clone(name),
+                        device: interface.to_owned(),
+                        name: name.clone(),
                         value,
                     }),
                     Slot::Skip => {}
@@ -188,7 +185,7 @@ fn slots(driver: &str, names: Vec<String>) -> Vec<Slot> {
         }
         match table::meaning(driver, &name) {
             Some(meaning) => Slot::Column(meaning.signal, meaning.index),
-            None => Slot::Raw(name.into()),
+            None => Slot::Raw(name),
         }
     };
     names.into_iter().map(slot).collect()
@@ -329,7 +326,7 @@ mod tests {
             out
         });
         assert_eq!(gathered.info[0].labels["driver"], "veth");
-        let peer = gathered.raw.iter().find(|r| &*r.name == "peer_ifindex");
+        let peer = gathered.raw.iter().find(|r| r.name == "peer_ifindex");
         assert!(peer.is_some_and(|r| r.value > 0), "{:?}", gathered.raw);
     }
 

@@ -1,159 +1,368 @@
-//! AMD GPUs by what amdgpu shows in sysfs (Documentation/gpu/amdgpu: thermal, ras, driver-misc).
+//! AMD GPUs through amdgpu's sysfs (Documentation/gpu/amdgpu in the kernel), without ROCm.
 
-use crate::kmsg::pci;
-use crate::source::{Gathered, Info, Reading};
+use super::presence::{Presence, gpu_back, gpu_lost};
+use super::text::{Ras, pci_address, pcie_generation, ras};
+use crate::source::{Gathered, Info, RawCounter, Reading};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use weir_wire::signal::{Entity, Signal};
 
-/// PCI vendor.
-const AMD: &str = "0x1002";
-/// PCI classes of GPUs that compute: display controllers and processing accelerators. Graphics
-/// without them is what a server's console hangs on.
+const VENDOR: &str = "0x1002";
+/// 3D controller, other display controller, processing accelerator: what compute GPUs call
+/// themselves. A VGA controller (0x0300) drives a screen.
 const CLASSES: [&str; 3] = ["0x0302", "0x0380", "0x1200"];
+/// How long it stands which cards there are.
+const SCAN: Duration = Duration::from_secs(60);
+/// How long error counts and the link's state stand: each count is a query to the firmware.
+const SLOW: Duration = Duration::from_secs(10);
 
-fn text(path: &Path) -> Option<String> {
-    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+/// The AMD GPUs under one root of sysfs.
+#[derive(Debug)]
+pub struct Amd {
+    drm: PathBuf,
+    /// By PCI address.
+    cards: BTreeMap<String, Card>,
+    scan_at: Duration,
 }
 
-fn number(path: &Path) -> Option<u64> {
-    text(path)?.parse().ok()
+#[derive(Debug)]
+struct Card {
+    /// `class/drm/cardN/device`.
+    device: PathBuf,
+    sensors: Vec<Sensor>,
+    /// Name of the block and its file.
+    ras: Vec<(String, PathBuf)>,
+    info: BTreeMap<&'static str, String>,
+    slow: Slow,
+    slow_at: Duration,
+    presence: Presence,
 }
 
-fn entries(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut entries: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
-    entries.sort();
-    entries
+#[derive(Debug, Default)]
+struct Slow {
+    columns: Vec<(Signal, u64)>,
+    raw: Vec<(String, u64)>,
 }
 
-/// Device directories of the GPUs, by PCI address.
-#[must_use]
-pub fn devices(sysfs: &Path) -> BTreeMap<String, PathBuf> {
-    let device = |card: PathBuf| {
-        let name = card.file_name()?.to_str()?.strip_prefix("card")?.to_owned();
-        // `card0-DP-1` is a connector.
-        if !name.bytes().all(|b| b.is_ascii_digit()) {
-            return None;
-        }
-        let dir = card.join("device");
-        let class = text(&dir.join("class"))?;
-        let computes = CLASSES.iter().any(|c| class.starts_with(c));
-        if text(&dir.join("vendor"))? != AMD || !computes {
-            return None;
-        }
-        let uevent = text(&dir.join("uevent")).unwrap_or_default();
-        let slot = uevent
-            .lines()
-            .find_map(|l| l.strip_prefix("PCI_SLOT_NAME="));
-        Some((slot.and_then(pci::address)?, dir))
-    };
-    entries(&sysfs.join("class/drm"))
-        .into_iter()
-        .filter_map(device)
-        .collect()
+/// A file with one number, and how that gives a signal's unit.
+#[derive(Debug)]
+struct Sensor {
+    signal: Signal,
+    file: PathBuf,
+    divisor: u64,
+    /// Answered by the hardware, not from the driver's memory.
+    live: bool,
 }
 
-/// `ue: 3\nce: 14`: errors not corrected, and corrected.
-#[must_use]
-pub fn ras(text: &str) -> (Option<u64>, Option<u64>) {
-    let count = |key: &str| {
-        let mut lines = text.lines();
-        lines.find_map(|line| line.trim().strip_prefix(key)?.trim().parse().ok())
-    };
-    (count("ue:"), count("ce:"))
-}
+/// Facts that make up the labels, by file.
+const INFO: [(&str, &str); 4] = [
+    ("name", "product_name"),
+    ("serial", "serial_number"),
+    ("uuid", "unique_id"),
+    ("vbios", "vbios_version"),
+];
 
-/// `16.0 GT/s PCIe` as generation.
-#[must_use]
-pub fn pcie_generation(speed: &str) -> Option<u64> {
-    let rate = speed.split(' ').next()?;
-    let generations = ["2.5", "5.0", "8.0", "16.0", "32.0", "64.0"];
-    let place = generations.iter().position(|g| *g == rate)?;
-    u64::try_from(place + 1).ok()
-}
-
-/// Reads one GPU.
-pub fn read(pci: &str, dir: &Path, out: &mut Gathered) {
-    let mut put = |signal, value: Option<u64>| {
-        if let Some(value) = value {
-            out.put(Entity::Gpu, pci, signal, None, Reading::wide(value));
-        }
-    };
-    for (signal, file) in [
-        (Signal::GpuUtilisation, "gpu_busy_percent"),
-        (Signal::GpuMemoryUsed, "mem_info_vram_used"),
-        (Signal::GpuMemoryTotal, "mem_info_vram_total"),
-        (Signal::PcieWidth, "current_link_width"),
-        (Signal::PcieReplays, "pcie_replay_count"),
-    ] {
-        put(signal, number(&dir.join(file)));
-    }
-    let speed = text(&dir.join("current_link_speed"));
-    put(
+/// A file of the link's state and how it reads.
+type LinkFile = (&'static str, fn(&str) -> Option<u64>);
+const LINK: [(Signal, LinkFile); 3] = [
+    (
         Signal::PcieGeneration,
-        speed.as_deref().and_then(pcie_generation),
-    );
-    for hwmon in entries(&dir.join("hwmon")) {
-        // Microwatts; the first that the card has.
-        let power = ["power1_average", "power1_input"];
-        let power = power.iter().find_map(|file| number(&hwmon.join(file)));
-        put(Signal::GpuPower, power.map(|microwatts| microwatts / 1000));
-        for label in entries(&hwmon) {
-            let name = label
-                .file_name()
-                .and_then(|n| n.to_str())
-                .unwrap_or_default();
-            let Some(sensor) = name
-                .strip_suffix("_label")
-                .filter(|n| n.starts_with("temp"))
-            else {
+        ("current_link_speed", pcie_generation),
+    ),
+    (Signal::PcieWidth, ("current_link_width", lanes)),
+    (Signal::PcieReplays, ("pcie_replay_count", number)),
+];
+const LINK_MAX: [(&str, LinkFile); 2] = [
+    ("pcie_max_generation", ("max_link_speed", pcie_generation)),
+    ("pcie_max_lanes", ("max_link_width", lanes)),
+];
+
+impl Amd {
+    #[must_use]
+    pub fn new(sysfs: &Path) -> Amd {
+        Amd {
+            drm: sysfs.join("class/drm"),
+            cards: BTreeMap::new(),
+            scan_at: Duration::ZERO,
+        }
+    }
+
+    /// Reads every card and returns how many are known, lost ones too.
+    pub fn poll(&mut self, now: Duration, out: &mut Gathered) -> usize {
+        let retried = |card: &Card| card.presence.is_lost() && card.presence.due(now);
+        if now >= self.scan_at || self.cards.values().any(retried) {
+            self.scan();
+            self.scan_at = now + SCAN;
+        }
+        for (address, card) in &mut self.cards {
+            card.poll(address, now, out);
+        }
+        self.cards.len()
+    }
+
+    /// Takes up new cards, and lost ones anew: a reset may have renumbered their files.
+    fn scan(&mut self) {
+        for entry in fs::read_dir(&self.drm).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let number = name.strip_prefix("card").unwrap_or_default();
+            if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
+                continue;
+            }
+            let device = entry.path().join("device");
+            let Some(address) = compute_gpu(&device) else {
                 continue;
             };
-            let input = number(&hwmon.join(format!("{sensor}_input")));
-            match text(&label).as_deref() {
-                // The hottest spot is what the firmware acts on; edge is all that some cards have.
-                Some("junction") => put(Signal::GpuTemperature, input),
-                Some("mem") => put(Signal::GpuMemoryTemperature, input),
-                _ => {}
+            match self.cards.get_mut(&address) {
+                Some(card) if card.presence.is_lost() => card.reopen(device),
+                Some(_) => {}
+                None => {
+                    self.cards
+                        .insert(address.clone(), Card::open(&address, device));
+                }
             }
         }
     }
-    let (mut uncorrected, mut corrected) = (None, None);
-    for file in entries(&dir.join("ras")) {
-        let name = file
-            .file_name()
-            .and_then(|n| n.to_str())
-            .unwrap_or_default();
-        if name.ends_with("_err_count") {
-            let (ue, ce) = ras(&text(&file).unwrap_or_default());
-            uncorrected = sum(uncorrected, ue);
-            corrected = sum(corrected, ce);
-        }
-    }
-    put(Signal::EccUncorrected, uncorrected);
-    put(Signal::EccCorrected, corrected);
-    let facts = [
-        ("name", text(&dir.join("product_name"))),
-        ("uuid", text(&dir.join("unique_id"))),
-        ("serial", text(&dir.join("serial_number"))),
-        ("vbios", text(&dir.join("vbios_version"))),
-        ("driver", Some("amdgpu".to_owned())),
-    ];
-    let known = |(label, value): (&'static str, Option<String>)| Some((label, value?));
-    out.info.push(Info {
-        kind: Entity::Gpu,
-        entity: pci.to_owned(),
-        labels: facts.into_iter().filter_map(known).collect(),
-    });
 }
 
-fn sum(a: Option<u64>, b: Option<u64>) -> Option<u64> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.saturating_add(b)),
-        (one, other) => one.or(other),
+/// PCI address of a device that is an AMD GPU for computing.
+fn compute_gpu(device: &Path) -> Option<String> {
+    let is = |file: &str, known: &[&str]| {
+        read(&device.join(file)).is_some_and(|text| known.iter().any(|k| text.starts_with(k)))
+    };
+    if !is("vendor", &[VENDOR]) || !is("class", &CLASSES) {
+        return None;
     }
+    let uevent = read(&device.join("uevent"))?;
+    let slot = uevent
+        .lines()
+        .find_map(|l| l.strip_prefix("PCI_SLOT_NAME="))?;
+    pci_address(slot)
+}
+
+impl Card {
+    fn open(address: &str, device: PathBuf) -> Card {
+        let mut card = Card {
+            sensors: sensors(&device),
+            ras: ras_files(&device),
+            info: BTreeMap::new(),
+            slow: Slow::default(),
+            slow_at: Duration::ZERO,
+            presence: Presence::default(),
+            device,
+        };
+        card.info = INFO
+            .iter()
+            .filter_map(|(label, file)| Some((*label, card.text(file)?)))
+            .chain([
+                ("pci_address", address.to_owned()),
+                ("vendor", "amd".to_owned()),
+            ])
+            .collect();
+        card
+    }
+
+    fn reopen(&mut self, device: PathBuf) {
+        self.sensors = sensors(&device);
+        self.ras = ras_files(&device);
+        self.slow_at = Duration::ZERO;
+        self.device = device;
+    }
+
+    fn poll(&mut self, address: &str, now: Duration, out: &mut Gathered) {
+        if !self.presence.due(now) {
+            return;
+        }
+        let readings: Vec<(&Sensor, Option<u64>)> = self
+            .sensors
+            .iter()
+            .map(|s| (s, read(&s.file).as_deref().and_then(number)))
+            .collect();
+        let mut live = readings.iter().filter(|(sensor, _)| sensor.live).peekable();
+        let silent = live.peek().is_some() && live.all(|(_, value)| value.is_none());
+        let name = self.info.get("name").map_or("AMD GPU", String::as_str);
+        if silent || !self.device.exists() {
+            if self.presence.lost(now) {
+                let why = "the driver reads none of its sensors";
+                out.events.push(gpu_lost(address, name, why));
+            }
+            return;
+        }
+        if self.presence.found() {
+            out.events.push(gpu_back(address, name));
+        }
+        let put = |out: &mut Gathered, signal, value| {
+            out.put(Entity::Gpu, address, signal, None, Reading::wide(value));
+        };
+        for (sensor, value) in readings {
+            if let Some(value) = value {
+                put(out, sensor.signal, value / sensor.divisor);
+            }
+        }
+        if now >= self.slow_at {
+            self.slow = self.read_slow();
+            self.slow_at = now + SLOW;
+        }
+        for (signal, value) in &self.slow.columns {
+            put(out, *signal, *value);
+        }
+        out.raw
+            .extend(self.slow.raw.iter().map(|(name, value)| RawCounter {
+                source: "amdgpu",
+                device: address.to_owned(),
+                name: name.clone(),
+                value: *value,
+            }));
+        out.info.push(Info {
+            kind: Entity::Gpu,
+            entity: address.to_owned(),
+            labels: self.info.clone(),
+        });
+    }
+
+    fn read_slow(&self) -> Slow {
+        let link = |(file, parse): LinkFile| self.text(file).as_deref().and_then(parse);
+        let mut slow = Slow {
+            columns: LINK
+                .iter()
+                .filter_map(|(signal, file)| Some((*signal, link(*file)?)))
+                .collect(),
+            raw: LINK_MAX
+                .iter()
+                .filter_map(|(name, file)| Some(((*name).to_owned(), link(*file)?)))
+                .collect(),
+        };
+        let blocks: Vec<(&str, Ras)> = self
+            .ras
+            .iter()
+            .filter_map(|(block, file)| Some((block.as_str(), ras(&read(file)?))))
+            .collect();
+        for (signal, kind, of) in RAS_KINDS {
+            // A block that fails for once must not make the sum fall.
+            let counted = blocks.iter().filter_map(|(_, block)| of(block));
+            if counted.clone().count() == self.ras.len() && !self.ras.is_empty() {
+                let sum = counted.fold(0, u64::saturating_add);
+                slow.columns.push((signal, sum));
+            }
+            slow.raw.extend(
+                blocks
+                    .iter()
+                    .filter_map(|(name, block)| Some((format!("ras_{name}_{kind}"), of(block)?))),
+            );
+        }
+        slow
+    }
+
+    fn text(&self, file: &str) -> Option<String> {
+        read(&self.device.join(file)).filter(|t| !t.is_empty() && t != "N/A")
+    }
+}
+
+/// The two kinds of errors that a block counts.
+type RasKind = (Signal, &'static str, fn(&Ras) -> Option<u64>);
+const RAS_KINDS: [RasKind; 2] = [
+    (Signal::EccCorrected, "corrected", |r| r.corrected),
+    (Signal::EccUncorrected, "uncorrected", |r| r.uncorrected),
+];
+
+/// The files of a card that give a number at each sample. hwmon counts in millidegrees and
+/// microwatts (Documentation/hwmon/sysfs-interface.rst).
+fn sensors(device: &Path) -> Vec<Sensor> {
+    let hwmon = fs::read_dir(device.join("hwmon"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .min();
+    let hwmon = hwmon.unwrap_or_default();
+    let labelled = |wanted: &str| {
+        (1..=8).find_map(|n| {
+            let label = read(&hwmon.join(format!("temp{n}_label")))?;
+            (label == wanted).then(|| hwmon.join(format!("temp{n}_input")))
+        })
+    };
+    let there = |path: PathBuf| path.exists().then_some(path);
+    let power = ["power1_average", "power1_input"];
+    let wanted = [
+        // The junction is what the limits hold for; MI300X has no edge sensor.
+        (
+            Signal::GpuTemperature,
+            labelled("junction").or_else(|| labelled("edge")),
+            1,
+            true,
+        ),
+        (Signal::GpuMemoryTemperature, labelled("mem"), 1, true),
+        (
+            Signal::GpuPower,
+            power.iter().find_map(|f| there(hwmon.join(f))),
+            1000,
+            true,
+        ),
+        (
+            Signal::GpuUtilisation,
+            there(device.join("gpu_busy_percent")),
+            1,
+            true,
+        ),
+        (
+            Signal::GpuMemoryUsed,
+            there(device.join("mem_info_vram_used")),
+            1,
+            false,
+        ),
+        (
+            Signal::GpuMemoryTotal,
+            there(device.join("mem_info_vram_total")),
+            1,
+            false,
+        ),
+    ];
+    wanted
+        .into_iter()
+        .filter_map(|(signal, file, divisor, live)| {
+            Some(Sensor {
+                signal,
+                file: file?,
+                divisor,
+                live,
+            })
+        })
+        .collect()
+}
+
+/// `ras/<block>_err_count` of the blocks that count errors.
+fn ras_files(device: &Path) -> Vec<(String, PathBuf)> {
+    let mut files: Vec<(String, PathBuf)> = fs::read_dir(device.join("ras"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            let block = name.to_str()?.strip_suffix("_err_count")?.to_owned();
+            let path = entry.path();
+            // Not every block that is there can count.
+            let counts = ras(&read(&path)?) != Ras::default();
+            counts.then_some((block, path))
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+/// A file of sysfs without its newline; `None` if it cannot be read.
+fn read(path: &Path) -> Option<String> {
+    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+fn number(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
+}
+
+/// `current_link_width` is 0 or 255 where the device does not answer.
+fn lanes(text: &str) -> Option<u64> {
+    number(text).filter(|lanes| (1..=32).contains(lanes))
 }
 
 #[cfg(test)]
@@ -161,78 +370,19 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A card of the given files.
-    fn card(root: &Path, index: u32, files: &[(&str, &str)]) {
-        let dir = root.join(format!("class/drm/card{index}/device"));
-        let uevent = format!(
-            "DRIVER=amdgpu\nPCI_SLOT_NAME=0000:{:02x}:00.0\n",
-            0x0c + index
-        );
-        let common = [
-            ("vendor", "0x1002\n"),
-            ("class", "0x120000\n"),
-            ("uevent", &uevent),
-        ];
-        for (file, text) in common.iter().chain(files) {
-            let path = dir.join(file);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-    }
-
     #[test]
-    fn eight_accelerators_read_and_a_console_card_is_none() {
-        let root = tempfile::tempdir().unwrap();
-        for index in 0..8 {
-            card(
-                root.path(),
-                index,
-                &[
-                    ("gpu_busy_percent", "97\n"),
-                    ("mem_info_vram_total", "206141652992\n"),
-                    ("current_link_speed", "32.0 GT/s PCIe\n"),
-                    ("current_link_width", "16\n"),
-                    ("hwmon/hwmon4/power1_input", "652000000\n"),
-                    ("hwmon/hwmon4/temp2_label", "junction\n"),
-                    ("hwmon/hwmon4/temp2_input", "71000\n"),
-                    ("hwmon/hwmon4/temp3_label", "mem\n"),
-                    ("hwmon/hwmon4/temp3_input", "54000\n"),
-                    ("ras/umc_err_count", "ue: 1\nce: 40\n"),
-                    ("ras/gfx_err_count", "ue: 0\nce: 2\n"),
-                    ("product_name", "AMD Instinct MI300X OAM\n"),
-                ],
-            );
+    fn lanes_of_a_silent_device_are_absent() {
+        assert_eq!(lanes("16\n"), Some(16));
+        for bad in ["0", "255", "", "N/A", "-1", "x16"] {
+            assert_eq!(lanes(bad), None, "{bad}");
         }
-        card(root.path(), 8, &[("class", "0x030000\n")]);
-        let found = devices(root.path());
-        assert_eq!(found.len(), 8);
-        let mut out = Gathered::default();
-        for (pci, dir) in &found {
-            read(pci, dir, &mut out);
-        }
-        let value = |signal| out.get(Entity::Gpu, "0000:0f:00.0", signal);
-        for (signal, expected) in [
-            (Signal::GpuUtilisation, 97),
-            (Signal::PcieGeneration, 5),
-            (Signal::GpuPower, 652_000),
-            (Signal::GpuTemperature, 71_000),
-            (Signal::GpuMemoryTemperature, 54_000),
-            (Signal::EccUncorrected, 1),
-            (Signal::EccCorrected, 42),
-        ] {
-            assert_eq!(value(signal), Some(expected), "{signal:?}");
-        }
-        assert_eq!(value(Signal::GpuMemoryUsed), None, "its file is not there");
-        assert_eq!(out.info[0].labels["name"], "AMD Instinct MI300X OAM");
     }
 
     proptest! {
         #[test]
-        fn garbage_is_absent(text in ".{0,40}") {
-            let (ue, ce) = ras(&text);
-            prop_assert!(ue.is_none() || text.contains("ue:"));
-            prop_assert!(ce.is_none() || text.contains("ce:"));
-            prop_assert!(pcie_generation(&text).is_none_or(|g| g <= 6));
+        fn numbers_come_back(value: u64, text in "\\PC{0,20}") {
+            prop_assert_eq!(number(&format!("{value}\n")), Some(value));
+            prop_assert!(lanes(&text).is_none_or(|l| (1..=32).contains(&l)));
         }
     }
 }

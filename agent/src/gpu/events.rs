@@ -1,143 +1,305 @@
-//! XIDs as NVML announces them: a thread that waits, and a bounded queue.
+//! XID and ECC events of NVIDIA GPUs, from one thread that blocks in nvmlEventSetWait.
 
-use super::Meaning;
-use crate::kmsg::pci;
-use crate::source::Event;
-use nvml_wrapper::Nvml;
+use super::text::pci_address;
 use nvml_wrapper::bitmasks::event::EventTypes;
 use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::NvmlError;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use nvml_wrapper::{Device, EventSet, Nvml};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, TrySendError, channel,
+    sync_channel,
+};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How long the thread waits before it looks whether it is to end.
-const WAIT_MS: u32 = 500;
-/// XIDs that wait for the agent.
+/// Events that may wait to be taken; a flood beyond is counted and dropped.
 const QUEUE: usize = 256;
-/// After an error of the library, and with no GPU to listen to.
-const PAUSE: Duration = Duration::from_millis(500);
+/// How long one wait lasts, and so how long stopping may take.
+const WAIT_MS: u32 = 1000;
+/// Pause before events are asked for again where that failed.
+const PAUSE: Duration = Duration::from_secs(5);
 
-/// PCI address and number.
-type Xid = (String, u64);
+/// What happened to a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// A critical XID; `None` if the driver does not tell its number.
+    Xid(Option<u32>),
+    /// A single-bit error of memory, corrected.
+    EccCorrected,
+    /// A double-bit error of memory, not corrected.
+    EccUncorrected,
+}
 
-/// The thread and what it has heard.
-pub struct Events {
-    heard: Receiver<Xid>,
-    dropped: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
+/// An event and the PCI address of its GPU; empty if unknown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Raised {
+    pub gpu: String,
+    pub what: What,
+}
+
+/// The listening thread; it ends when this is dropped, within one wait.
+#[derive(Debug)]
+pub struct Listener {
+    /// `None` only while dropping: closing it stops the thread.
+    orders: Option<Sender<Again>>,
+    raised: Receiver<Raised>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Events {
-    /// Begins to listen to all GPUs.
-    pub fn listen(nvml: Arc<Nvml>) -> Events {
-        let (sender, heard) = sync_channel(QUEUE);
-        let (stop, dropped) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(AtomicU64::new(0)),
-        );
-        let (stopped, lost) = (Arc::clone(&stop), Arc::clone(&dropped));
-        let thread = std::thread::Builder::new()
-            .name("nvml-events".into())
-            .spawn(move || {
-                while !stopped.load(Ordering::Relaxed) {
-                    if let Err(error) = wait(&nvml, &sender, &stopped, &lost) {
-                        tracing::debug!("NVML events: {error}");
-                        std::thread::park_timeout(PAUSE);
-                    }
-                }
-            });
-        if let Err(error) = &thread {
-            tracing::warn!(
-                "no thread for NVML events, XIDs come from the kernel's log only: {error}"
-            );
-        }
-        Events {
-            heard,
-            dropped,
-            stop,
-            thread: thread.ok(),
-        }
-    }
+/// What the thread says of itself.
+#[derive(Debug, Default)]
+struct Shared {
+    dropped: AtomicU64,
+    /// PCI addresses of the GPUs whose events are waited for.
+    heard: Mutex<BTreeSet<String>>,
+}
 
-    /// What was heard since the last time.
-    pub fn take(&mut self, meaning: Meaning) -> impl Iterator<Item = Event> + use<'_> {
-        let dropped = self.dropped.swap(0, Ordering::Relaxed);
-        if dropped > 0 {
-            tracing::warn!("{dropped} XIDs were dropped: too many at once");
-        }
-        self.heard.try_iter().map(move |(subject, number)| {
-            let code = u32::try_from(number).ok();
-            let (severity, text, action) = meaning(code.unwrap_or(u32::MAX));
-            Event {
-                source: "gpu",
-                name: "xid",
-                subject,
-                code,
-                severity,
-                text,
-                action,
-            }
+impl Shared {
+    fn set_heard(&self, gpus: BTreeSet<String>) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = gpus;
+    }
+}
+
+/// The order to register every GPU anew.
+#[derive(Debug)]
+struct Again;
+
+impl Listener {
+    /// # Errors
+    /// No thread can be had.
+    pub fn start(nvml: Arc<Nvml>) -> std::io::Result<Listener> {
+        let (orders, inbox) = channel();
+        let (outbox, raised) = sync_channel(QUEUE);
+        let shared = Arc::new(Shared::default());
+        let its = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("gpu-events".to_owned())
+            .spawn(move || listen(&nvml, &inbox, &outbox, &its))?;
+        Ok(Listener {
+            orders: Some(orders),
+            raised,
+            shared,
+            thread: Some(thread),
         })
     }
-}
 
-impl Drop for Events {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // It ends within WAIT_MS; its panic would have been printed.
-            drop(thread.join());
-        }
+    /// What was raised since the last call.
+    pub fn take(&self) -> impl Iterator<Item = Raised> {
+        self.raised.try_iter()
     }
-}
 
-/// Registers every GPU that answers and waits until told to end, or an error.
-fn wait(
-    nvml: &Nvml,
-    sender: &SyncSender<Xid>,
-    stop: &AtomicBool,
-    dropped: &AtomicU64,
-) -> Result<(), NvmlError> {
-    let mut set = nvml.create_event_set()?;
-    let mut registered = 0;
-    for index in 0..nvml.device_count()? {
-        let Ok(device) = nvml.device_by_index(index) else {
-            continue;
-        };
-        let wanted = EventTypes::CRITICAL_XID_ERROR;
-        if device
-            .supported_event_types()
-            .is_ok_and(|types| types.contains(wanted))
+    /// Events dropped since the start because nobody took them in time.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.shared.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Whether events of this GPU are waited for.
+    #[must_use]
+    pub fn hears(&self, gpu: &str) -> bool {
+        let heard = &self.shared.heard;
+        heard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(gpu)
+    }
+
+    /// Registers every GPU anew: one has come back.
+    pub fn renew(&self) {
+        if let Some(orders) = &self.orders
+            && orders.send(Again).is_err()
         {
-            set = device.register_events(wanted, set).map_err(|e| e.error)?;
-            registered += 1;
+            tracing::debug!("the thread for GPU events has ended");
         }
     }
-    if registered == 0 {
-        return Err(NvmlError::NotSupported);
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.orders = None;
+        if self.thread.take().is_some_and(|t| t.join().is_err()) {
+            tracing::error!("the thread for GPU events panicked");
+        }
     }
-    while !stop.load(Ordering::Relaxed) {
-        match set.wait(WAIT_MS) {
-            Ok(event) => {
-                let number = match event.event_data {
-                    Some(XidError::Value(number)) => number,
-                    Some(XidError::Unknown) | None => continue,
-                };
-                let info = event.device.pci_info();
-                let pci = info.ok().and_then(|info| pci::address(&info.bus_id));
-                if sender.try_send((pci.unwrap_or_default(), number)).is_err() {
-                    dropped.fetch_add(1, Ordering::Relaxed);
+}
+
+fn listen(nvml: &Nvml, orders: &Receiver<Again>, out: &SyncSender<Raised>, shared: &Shared) {
+    // Each round registers anew. Orders given meanwhile are answered by it.
+    loop {
+        let pause = match Registered::new(nvml) {
+            Ok(registered) => {
+                shared.set_heard(registered.gpus.values().cloned().collect());
+                match registered.serve(orders, out, &shared.dropped) {
+                    Ended::Stopped => return,
+                    Ended::Renewed => Duration::ZERO,
+                    Ended::Failed(error) => {
+                        shared.set_heard(BTreeSet::new());
+                        tracing::debug!(%error, "waiting for GPU events failed");
+                        PAUSE
+                    }
                 }
             }
-            Err(NvmlError::Timeout) => {}
-            // A GPU that is lost ends the set: those that still answer are registered anew.
-            Err(error) => return Err(error),
+            Err(error) => {
+                shared.set_heard(BTreeSet::new());
+                tracing::debug!(%error, "GPU events cannot be had");
+                PAUSE
+            }
+        };
+        match orders.recv_timeout(pause) {
+            Ok(Again) | Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
-    Ok(())
+}
+
+enum Ended {
+    Stopped,
+    Renewed,
+    Failed(NvmlError),
+}
+
+/// A set of events and whose they are.
+struct Registered<'nvml> {
+    set: EventSet<'nvml>,
+    /// PCI address by device handle.
+    gpus: BTreeMap<usize, String>,
+}
+
+impl<'nvml> Registered<'nvml> {
+    /// Registers every GPU that answers. A GPU that refuses spoils the set, which is then begun
+    /// anew without it.
+    fn new(nvml: &'nvml Nvml) -> Result<Registered<'nvml>, NvmlError> {
+        let mut devices: Vec<(Device<'nvml>, EventTypes)> = (0..nvml.device_count()?)
+            .filter_map(|index| nvml.device_by_index(index).ok())
+            .filter_map(|device| {
+                let types = wanted(device.supported_event_types().ok()?);
+                (!types.is_empty()).then_some((device, types))
+            })
+            .collect();
+        'set: loop {
+            if devices.is_empty() {
+                return Err(NvmlError::NotSupported);
+            }
+            let mut set = nvml.create_event_set()?;
+            for (at, (device, types)) in devices.iter().enumerate() {
+                match device.register_events(*types, set) {
+                    Ok(with) => set = with,
+                    Err(_) => {
+                        devices.remove(at);
+                        continue 'set;
+                    }
+                }
+            }
+            let gpus = devices
+                .iter()
+                .filter_map(|(device, _)| {
+                    let address = pci_address(&device.pci_info().ok()?.bus_id)?;
+                    Some((handle(device), address))
+                })
+                .collect();
+            return Ok(Registered { set, gpus });
+        }
+    }
+
+    fn serve(
+        &self,
+        orders: &Receiver<Again>,
+        out: &SyncSender<Raised>,
+        dropped: &AtomicU64,
+    ) -> Ended {
+        loop {
+            match orders.try_recv() {
+                Ok(Again) => return Ended::Renewed,
+                Err(TryRecvError::Disconnected) => return Ended::Stopped,
+                Err(TryRecvError::Empty) => {}
+            }
+            let event = match self.set.wait(WAIT_MS) {
+                Ok(event) => event,
+                Err(NvmlError::Timeout) => continue,
+                Err(error) => return Ended::Failed(error),
+            };
+            let gpu = self.gpus.get(&handle(&event.device)).cloned();
+            for what in meaning(event.event_type, event.event_data.as_ref()) {
+                let raised = Raised {
+                    gpu: gpu.clone().unwrap_or_default(),
+                    what,
+                };
+                match out.try_send(raised) {
+                    Ok(()) => {}
+                    Err(TrySendError::Full(_)) => {
+                        dropped.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Err(TrySendError::Disconnected(_)) => return Ended::Stopped,
+                }
+            }
+        }
+    }
+}
+
+fn wanted(supported: EventTypes) -> EventTypes {
+    supported
+        & (EventTypes::CRITICAL_XID_ERROR
+            | EventTypes::SINGLE_BIT_ECC_ERROR
+            | EventTypes::DOUBLE_BIT_ECC_ERROR)
+}
+
+fn meaning(types: EventTypes, xid: Option<&XidError>) -> Vec<What> {
+    let number = match xid {
+        Some(XidError::Value(number)) => u32::try_from(*number).ok(),
+        Some(XidError::Unknown) | None => None,
+    };
+    [
+        (EventTypes::CRITICAL_XID_ERROR, What::Xid(number)),
+        (EventTypes::SINGLE_BIT_ECC_ERROR, What::EccCorrected),
+        (EventTypes::DOUBLE_BIT_ECC_ERROR, What::EccUncorrected),
+    ]
+    .into_iter()
+    .filter(|(bit, _)| types.contains(*bit))
+    .map(|(_, what)| what)
+    .collect()
+}
+
+#[expect(
+    unsafe_code,
+    reason = "nvml-wrapper gives no other way to compare devices without asking the driver, which a lost GPU does not answer"
+)]
+fn handle(device: &Device<'_>) -> usize {
+    // SAFETY: the handle is only compared, never used to reach the device.
+    unsafe { device.handle() }.addr()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_event_may_say_several_things() {
+        let both = EventTypes::CRITICAL_XID_ERROR | EventTypes::DOUBLE_BIT_ECC_ERROR;
+        assert_eq!(
+            meaning(both, Some(&XidError::Value(48))),
+            [What::Xid(Some(48)), What::EccUncorrected]
+        );
+        assert_eq!(
+            meaning(EventTypes::CRITICAL_XID_ERROR, Some(&XidError::Unknown)),
+            [What::Xid(None)]
+        );
+        assert_eq!(
+            meaning(
+                EventTypes::CRITICAL_XID_ERROR,
+                Some(&XidError::Value(u64::MAX))
+            ),
+            [What::Xid(None)]
+        );
+        assert_eq!(meaning(EventTypes::PSTATE_CHANGE, None), []);
+    }
+
+    #[test]
+    fn only_supported_events_are_wanted() {
+        let supported = EventTypes::CRITICAL_XID_ERROR | EventTypes::PSTATE_CHANGE;
+        assert_eq!(wanted(supported), EventTypes::CRITICAL_XID_ERROR);
+    }
 }

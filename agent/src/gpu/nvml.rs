@@ -1,384 +1,398 @@
-//! NVIDIA GPUs by NVML. Values that a device does not support are absent; a device that is lost
-//! leaves the others.
+//! One NVIDIA GPU through NVML: what is read when, and what an error says about the device.
+//!
+//! Each sample costs six calls a GPU: its handle, one batch of fields, and what no field gives.
+//! What hardly moves is read every ten seconds and stands in between.
 
-use super::events::Events;
-use crate::kmsg::pci;
-use crate::source::{Event, Gathered, Info, Reading, Severity};
+use super::fields::{self, Field, Plan};
+use super::presence::{Presence, gpu_back, gpu_lost};
+use super::raw::{answers, fabric};
+use super::text::pci_address;
+use crate::source::{Gathered, Info, RawCounter, Reading};
 use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
-use nvml_wrapper::enum_wrappers::nv_link::ErrorCounter;
-use nvml_wrapper::enums::device::SampleValue;
 use nvml_wrapper::error::NvmlError;
-use nvml_wrapper::structs::device::FieldId;
-use nvml_wrapper::sys_exports::field_id as fi;
 use nvml_wrapper::{Device, Nvml};
-use nvml_wrapper_sys::bindings::{nvmlFieldValue_t, nvmlGpuFabricInfo_t};
-use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::path::Path;
-use std::sync::Arc;
+use nvml_wrapper_sys::bindings::NVML_GPU_FABRIC_STATE_COMPLETED;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use weir_wire::signal::{Entity, Signal};
 
-/// State of links and the fabric, and new devices, are looked for this often.
+/// How long link widths, fabric state and processes stand.
 const SLOW: Duration = Duration::from_secs(10);
-/// A device that is lost is asked again after this long, and twice as long each time.
-const BACKOFF_MIN: Duration = Duration::from_secs(1);
-const BACKOFF_MAX: Duration = Duration::from_secs(60);
-/// NVML_NVLINK_MAX_LINKS.
-const LINKS_MAX: u8 = 18;
-/// Values that one call brings.
-const FIELDS: [(u32, Signal); 10] = [
-    (fi::NVML_FI_DEV_MEMORY_TEMP, Signal::GpuMemoryTemperature),
-    (fi::NVML_FI_DEV_ECC_SBE_VOL_TOTAL, Signal::EccCorrected),
-    (fi::NVML_FI_DEV_ECC_DBE_VOL_TOTAL, Signal::EccUncorrected),
-    (
-        fi::NVML_FI_DEV_ECC_SBE_AGG_TOTAL,
-        Signal::EccCorrectedLifetime,
-    ),
-    (
-        fi::NVML_FI_DEV_ECC_DBE_AGG_TOTAL,
-        Signal::EccUncorrectedLifetime,
-    ),
-    (fi::NVML_FI_DEV_REMAPPED_COR, Signal::RowsRemappedCorrected),
-    (
-        fi::NVML_FI_DEV_REMAPPED_UNC,
-        Signal::RowsRemappedUncorrected,
-    ),
-    (fi::NVML_FI_DEV_REMAPPED_PENDING, Signal::RowRemapPending),
-    (fi::NVML_FI_DEV_REMAPPED_FAILURE, Signal::RowRemapFailure),
-    (fi::NVML_FI_DEV_PCIE_REPLAY_COUNTER, Signal::PcieReplays),
+/// How long it stands what a device supports; enabling ECC or MIG changes it.
+const PROBE: Duration = Duration::from_secs(60);
+/// Links beyond are disbelieved.
+const MOST_LINKS: u8 = 64;
+
+/// Values of one device.
+#[derive(Debug, Clone, Default)]
+struct Row {
+    columns: Vec<(Signal, Option<u8>, Reading)>,
+    raw: Vec<(&'static str, u64)>,
+    processes: Vec<u32>,
+}
+
+impl Row {
+    fn put(&mut self, signal: Signal, value: u64) {
+        self.columns.push((signal, None, Reading::wide(value)));
+    }
+}
+
+/// A device for the length of one sample.
+struct Target<'a> {
+    device: Device<'a>,
+    plan: &'a Plan,
+    links: u8,
+}
+
+type Call = fn(&Target<'_>, &mut Row) -> Result<(), NvmlError>;
+
+/// Read at each sample.
+const FAST_CALLS: &[Call] = &[
+    |t, row| {
+        let degrees = t.device.temperature(TemperatureSensor::Gpu)?;
+        row.put(Signal::GpuTemperature, u64::from(degrees) * 1000);
+        Ok(())
+    },
+    |t, row| {
+        let share = t.device.utilization_rates()?;
+        row.put(Signal::GpuUtilisation, share.gpu.into());
+        Ok(())
+    },
+    |t, row| {
+        let memory = t.device.memory_info()?;
+        row.put(Signal::GpuMemoryUsed, memory.used);
+        row.put(Signal::GpuMemoryTotal, memory.total);
+        Ok(())
+    },
+    |t, row| {
+        let reasons = t.device.current_throttle_reasons()?;
+        row.put(Signal::ClockReasons, reasons.bits());
+        Ok(())
+    },
+    |t, row| {
+        if !t.plan.gives(Signal::GpuPower, None) {
+            row.put(Signal::GpuPower, t.device.power_usage()?.into());
+        }
+        Ok(())
+    },
 ];
 
-/// One GPU.
+/// Read every `SLOW`.
+const SLOW_CALLS: &[Call] = &[
+    |t, row| {
+        row.put(
+            Signal::PcieGeneration,
+            t.device.current_pcie_link_gen()?.into(),
+        );
+        Ok(())
+    },
+    |t, row| {
+        row.put(
+            Signal::PcieWidth,
+            t.device.current_pcie_link_width()?.into(),
+        );
+        Ok(())
+    },
+    |t, row| {
+        for link in (0..t.links).filter(|l| !t.plan.gives(Signal::NvlinkUp, Some(*l))) {
+            let up = t.device.link_wrapper_for(link.into()).is_active()?;
+            let reading = Reading::wide(up.into());
+            row.columns.push((Signal::NvlinkUp, Some(link), reading));
+        }
+        Ok(())
+    },
+    |t, row| {
+        let fabric = fabric(&t.device)?;
+        row.put(Signal::FabricState, fabric.state.into());
+        // Only a completed registration has a status (nvml.h).
+        if u32::from(fabric.state) == NVML_GPU_FABRIC_STATE_COMPLETED {
+            row.raw.push(("fabric_status", fabric.status.into()));
+        }
+        let health = fabric.health.map(|h| ("fabric_health_mask", h.into()));
+        row.raw.extend(health);
+        Ok(())
+    },
+    |t, row| {
+        let found = t.device.running_compute_processes()?;
+        let pids: BTreeSet<u32> = found.into_iter().map(|p| p.pid).collect();
+        row.processes.extend(pids);
+        Ok(())
+    },
+];
+
+/// What a GPU is; read once, and again after it was lost.
+#[derive(Debug, Clone)]
+struct Identity {
+    address: String,
+    name: String,
+    labels: BTreeMap<&'static str, String>,
+    raw: Vec<(&'static str, u64)>,
+}
+
+/// What a device supports.
+#[derive(Debug, Clone, Default)]
+struct Abilities {
+    plan: Plan,
+    links: u8,
+    /// Calls of each table that are not supported, as bits.
+    refused: [u32; 2],
+}
+
+/// One GPU of the driver's list.
 #[derive(Debug, Default)]
-struct Gpu {
-    /// As NVML spells the address.
-    bus_id: String,
-    facts: BTreeMap<&'static str, String>,
-    /// Links that were active once: one that is not any more is worth a word.
-    links: Vec<u8>,
-    /// What is read slowly, shown until it is read again.
-    slow: BTreeMap<(Signal, Option<u8>), u64>,
-    slow_at: Option<Duration>,
-    lost: Option<Lost>,
+pub struct Gpu {
+    index: u32,
+    identity: Option<Identity>,
+    abilities: Abilities,
+    probe_at: Duration,
+    slow: Row,
+    slow_at: Duration,
+    /// Not to be read by us, until then.
+    barred_until: Duration,
+    presence: Presence,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Lost {
-    again: Duration,
-    backoff: Duration,
-}
+/// The driver is gone: no device can be read.
+#[derive(Debug)]
+pub struct DriverGone(pub NvmlError);
 
-/// A loaded NVML and its GPUs, by PCI address.
-pub struct Nvidia {
-    nvml: Arc<Nvml>,
-    events: Events,
-    gpus: BTreeMap<String, Gpu>,
-    list_at: Duration,
-    driver: String,
-}
+impl Gpu {
+    /// The GPU of this place in the driver's list.
+    #[must_use]
+    pub fn new(index: u32) -> Gpu {
+        Gpu {
+            index,
+            ..Gpu::default()
+        }
+    }
 
-impl Nvidia {
-    /// Loads the library and begins to listen for XIDs.
+    /// PCI address, once it is known.
+    #[must_use]
+    pub fn address(&self) -> Option<&str> {
+        self.identity.as_ref().map(|i| i.address.as_str())
+    }
+
+    /// Process ids that compute on it, ascending.
+    #[must_use]
+    pub fn processes(&self) -> &[u32] {
+        &self.slow.processes
+    }
+
+    /// Reads it, unless it is lost and its pause lasts. A lost GPU gives an event and no values.
+    /// Returns whether it answers again after it was lost.
     ///
     /// # Errors
-    /// There is no library, or no driver behind it.
-    pub fn open(library: Option<&Path>) -> Result<Nvidia, NvmlError> {
-        let try_library = |name: &OsStr| Nvml::builder().lib_path(name).init();
-        let nvml = match library {
-            Some(path) => try_library(path.as_os_str())?,
-            // The library without a number is there only where people build.
-            None => try_library(OsStr::new("libnvidia-ml.so.1"))?,
-        };
-        let nvml = Arc::new(nvml);
-        Ok(Nvidia {
-            events: Events::listen(Arc::clone(&nvml)),
-            driver: nvml.sys_driver_version().unwrap_or_default(),
-            gpus: BTreeMap::new(),
-            list_at: Duration::ZERO,
-            nvml,
-        })
-    }
-
-    /// Reads every GPU, and the XIDs since the last time.
-    pub fn poll(&mut self, now: Duration, meaning: super::Meaning, out: &mut Gathered) {
-        if now >= self.list_at {
-            self.list_at = now + SLOW;
-            self.list();
+    /// The driver as a whole is gone.
+    pub fn poll(
+        &mut self,
+        nvml: &Nvml,
+        driver: Option<&str>,
+        now: Duration,
+        out: &mut Gathered,
+    ) -> Result<bool, DriverGone> {
+        if now < self.barred_until || !self.presence.due(now) {
+            return Ok(false);
         }
-        out.events.extend(self.events.take(meaning));
-        let nvml = &self.nvml;
-        for (pci, gpu) in &mut self.gpus {
-            if gpu.lost.is_some_and(|lost| now < lost.again) {
-                continue;
-            }
-            let mut read = Gathered::default();
-            let polled = nvml
-                .device_by_pci_bus_id(gpu.bus_id.as_str())
-                .and_then(|device| gpu.poll(pci, nvml, &device, now, &mut read));
-            match polled {
-                Ok(()) => {
-                    gpu.lost = None;
-                    out.append(read);
+        match self.read(nvml, driver, now) {
+            Ok(row) => {
+                let back = self.presence.found();
+                if let Some(identity) = &self.identity {
+                    if back {
+                        out.events.push(gpu_back(&identity.address, &identity.name));
+                    }
+                    publish(identity, &row, &self.slow, out);
                 }
-                Err(error) => out.events.extend(gpu.fail(pci, &error, now)),
+                return Ok(back);
+            }
+            Err(error) if is_driver_gone(&error) => return Err(DriverGone(error)),
+            Err(error) if is_unsupported(&error) => self.barred_until = now + PROBE,
+            Err(error) => {
+                if self.presence.lost(now) {
+                    let unnamed = format!("GPU {}", self.index);
+                    let (address, name) = self
+                        .identity
+                        .as_ref()
+                        .map_or(("", &unnamed), |i| (&i.address, &i.name));
+                    out.events.push(gpu_lost(address, name, &error.to_string()));
+                }
+                self.abilities = Abilities::default();
+                self.probe_at = Duration::ZERO;
+                self.slow = Row::default();
+                self.slow_at = Duration::ZERO;
             }
         }
+        Ok(false)
     }
 
-    fn list(&mut self) {
-        for index in 0..self.nvml.device_count().unwrap_or(0) {
-            // One that is lost does not tell its address; if it was known, it stays so.
-            let Ok(device) = self.nvml.device_by_index(index) else {
-                continue;
-            };
-            let Ok(info) = device.pci_info() else {
-                continue;
-            };
-            let Some(pci) = pci::address(&info.bus_id) else {
-                continue;
-            };
-            self.gpus.entry(pci).or_insert_with(|| Gpu {
-                facts: facts(&device, &self.driver),
-                bus_id: info.bus_id,
-                ..Gpu::default()
-            });
+    /// The values of one sample. An error is that of the device as a whole.
+    fn read(&mut self, nvml: &Nvml, driver: Option<&str>, now: Duration) -> Result<Row, NvmlError> {
+        let device = nvml.device_by_index(self.index)?;
+        // What comes back may be another GPU.
+        if self.identity.is_none() || self.presence.is_lost() {
+            self.identity = Some(identify(&device, driver)?);
         }
+        if now >= self.probe_at {
+            self.abilities = probe(&device)?;
+            self.probe_at = now + PROBE;
+        }
+        let Abilities {
+            plan,
+            links,
+            refused: [fast_refused, slow_refused],
+        } = &mut self.abilities;
+        let target = Target {
+            device,
+            plan,
+            links: *links,
+        };
+        let mut row = Row::default();
+        let mut failed = run(FAST_CALLS, fast_refused, &target, &mut row)?;
+        match answers(&target.device, target.plan.fields()) {
+            Ok(answers) => {
+                let values = target.plan.read(&answers);
+                row.columns.extend(values.columns);
+                row.raw.extend(values.parts);
+            }
+            Err(error) if is_fatal(&error) => return Err(error),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+        // One unknown error is one value's; nothing but errors is the device's.
+        if row.columns.is_empty()
+            && let Some(error) = failed
+        {
+            return Err(error);
+        }
+        if now >= self.slow_at {
+            let mut slow = Row::default();
+            run(SLOW_CALLS, slow_refused, &target, &mut slow)?;
+            self.slow = slow;
+            self.slow_at = now + SLOW;
+        }
+        Ok(row)
     }
 }
 
-fn facts(device: &Device<'_>, driver: &str) -> BTreeMap<&'static str, String> {
-    let facts = [
+fn publish(identity: &Identity, fast: &Row, slow: &Row, out: &mut Gathered) {
+    out.info.push(Info {
+        kind: Entity::Gpu,
+        entity: identity.address.clone(),
+        labels: identity.labels.clone(),
+    });
+    for (signal, index, reading) in fast.columns.iter().chain(&slow.columns) {
+        out.put(Entity::Gpu, &identity.address, *signal, *index, *reading);
+    }
+    for (name, value) in fast.raw.iter().chain(&slow.raw).chain(&identity.raw) {
+        out.raw.push(RawCounter {
+            source: "nvml",
+            device: identity.address.clone(),
+            name: (*name).to_owned(),
+            value: *value,
+        });
+    }
+}
+
+/// Makes the calls that are not refused, remembers those that now are, and returns the first error
+/// of a single value.
+fn run(
+    calls: &[Call],
+    refused: &mut u32,
+    target: &Target<'_>,
+    row: &mut Row,
+) -> Result<Option<NvmlError>, NvmlError> {
+    let mut failed = None;
+    for (at, call) in calls.iter().enumerate() {
+        if *refused & (1 << at) != 0 {
+            continue;
+        }
+        match call(target, row) {
+            Ok(()) => {}
+            Err(error) if is_fatal(&error) => return Err(error),
+            Err(error) if is_unsupported(&error) => *refused |= 1 << at,
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    Ok(failed)
+}
+
+fn identify(device: &Device<'_>, driver: Option<&str>) -> Result<Identity, NvmlError> {
+    let bus_id = device.pci_info()?.bus_id;
+    let address = pci_address(&bus_id).unwrap_or(bus_id);
+    let labels: BTreeMap<&'static str, String> = [
         ("name", device.name().ok()),
         ("uuid", device.uuid().ok()),
         ("serial", device.serial().ok()),
         ("vbios", device.vbios_version().ok()),
-        ("driver", Some(driver.to_owned())),
-    ];
-    let known = |(label, value): (&'static str, Option<String>)| Some((label, value?));
-    facts.into_iter().filter_map(known).collect()
+        ("driver", driver.map(str::to_owned)),
+        ("pci_address", Some(address.clone())),
+        ("vendor", Some("nvidia".to_owned())),
+    ]
+    .into_iter()
+    .filter_map(|(key, value)| Some((key, value?.trim().to_owned())))
+    .filter(|(_, value)| !value.is_empty() && value != "N/A")
+    .collect();
+    let raw = [
+        ("pcie_max_generation", device.max_pcie_link_gen()),
+        ("pcie_max_lanes", device.max_pcie_link_width()),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some((name, value.ok()?.into())))
+    .collect();
+    let name = labels.get("name").cloned();
+    Ok(Identity {
+        name: name.unwrap_or_else(|| "GPU".to_owned()),
+        address,
+        labels,
+        raw,
+    })
 }
 
-/// The value, or absence where the device does not have it; an error if the device is lost.
-fn optional<T>(result: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(
-            lost @ (NvmlError::GpuLost | NvmlError::Uninitialized | NvmlError::DriverNotLoaded),
-        ) => Err(lost),
-        Err(_) => Ok(None),
-    }
-}
-
-impl Gpu {
-    fn fail(&mut self, pci: &str, error: &NvmlError, now: Duration) -> Option<Event> {
-        let first = self.lost.is_none();
-        let backoff = self
-            .lost
-            .map_or(BACKOFF_MIN, |lost| (lost.backoff * 2).min(BACKOFF_MAX));
-        self.lost = Some(Lost {
-            again: now + backoff,
-            backoff,
-        });
-        self.slow_at = None;
-        first.then(|| Event {
-            source: "gpu",
-            name: "gpu_lost",
-            subject: pci.to_owned(),
-            code: None,
-            severity: Severity::Critical,
-            text: format!("the GPU does not answer: {error}"),
-            action: "drain and reboot the node; if it comes back, check seating and power, then replace the GPU".into(),
-        })
-    }
-
-    fn poll(
-        &mut self,
-        pci: &str,
-        nvml: &Nvml,
-        device: &Device<'_>,
-        now: Duration,
-        out: &mut Gathered,
-    ) -> Result<(), NvmlError> {
-        let mut put = |signal, index, value: Option<u64>| {
-            if let Some(value) = value {
-                out.put(Entity::Gpu, pci, signal, index, Reading::wide(value));
-            }
-        };
-        let celsius = optional(device.temperature(TemperatureSensor::Gpu))?;
-        put(
-            Signal::GpuTemperature,
-            None,
-            celsius.map(|t| u64::from(t) * 1000),
-        );
-        let power = optional(device.power_usage())?;
-        put(Signal::GpuPower, None, power.map(u64::from));
-        let utilisation = optional(device.utilization_rates())?;
-        put(
-            Signal::GpuUtilisation,
-            None,
-            utilisation.map(|u| u64::from(u.gpu)),
-        );
-        if let Some(memory) = optional(device.memory_info())? {
-            put(Signal::GpuMemoryUsed, None, Some(memory.used));
-            put(Signal::GpuMemoryTotal, None, Some(memory.total));
-        }
-        let reasons = optional(device.current_throttle_reasons())?;
-        put(Signal::ClockReasons, None, reasons.map(|r| r.bits()));
-        let ids = FIELDS.map(|(id, _)| FieldId(id));
-        let fields = optional(device.field_values_for(&ids))?.unwrap_or_default();
-        for ((_, signal), field) in FIELDS.iter().zip(fields) {
-            let value = field.ok().and_then(|f| f.value.ok()).and_then(whole);
-            let scale = if *signal == Signal::GpuMemoryTemperature {
-                1000
-            } else {
-                1
-            };
-            // A GPU whose memory has no sensor says 0.
-            let value = value.filter(|v| scale == 1 || *v > 0);
-            put(*signal, None, value.map(|v| v * scale));
-        }
-        for (signal, link, bytes) in throughput(nvml, device, &self.links) {
-            put(signal, Some(link), Some(bytes));
-        }
-        if self.slow_at.is_none_or(|at| now >= at) {
-            self.slow_at = Some(now + SLOW);
-            self.slow = self.read_slowly(nvml, device)?;
-        }
-        for ((signal, index), value) in &self.slow {
-            put(*signal, *index, Some(*value));
-        }
-        out.info.push(Info {
-            kind: Entity::Gpu,
-            entity: pci.to_owned(),
-            labels: self.facts.clone(),
-        });
-        Ok(())
-    }
-
-    fn read_slowly(
-        &mut self,
-        nvml: &Nvml,
-        device: &Device<'_>,
-    ) -> Result<BTreeMap<(Signal, Option<u8>), u64>, NvmlError> {
-        let mut slow = BTreeMap::new();
-        for (signal, value) in [
-            (
-                Signal::PcieGeneration,
-                optional(device.current_pcie_link_gen())?,
-            ),
-            (
-                Signal::PcieWidth,
-                optional(device.current_pcie_link_width())?,
-            ),
-            (Signal::FabricState, fabric_state(nvml, device)),
-        ] {
-            slow.extend(value.map(|v| ((signal, None), u64::from(v))));
-        }
-        for number in 0..LINKS_MAX {
-            let link = device.link_wrapper_for(u32::from(number));
-            let Some(active) = optional(link.is_active())? else {
-                // The device has no more links.
-                break;
-            };
-            if active && !self.links.contains(&number) {
-                self.links.push(number);
-            }
-            // A link that was never active may have nothing at its other end.
-            if self.links.contains(&number) {
-                slow.insert((Signal::NvlinkUp, Some(number)), u64::from(active));
-                let errors = [
-                    ErrorCounter::DlReplay,
-                    ErrorCounter::DlRecovery,
-                    ErrorCounter::DlCrcFlit,
-                    ErrorCounter::DlCrcData,
-                ]
-                .into_iter()
-                .filter_map(|counter| link.error_counter(counter).ok())
-                .reduce(u64::saturating_add);
-                slow.extend(errors.map(|e| ((Signal::NvlinkErrors, Some(number)), e)));
-            }
-        }
-        Ok(slow)
-    }
-}
-
-/// A field's value as a whole number.
-fn whole(value: SampleValue) -> Option<u64> {
-    match value {
-        SampleValue::U32(v) => Some(u64::from(v)),
-        SampleValue::U64(v) => Some(v),
-        SampleValue::I64(v) => u64::try_from(v).ok(),
-        SampleValue::F64(_) => None,
-        #[expect(
-            unreachable_patterns,
-            reason = "newer wrappers know more kinds of numbers"
-        )]
-        _ => None,
-    }
-}
-
-/// Bytes over each link, in one call (the wrapper's own has no place for the link's number).
-#[expect(
-    unsafe_code,
-    reason = "a call of the C library that the wrapper does not offer"
-)]
-fn throughput(nvml: &Nvml, device: &Device<'_>, links: &[u8]) -> Vec<(Signal, u8, u64)> {
-    let Ok(get) = nvml.lib().nvmlDeviceGetFieldValues.as_ref() else {
-        return Vec::new();
+/// Asks for every field that may be of use. Without fields there are none, which is no error.
+fn probe(device: &Device<'_>) -> Result<Abilities, NvmlError> {
+    let ask = |fields: &[Field]| match answers(device, fields) {
+        Err(error) if is_fatal(&error) => Err(error),
+        Err(_) => Ok(Vec::new()),
+        Ok(answers) => Ok(answers),
     };
-    if links.is_empty() {
-        return Vec::new();
-    }
-    let directions = [
-        (
-            Signal::NvlinkTxBytes,
-            fi::NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX,
-        ),
-        (
-            Signal::NvlinkRxBytes,
-            fi::NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX,
-        ),
-    ];
-    let asked: Vec<(Signal, u8, u32)> = links
+    let links = ask(&[fields::LINK_COUNT])?
+        .first()
+        .copied()
+        .flatten()
+        .and_then(|reading| u8::try_from(reading.value).ok())
+        .filter(|links| *links <= MOST_LINKS)
+        .unwrap_or(0);
+    let candidates = fields::candidates(links);
+    let supported = candidates
         .iter()
-        .flat_map(|link| directions.map(|(signal, id)| (signal, *link, id)))
+        .zip(ask(&candidates)?)
+        .filter_map(|(field, answer)| answer.map(|_| *field))
         .collect();
-    let mut values: Vec<nvmlFieldValue_t> = asked
-        .iter()
-        .map(|(_, link, id)| {
-            // SAFETY: plain data, for which all zeros are valid.
-            let mut value: nvmlFieldValue_t = unsafe { std::mem::zeroed() };
-            (value.fieldId, value.scopeId) = (*id, u32::from(*link));
-            value
-        })
-        .collect();
-    let count = i32::try_from(values.len()).unwrap_or(0);
-    // SAFETY: the handle is the device's, which lives; `values` has room for `count` values.
-    let result = unsafe { get(device.handle(), count, values.as_mut_ptr()) };
-    if result != 0 {
-        return Vec::new();
-    }
-    let read = asked.into_iter().zip(values);
-    read.filter(|(_, value)| value.nvmlReturn == 0)
-        .map(|((signal, link, _), value)| {
-            // SAFETY: the fields count KiB in 64 bits; a union of numbers is valid as any of them.
-            let kib = unsafe { value.value.ullVal };
-            (signal, link, kib.saturating_mul(1024))
-        })
-        .collect()
+    Ok(Abilities {
+        plan: Plan::new(links, &supported),
+        links,
+        refused: [0; 2],
+    })
 }
 
-/// nvmlGpuFabricState_t; `None` on GPUs without an NVLink fabric.
-#[expect(
-    unsafe_code,
-    reason = "a call of the C library that the wrapper does not offer"
-)]
-fn fabric_state(nvml: &Nvml, device: &Device<'_>) -> Option<u32> {
-    let get = nvml.lib().nvmlDeviceGetGpuFabricInfo.as_ref().ok()?;
-    // SAFETY: plain data, for which all zeros are valid.
-    let mut info: nvmlGpuFabricInfo_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the handle is the device's, which lives, and `info` outlives the call.
-    let result = unsafe { get(device.handle(), &raw mut info) };
-    (result == 0 && info.state != 0).then_some(u32::from(info.state))
+/// Whether nothing more can be had from the device, or from the driver.
+pub fn is_fatal(error: &NvmlError) -> bool {
+    matches!(error, NvmlError::GpuLost) || is_driver_gone(error)
+}
+
+/// Whether no device can be read any more.
+fn is_driver_gone(error: &NvmlError) -> bool {
+    matches!(error, NvmlError::Uninitialized | NvmlError::DriverNotLoaded)
+}
+
+/// Whether asking again soon is no use, though nothing is wrong.
+fn is_unsupported(error: &NvmlError) -> bool {
+    matches!(
+        error,
+        NvmlError::NotSupported
+            | NvmlError::NoPermission
+            | NvmlError::InvalidArg
+            | NvmlError::NotFound
+            | NvmlError::FunctionNotFound
+            | NvmlError::FailedToLoadSymbol(_)
+            | NvmlError::UnexpectedVariant(_)
+    )
 }

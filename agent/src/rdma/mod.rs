@@ -1,140 +1,305 @@
-//! Source *rdma*: verbs devices, by sysfs. Port and hardware counters under canonical signals by the
-//! table in [`table`], the others raw; state, rate and facts of each port.
+//! RDMA devices: what they are, whether their ports are up and how fast, and what they count.
+//!
+//! The numbers come from two places that both ask the driver: hardware counters through RDMA
+//! netlink, one request for all of a port, with `hw_counters/` of sysfs where the kernel refuses;
+//! port counters and state from sysfs alone. Neither is read sooner than `lifespan` after the last
+//! time, because a reading can be a command to the firmware. A device that fails is left alone for
+//! a while, longer each time, and costs the others nothing.
 
+mod counters;
+pub mod netlink;
+mod port;
+mod rows;
 pub mod sysfs;
 pub mod table;
 pub mod text;
 
-use crate::config::excluded;
-use crate::source::Gathered;
+#[cfg(test)]
+mod tests;
+
+pub use rows::ROWS;
+pub use table::lookup;
+
+use crate::source::{Event, Gathered, Severity};
+use counters::Reader;
+use netlink::RdmaNetlink;
+use port::OpenDevice;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use sysfs::Device;
+use table::Merged;
+use text::Filter;
 
-/// Devices come and go rarely; one that goes is noticed at once by its reads.
-const LIST_AGAIN: Duration = Duration::from_secs(30);
-/// A device that fails is left alone for this long, and twice as long each time.
-const BACKOFF_MIN: Duration = Duration::from_secs(1);
-const BACKOFF_MAX: Duration = Duration::from_secs(60);
-/// Devices of one node, at most: 16 NICs with 128 virtual functions each.
-const DEVICES_MAX: usize = 2048;
+/// Devices come and go rarely, and a listing costs some hundred file names.
+const LIST_EVERY: Duration = Duration::from_secs(30);
+/// A device that failed is tried again after this, and after twice as long each time that it fails
+/// again, up to the most.
+const WAIT_FIRST: Duration = Duration::from_secs(1);
+const WAIT_MOST: Duration = Duration::from_secs(60);
 
-/// A device that failed: why, and when it is tried again.
+/// What is read, and how.
 #[derive(Debug, Clone)]
-struct Failed {
-    reason: String,
-    again: Duration,
-    backoff: Duration,
+pub struct Options {
+    /// Root of the sysfs: `/sys`, or a copy of one.
+    pub sysfs: PathBuf,
+    /// Devices to read, with an optional `*` at the end of a name; all if there is none.
+    pub include: Vec<String>,
+    /// Devices not to read; beats `include`.
+    pub exclude: Vec<String>,
+    /// Whether to ask RDMA netlink. It answers for the running kernel: never for a copy of a
+    /// sysfs.
+    pub netlink: bool,
 }
 
-/// The source.
+/// The RDMA devices of this node.
 pub struct Rdma {
-    class: PathBuf,
-    exclude: Vec<String>,
-    devices: BTreeMap<String, Device>,
-    failed: BTreeMap<String, Failed>,
+    sysfs: PathBuf,
+    filter: Filter,
+    netlink: Netlink,
     list_at: Duration,
+    known: Vec<Known>,
+    reader: Reader,
+    merged: Merged,
+}
+
+/// RDMA netlink and the numbers that it knows devices by.
+enum Netlink {
+    Off,
+    /// With the reason, once it was tried.
+    Closed(Option<String>),
+    Open {
+        socket: Box<RdmaNetlink>,
+        indices: BTreeMap<String, u32>,
+    },
+}
+
+/// A device that the last listing showed.
+struct Known {
+    name: String,
+    open: Option<OpenDevice>,
+    /// List its files anew before the next reading.
+    stale: bool,
+    failure: Option<Failure>,
+}
+
+struct Failure {
+    reason: String,
+    wait: Duration,
+    until: Duration,
 }
 
 impl Rdma {
-    /// `exclude` names devices that are not even opened; a trailing `*` stands for anything.
+    /// Nothing is touched before the first poll.
     #[must_use]
-    pub fn new(sysfs: &Path, exclude: &[String]) -> Rdma {
+    pub fn open(options: Options) -> Rdma {
+        let netlink = options.netlink && options.sysfs == Path::new("/sys");
         Rdma {
-            class: sysfs.join("class/infiniband"),
-            exclude: exclude.to_vec(),
-            devices: BTreeMap::new(),
-            failed: BTreeMap::new(),
+            sysfs: options.sysfs,
+            filter: Filter {
+                include: options.include,
+                exclude: options.exclude,
+            },
+            netlink: if netlink {
+                Netlink::Closed(None)
+            } else {
+                Netlink::Off
+            },
             list_at: Duration::ZERO,
+            known: Vec::new(),
+            reader: Reader::default(),
+            merged: Merged::default(),
         }
     }
 
-    /// Whether there is any device to read.
-    #[must_use]
-    pub fn has_devices(&self) -> bool {
-        !self.devices.is_empty() || !self.failed.is_empty()
-    }
-
-    /// Reads every device. A device that fails costs its own columns.
+    /// Reads all devices at the monotonic time `now`.
     ///
     /// # Errors
-    /// The class cannot be listed, or every device fails: why.
+    /// The source is down: there is no device, or none can be read. The text says why.
     pub fn poll(&mut self, now: Duration, out: &mut Gathered) -> Result<(), String> {
         if now >= self.list_at {
-            self.list_at = now + LIST_AGAIN;
             self.list()?;
+            self.list_at = now.saturating_add(LIST_EVERY);
         }
-        let names: Vec<String> = self
-            .failed
+        if self.known.is_empty() {
+            return Err(format!(
+                "no RDMA device in {} that the filter lets through",
+                sysfs::class(&self.sysfs).display()
+            ));
+        }
+        let mut read = 0;
+        for index in 0..self.known.len() {
+            read += usize::from(self.poll_device(index, now, out));
+        }
+        if read > 0 {
+            return Ok(());
+        }
+        let reasons: Vec<String> = self.failing().map(|(n, r)| format!("{n}: {r}")).collect();
+        Err(format!(
+            "no RDMA device can be read ({})",
+            reasons.join("; ")
+        ))
+    }
+
+    /// The devices that are read, with their ports as they were at the last poll.
+    pub fn devices(&self) -> impl Iterator<Item = &sysfs::Device> {
+        self.known
             .iter()
-            .filter(|(_, failed)| now >= failed.again)
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in names {
-            self.open(&name, now);
+            .filter_map(|k| Some(&k.open.as_ref()?.device))
+    }
+
+    /// Why RDMA netlink does not answer, although it was asked for; `None` if it does.
+    #[must_use]
+    pub fn netlink_failure(&self) -> Option<&str> {
+        match &self.netlink {
+            Netlink::Closed(reason) => reason.as_deref(),
+            Netlink::Off | Netlink::Open { .. } => None,
         }
-        let mut gone = Vec::new();
-        for (name, device) in &mut self.devices {
-            let mut read = Gathered::default();
-            match device.poll(now, &mut read) {
-                // All of a device or nothing of it.
-                Ok(()) => out.append(read),
-                Err(error) => gone.push((name.clone(), error.to_string())),
-            }
-        }
-        for (name, reason) in gone {
-            self.fail(&name, reason, now);
-        }
-        match self.failed.values().next() {
-            Some(failed) if self.devices.is_empty() => Err(failed.reason.clone()),
-            Some(_) | None => Ok(()),
-        }
+    }
+
+    /// Names of the devices that cannot be read at present, and why.
+    pub fn failing(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.known
+            .iter()
+            .filter_map(|k| Some((k.name.as_str(), k.failure.as_ref()?.reason.as_str())))
     }
 
     fn list(&mut self) -> Result<(), String> {
-        let listed = sysfs::list(&self.class)
-            .map_err(|error| format!("cannot list {}: {error}", self.class.display()))?;
-        let mut listed: Vec<String> = listed
-            .into_iter()
-            .filter(|name| !excluded(&self.exclude, name))
-            .collect();
-        listed.truncate(DEVICES_MAX);
-        self.devices.retain(|name, _| listed.contains(name));
-        self.failed.retain(|name, _| listed.contains(name));
-        for name in listed {
-            if !self.devices.contains_key(&name) && !self.failed.contains_key(&name) {
-                self.open(&name, Duration::ZERO);
+        let names = match sysfs::names(&self.sysfs, &self.filter) {
+            Ok(names) => names,
+            Err(error) => {
+                self.known.clear();
+                let class = sysfs::class(&self.sysfs);
+                return Err(format!("no RDMA subsystem: {}: {error}", class.display()));
             }
+        };
+        let mut old = std::mem::take(&mut self.known);
+        for name in names {
+            let known = match old.iter().position(|k| k.name == name) {
+                Some(found) => Known {
+                    stale: true,
+                    ..old.swap_remove(found)
+                },
+                None => Known {
+                    name,
+                    open: None,
+                    stale: true,
+                    failure: None,
+                },
+            };
+            self.known.push(known);
         }
+        self.reader
+            .set_open(self.known.iter().map(Known::files).sum());
+        self.list_netlink();
         Ok(())
     }
 
-    fn open(&mut self, name: &str, now: Duration) {
-        match Device::open(&self.class, name) {
-            Ok(device) => {
-                self.failed.remove(name);
-                self.devices.insert(name.to_owned(), device);
+    /// Asks netlink anew for its numbers; a subsystem that was not there may be by now.
+    fn list_netlink(&mut self) {
+        let (opened, before) = match std::mem::replace(&mut self.netlink, Netlink::Off) {
+            Netlink::Off => return,
+            Netlink::Open { socket, .. } => (Ok(socket), None),
+            Netlink::Closed(reason) => (RdmaNetlink::open().map(Box::new), reason),
+        };
+        let listed = opened.and_then(|mut socket| {
+            let devices = socket.devices()?;
+            Ok((socket, devices))
+        });
+        self.netlink = match listed {
+            Ok((socket, devices)) => Netlink::Open {
+                socket,
+                indices: devices.into_iter().map(|d| (d.name, d.index)).collect(),
+            },
+            Err(error) => {
+                let reason = error.to_string();
+                if before.as_ref() != Some(&reason) {
+                    tracing::info!("no RDMA netlink ({reason}): counters come from sysfs");
+                }
+                Netlink::Closed(Some(reason))
             }
-            Err(error) => self.fail(name, format!("{name}: {error}"), now),
-        }
+        };
     }
 
-    fn fail(&mut self, name: &str, reason: String, now: Duration) {
-        self.devices.remove(name);
-        let before = self.failed.get(name).map(|failed| failed.backoff);
-        if before.is_none() {
-            tracing::warn!(device = name, "verbs device cannot be read: {reason}");
-        }
-        let backoff = before.map_or(BACKOFF_MIN, |b| (b * 2).min(BACKOFF_MAX));
-        let failed = Failed {
-            reason,
-            again: now + backoff,
-            backoff,
+    /// Returns whether the device was read.
+    fn poll_device(&mut self, index: usize, now: Duration, out: &mut Gathered) -> bool {
+        let Some(known) = self.known.get_mut(index) else {
+            return false;
         };
-        self.failed.insert(name.to_owned(), failed);
+        if known.failure.as_ref().is_some_and(|f| now < f.until) {
+            return false;
+        }
+        self.reader.begin();
+        match known.read(&self.sysfs, now, &mut self.reader, &mut self.netlink) {
+            Ok(device) => {
+                device.emit(&mut self.merged, out);
+                known.failure = None;
+                true
+            }
+            Err(error) => {
+                if let Some(event) = known.fail(&error, now) {
+                    out.events.push(event);
+                }
+                // It may be gone for good.
+                self.list_at = now;
+                false
+            }
+        }
     }
 }
 
-#[cfg(test)]
-mod tests;
+impl Known {
+    fn files(&self) -> usize {
+        self.open.as_ref().map_or(0, OpenDevice::files)
+    }
+
+    fn read(
+        &mut self,
+        sysfs: &Path,
+        now: Duration,
+        reader: &mut Reader,
+        netlink: &mut Netlink,
+    ) -> io::Result<&OpenDevice> {
+        if self.stale || self.open.is_none() {
+            let device = OpenDevice::open(sysfs, &self.name, self.open.as_ref())?;
+            reader.closed(self.files());
+            self.open = Some(device);
+            self.stale = false;
+        }
+        let name = &self.name;
+        let device = self
+            .open
+            .as_mut()
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let netlink = match netlink {
+            Netlink::Open { socket, indices } => indices.get(name).map(|i| (&mut **socket, *i)),
+            Netlink::Off | Netlink::Closed(_) => None,
+        };
+        device.read(now, reader, netlink)?;
+        Ok(device)
+    }
+
+    /// Notes a failure; the event of the first one in a row.
+    fn fail(&mut self, error: &io::Error, now: Duration) -> Option<Event> {
+        let wait = match &self.failure {
+            Some(failure) => failure.wait.saturating_mul(2).min(WAIT_MOST),
+            None => WAIT_FIRST,
+        };
+        let first = self.failure.is_none();
+        self.stale = true;
+        self.failure = Some(Failure {
+            reason: error.to_string(),
+            wait,
+            until: now.saturating_add(wait),
+        });
+        first.then(|| Event {
+            source: "rdma",
+            name: "device_unreadable",
+            subject: self.name.clone(),
+            code: None,
+            severity: Severity::Warning,
+            text: format!("the counters of {} cannot be read: {error}", self.name),
+            action: "See the kernel log for the device; reload its driver or reset it.".to_owned(),
+        })
+    }
+}

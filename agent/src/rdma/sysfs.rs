@@ -1,344 +1,291 @@
-//! Verbs devices as sysfs shows them: `class/infiniband` below any root.
+//! Verbs devices and their ports as `/sys/class/infiniband` shows them: what they are, not what
+//! they count.
 //!
-//! Files are opened once and read with one system call each; a device that goes away is noticed by
-//! the error of its next read.
+//! Files are described in Documentation/ABI/stable/sysfs-class-infiniband of the kernel. Every
+//! file may be missing or unreadable; what it would have said is then `None`.
 
-use super::table::{self, Row, Set};
-use super::text;
-use crate::source::{Gathered, Info, RawCounter, Reading};
-use std::collections::BTreeMap;
-use std::fs::{self, File};
+use super::table::Driver;
+use super::text::{self, Filter, Rate, State};
+use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt as _;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
-use weir_wire::signal::{Entity, Signal};
+use std::path::{Path, PathBuf};
 
-/// The kernel prints nothing longer into these files than a page.
-const TEXT_BYTES: usize = 4096;
-/// hw_counters are cached by the kernel for this long where no `lifespan` says otherwise.
-const LIFESPAN: Duration = Duration::from_millis(10);
-/// Counters that no signal stands for are for scrapes only, which come no oftener.
-const RAW_AGAIN: Duration = Duration::from_secs(10);
-/// GIDs looked at to find a global one.
-const GIDS_MAX: usize = 16;
-/// Counters of one directory, at most.
-const COUNTERS_MAX: usize = 1024;
-/// A logical port state (enum ib_port_state).
-const STATE_ACTIVE: u8 = 4;
-
-/// A counter file.
-#[derive(Debug)]
-struct Counter {
-    name: Arc<str>,
-    file: File,
-    row: Option<&'static Row>,
-    /// As read last; `None` is absent.
-    value: Option<u64>,
-}
-
-/// A directory of counters.
-#[derive(Debug)]
-struct Directory {
-    counters: Vec<Counter>,
-    /// Reading sooner gives what was read before.
-    lifespan: Duration,
-    read_at: Option<Duration>,
-    /// When the raw counters were read last.
-    raw_read_at: Option<Duration>,
-}
-
-/// A port of a device.
-#[derive(Debug)]
-pub struct Port {
-    entity: Arc<str>,
-    state: Option<File>,
-    phys_state: Option<File>,
-    rate: Option<File>,
-    directories: Vec<Directory>,
-    facts: BTreeMap<&'static str, String>,
-}
+/// More devices than any host has; virtual functions are devices too.
+pub const DEVICES_MAX: usize = 256;
+/// A switch in representor mode shows each of its ports.
+pub const PORTS_MAX: usize = 128;
+/// GIDs kept of a port: two per address and type, for every address of its interfaces.
+pub const GIDS_MAX: usize = 16;
+/// Entries of the GID table that are looked at.
+const GID_ENTRIES: usize = 64;
 
 /// A verbs device.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
     pub name: String,
-    ports: Vec<Port>,
+    pub driver: Driver,
+    /// The kernel's driver of the device below, such as `mlx5_core`.
+    pub module: Option<String>,
+    /// `None` if it is not set.
+    pub node_guid: Option<String>,
+    pub firmware: Option<String>,
+    /// Identifier of the board (PSID for NVIDIA).
+    pub board: Option<String>,
+    /// Model, such as `MT4129`.
+    pub model: Option<String>,
+    /// Such as `1: CA`.
+    pub node_type: Option<State>,
+    pub pci_address: Option<String>,
+    pub ports: Vec<Port>,
 }
 
-fn read_text(path: &Path) -> Option<String> {
-    let text = fs::read_to_string(path).ok()?;
-    Some(text.trim().to_owned()).filter(|t| !t.is_empty())
+/// A port of a verbs device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// From 1.
+    pub number: u32,
+    pub state: Option<State>,
+    pub physical: Option<State>,
+    /// Of a port that is down the kernel makes one up: see [`Port::trained`].
+    pub rate: Option<Rate>,
+    /// `InfiniBand` or `Ethernet`.
+    pub link_layer: Option<String>,
+    /// At most [`GIDS_MAX`].
+    pub gids: Vec<Gid>,
+    /// The network interface of the port.
+    pub netdev: Option<String>,
 }
 
-/// Names in a directory, ascending.
-fn names(dir: &Path) -> io::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        names.extend(entry?.file_name().into_string().ok());
+/// An address of a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gid {
+    pub index: usize,
+    pub gid: String,
+    /// `IB/RoCE v1` or `RoCE v2`.
+    pub kind: Option<String>,
+    pub netdev: Option<String>,
+}
+
+/// What a port ought to run at. `None` says nothing about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Expected {
+    pub rate_bps: Option<u64>,
+    pub lanes: Option<u8>,
+}
+
+const DOWN: u8 = 1;
+const ACTIVE: u8 = 4;
+const ACTIVE_DEFER: u8 = 5;
+
+impl Port {
+    /// Whether traffic can pass; `None` if the port does not say.
+    ///
+    /// A port that waits for its subnet manager is physically up and in `INIT`: not up.
+    #[must_use]
+    pub fn up(&self) -> Option<bool> {
+        let number = self.state.as_ref()?.number;
+        Some(number == ACTIVE || number == ACTIVE_DEFER)
     }
+
+    /// The rate that the link trained to; `None` unless its link is up, whatever `rate` says.
+    #[must_use]
+    pub fn trained(&self) -> Option<&Rate> {
+        let number = self.state.as_ref()?.number;
+        self.rate
+            .as_ref()
+            .filter(|_| number > DOWN && number <= ACTIVE_DEFER)
+    }
+
+    /// Says in words how the port falls short of what is expected; `None` if it does not.
+    #[must_use]
+    pub fn shortfall(&self, expected: Expected) -> Option<String> {
+        if expected == Expected::default() {
+            return None;
+        }
+        if self.up() == Some(false) {
+            let name = |s: &Option<State>| s.as_ref().map_or("unknown", |s| &s.name).to_owned();
+            return Some(format!(
+                "is not up: state {}, physical state {}",
+                name(&self.state),
+                name(&self.physical)
+            ));
+        }
+        let Some(rate) = self.trained() else {
+            return Some("does not say what it runs at".to_owned());
+        };
+        let slow = expected.rate_bps.filter(|bps| rate.bps < *bps);
+        let narrow = expected.lanes.filter(|lanes| rate.lanes < *lanes);
+        let mut faults = Vec::new();
+        if let Some(bps) = slow {
+            faults.push(format!(
+                "runs at {} of {} Gb/s",
+                gigabits(rate.bps),
+                gigabits(bps)
+            ));
+        }
+        if let Some(lanes) = narrow {
+            faults.push(format!("runs on {} of {lanes} lanes", rate.lanes));
+        }
+        (!faults.is_empty()).then(|| faults.join(" and "))
+    }
+}
+
+fn gigabits(bps: u64) -> String {
+    let tenths = bps / 100_000_000;
+    match tenths % 10 {
+        0 => (tenths / 10).to_string(),
+        rest => format!("{}.{rest}", tenths / 10),
+    }
+}
+
+/// The directory of verbs devices under the root of a sysfs.
+#[must_use]
+pub fn class(sysfs: &Path) -> PathBuf {
+    sysfs.join("class/infiniband")
+}
+
+/// Names of the devices that pass the filter, in order; nothing under a device is touched.
+///
+/// # Errors
+/// The directory cannot be read: there is no RDMA subsystem.
+pub fn names(sysfs: &Path, filter: &Filter) -> io::Result<Vec<String>> {
+    let mut names: Vec<String> = fs::read_dir(class(sysfs))?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| filter.passes(name))
+        .collect();
     names.sort();
+    names.truncate(DEVICES_MAX);
     Ok(names)
 }
 
-/// Devices of a root, by name; a root without the class has none.
+/// All devices that pass the filter; each with the reason if it cannot be read.
 ///
 /// # Errors
-/// The directory is there and cannot be read.
-pub fn list(class: &Path) -> io::Result<Vec<String>> {
-    match names(class) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        other => other,
-    }
-}
-
-impl Device {
-    /// Opens a device's files.
-    ///
-    /// # Errors
-    /// It has no ports that can be listed.
-    pub fn open(class: &Path, name: &str) -> io::Result<Device> {
-        let dir = class.join(name);
-        let mut facts = BTreeMap::new();
-        for (label, file) in [
-            ("firmware", "fw_ver"),
-            ("board", "board_id"),
-            ("node_guid", "node_guid"),
-        ] {
-            facts.extend(read_text(&dir.join(file)).map(|text| (label, text)));
-        }
-        let link = |path: &str| {
-            let target = fs::canonicalize(dir.join(path)).ok()?;
-            target.file_name()?.to_str().map(str::to_owned)
-        };
-        facts.extend(link("device").map(|pci| ("pci_address", pci)));
-        let module = link("device/driver");
-        let mut ports = Vec::new();
-        for number in names(&dir.join("ports"))? {
-            let port = dir.join("ports").join(&number);
-            let mut counters = Vec::new();
-            for (set, path) in [
-                (Set::Port, port.join("counters")),
-                (Set::Hardware, port.join("counters_ext")),
-                (Set::Hardware, port.join("hw_counters")),
-                (Set::Hardware, dir.join("hw_counters")),
-            ] {
-                counters.push((set, path.clone(), names(&path).unwrap_or_default()));
-            }
-            let hardware = counters.iter().filter(|(set, ..)| *set == Set::Hardware);
-            let hardware = hardware.flat_map(|(_, _, names)| names.iter().map(String::as_str));
-            let driver = module
-                .as_deref()
-                .and_then(verbs_driver)
-                .or_else(|| table::driver_by_name(name))
-                .or_else(|| table::driver_by_counters(hardware))
-                .unwrap_or("unknown");
-            let directories = counters
-                .into_iter()
-                .filter(|(_, _, names)| !names.is_empty())
-                .map(|(set, path, names)| Directory::open(driver, set, &path, names))
-                .collect();
-            ports.push(Port::open(
-                name,
-                &number,
-                &port,
-                driver,
-                directories,
-                facts.clone(),
-            ));
-        }
-        Ok(Device {
-            name: name.to_owned(),
-            ports,
-        })
-    }
-
-    /// Reads the device.
-    ///
-    /// # Errors
-    /// A file that could be read cannot be any more: the device went away.
-    pub fn poll(&mut self, now: Duration, out: &mut Gathered) -> io::Result<()> {
-        self.ports
-            .iter_mut()
-            .try_for_each(|port| port.poll(now, out))
-    }
-}
-
-/// The verbs driver that belongs to a PCI driver.
-fn verbs_driver(module: &str) -> Option<&'static str> {
-    match module {
-        "mlx5_core" | "mlx5_ib" => Some("mlx5_ib"),
-        "mlx4_core" | "mlx4_ib" => Some("mlx4_ib"),
-        "bnxt_en" | "bnxt_re" => Some("bnxt_re"),
-        "ice" | "i40e" | "idpf" | "irdma" => Some("irdma"),
-        "ionic" | "ionic_rdma" => Some("ionic_rdma"),
-        "efa" => Some("efa"),
-        "hns3" | "hns_roce" => Some("hns_roce"),
-        "hfi1" => Some("hfi1"),
-        _ => None,
-    }
-}
-
-impl Directory {
-    fn open(driver: &str, set: Set, path: &Path, names: Vec<String>) -> Directory {
-        let lifespan = read_text(&path.join("lifespan"))
-            .and_then(|ms| ms.parse().ok())
-            .map_or(LIFESPAN, Duration::from_millis);
-        let counters = names
-            .into_iter()
-            // A setting, not a counter.
-            .filter(|name| name != "lifespan")
-            .take(COUNTERS_MAX)
-            .filter_map(|name| {
-                Some(Counter {
-                    file: File::open(path.join(&name)).ok()?,
-                    row: table::meaning(driver, set, &name),
-                    value: None,
-                    name: name.into(),
-                })
-            })
-            .collect();
-        Directory {
-            counters,
-            lifespan,
-            read_at: None,
-            raw_read_at: None,
-        }
-    }
-
-    fn refresh(&mut self, now: Duration) -> io::Result<()> {
-        let fresh = self
-            .read_at
-            .is_some_and(|at| now.saturating_sub(at) < self.lifespan);
-        if fresh {
-            return Ok(());
-        }
-        self.read_at = Some(now);
-        let raw_too = self
-            .raw_read_at
-            .is_none_or(|at| now.saturating_sub(at) >= RAW_AGAIN);
-        if raw_too {
-            self.raw_read_at = Some(now);
-        }
-        let mut buffer = [0; TEXT_BYTES];
-        let due = |counter: &&mut Counter| counter.row.is_some() || raw_too;
-        for counter in self.counters.iter_mut().filter(due) {
-            counter.value = read(&counter.file, &mut buffer)?.and_then(text::counter);
-        }
-        Ok(())
-    }
-}
-
-/// A file's text; `None` where the driver refuses this one file.
-fn read<'b>(file: &File, buffer: &'b mut [u8; TEXT_BYTES]) -> io::Result<Option<&'b [u8]>> {
-    match file.read_at(buffer, 0) {
-        Ok(length) => Ok(buffer.get(..length)),
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Err(error),
-        // EINVAL, EOPNOTSUPP: the device does not have this counter.
-        Err(_) => Ok(None),
-    }
-}
-
-impl Port {
-    fn open(
-        device: &str,
-        number: &str,
-        dir: &Path,
-        driver: &str,
-        directories: Vec<Directory>,
-        mut facts: BTreeMap<&'static str, String>,
-    ) -> Port {
-        facts.insert("driver", driver.to_owned());
-        facts.extend(read_text(&dir.join("link_layer")).map(|text| ("link_layer", text)));
-        facts.extend(read_text(&dir.join("gid_attrs/ndevs/0")).map(|text| ("netdev", text)));
-        let gid = (0..GIDS_MAX).find_map(|index| {
-            let bytes = fs::read(dir.join("gids").join(index.to_string())).ok()?;
-            text::global_gid(&bytes)
-        });
-        facts.extend(gid.map(|gid| ("gid", gid)));
-        let open = |file: &str| File::open(dir.join(file)).ok();
-        Port {
-            entity: format!("{device}/{number}").into(),
-            state: open("state"),
-            phys_state: open("phys_state"),
-            rate: open("rate"),
-            directories,
-            facts,
-        }
-    }
-
-    fn poll(&mut self, now: Duration, out: &mut Gathered) -> io::Result<()> {
-        let mut buffer = [0; TEXT_BYTES];
-        let mut put = |signal, value| {
-            let reading = Reading::wide(value);
-            out.put(Entity::Rdma, &self.entity, signal, None, reading);
-        };
-        let mut active = false;
-        for (label, file) in [("state", &self.state), ("phys_state", &self.phys_state)] {
-            let Some(file) = file else { continue };
-            if let Some((number, name)) = read(file, &mut buffer)?.and_then(text::state) {
-                self.facts.insert(label, name.to_owned());
-                if label == "state" {
-                    active = number == STATE_ACTIVE;
-                    put(Signal::LinkUp, u64::from(active));
-                }
-            }
-        }
-        // A port that is down shows a rate that no link has.
-        if active
-            && let Some(file) = &self.rate
-            && let Some(rate) = read(file, &mut buffer)?.and_then(text::rate)
-        {
-            put(Signal::RateBps, rate.bps);
-            if let Some(lanes) = rate.lanes {
-                put(Signal::Lanes, u64::from(lanes));
-            }
-        }
-        for directory in &mut self.directories {
-            directory.refresh(now)?;
-            for counter in &directory.counters {
-                let Some(value) = counter.value else { continue };
-                match counter.row {
-                    Some(row) => add(out, &self.entity, row, value),
-                    None => out.raw.push(RawCounter {
-                        source: "rdma",
-                        device: Arc::clone(&self.entity),
-                        name: Arc::clone(&counter.name),
-                        value,
-                    }),
-                }
-            }
-        }
-        out.info.push(Info {
-            kind: Entity::Rdma,
-            entity: self.entity.to_string(),
-            labels: self.facts.clone(),
-        });
-        Ok(())
-    }
-}
-
-/// Adds a counter to its signal's column.
-pub(super) fn add(out: &mut Gathered, entity: &str, row: &Row, value: u64) {
-    let reading = Reading {
-        value: value.saturating_mul(row.scale),
-        bits: row.bits,
-        overflow: row.overflow,
+/// As [`names`].
+pub fn devices(sysfs: &Path, filter: &Filter) -> io::Result<Vec<(String, io::Result<Device>)>> {
+    let read = |name: String| {
+        let device = device(sysfs, &name);
+        (name, device)
     };
-    let key = crate::source::ColumnKey {
-        kind: Entity::Rdma,
-        entity: entity.to_owned(),
-        signal: row.signal,
-        index: None,
-    };
-    let sum = out.columns.entry(key).or_insert(Reading {
-        value: 0,
-        ..reading
-    });
-    sum.value = sum.value.wrapping_add(reading.value);
-    // A sum of narrow counters can be larger than each.
-    if sum.value != reading.value {
-        sum.bits = 64;
+    Ok(names(sysfs, filter)?.into_iter().map(read).collect())
+}
+
+/// One device.
+///
+/// # Errors
+/// Its ports cannot be listed.
+pub fn device(sysfs: &Path, name: &str) -> io::Result<Device> {
+    let dir = class(sysfs).join(name);
+    let module = link_name(&dir.join("device/driver"));
+    let mut ports: Vec<u32> = fs::read_dir(dir.join("ports"))?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|number| *number > 0)
+        .collect();
+    ports.sort_unstable();
+    ports.truncate(PORTS_MAX);
+    Ok(Device {
+        name: name.to_owned(),
+        driver: driver(&dir, name, module.as_deref()),
+        node_guid: read(&dir.join("node_guid"))
+            .as_deref()
+            .and_then(text::identifier)
+            .map(str::to_owned),
+        firmware: read(&dir.join("fw_ver")),
+        board: read(&dir.join("board_id")),
+        model: read(&dir.join("hca_type")),
+        node_type: read(&dir.join("node_type")).and_then(|t| text::state(&t)),
+        pci_address: pci_address(&dir.join("device")),
+        ports: ports.into_iter().map(|n| port(&dir, n)).collect(),
+        module,
+    })
+}
+
+/// Soft RoCE stands on the device of its network interface, whose driver is not its own; it is
+/// known by its file `parent`.
+fn driver(dir: &Path, name: &str, module: Option<&str>) -> Driver {
+    if dir.join("parent").is_file() {
+        return Driver::Rxe;
+    }
+    let by_name = Driver::of_device(name);
+    match module.map(Driver::of_module) {
+        Some(by_module) if by_module != Driver::Other && by_name != Driver::Rxe => by_module,
+        Some(_) | None => by_name,
     }
 }
+
+fn port(device: &Path, number: u32) -> Port {
+    let dir = device.join("ports").join(number.to_string());
+    let gids = gids(&dir);
+    let netdev = gids
+        .iter()
+        .find_map(|g| g.netdev.clone())
+        .or_else(|| netdev(&device.join("device/net"), number));
+    Port {
+        number,
+        state: read(&dir.join("state")).and_then(|t| text::state(&t)),
+        physical: read(&dir.join("phys_state")).and_then(|t| text::state(&t)),
+        rate: read(&dir.join("rate")).and_then(|t| text::rate(&t)),
+        link_layer: read(&dir.join("link_layer")),
+        gids,
+        netdev,
+    }
+}
+
+fn gids(port: &Path) -> Vec<Gid> {
+    let attribute =
+        |kind: &str, index: usize| read(&port.join("gid_attrs").join(kind).join(index.to_string()));
+    let mut gids = Vec::new();
+    for index in 0..GID_ENTRIES {
+        let Ok(content) = fs::read(port.join("gids").join(index.to_string())) else {
+            break;
+        };
+        let Some(gid) = text::line(&content).filter(|l| text::identifier(l).is_some()) else {
+            continue;
+        };
+        gids.push(Gid {
+            index,
+            gid,
+            kind: attribute("types", index),
+            netdev: attribute("ndevs", index),
+        });
+        if gids.len() == GIDS_MAX {
+            break;
+        }
+    }
+    gids
+}
+
+/// The interface of an InfiniBand port, which has no GID with an interface: the one of the same
+/// PCI function whose `dev_port` counts to it from 0.
+fn netdev(net: &Path, port: u32) -> Option<String> {
+    let mut names: Vec<String> = fs::read_dir(net)
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    let place = (port - 1).to_string();
+    names
+        .into_iter()
+        .find(|name| read(&net.join(name).join("dev_port")).is_some_and(|p| p == place))
+}
+
+/// The PCI function that the device stands on, directly or through devices between.
+fn pci_address(device: &Path) -> Option<String> {
+    let path = fs::canonicalize(device).ok()?;
+    path.components()
+        .rev()
+        .filter_map(|c| c.as_os_str().to_str())
+        .find(|name| text::is_pci_address(name))
+        .map(str::to_owned)
+}
+
+fn link_name(link: &Path) -> Option<String> {
+    Some(fs::read_link(link).ok()?.file_name()?.to_str()?.to_owned())
+}
+
+fn read(path: &Path) -> Option<String> {
+    text::line(&fs::read(path).ok()?)
+}
+
+#[cfg(test)]
+mod tests;

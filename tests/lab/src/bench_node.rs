@@ -226,10 +226,7 @@ fn value(page: &str, name: &str) -> Result<f64> {
 
 /// The stand-in NVML, if a C compiler is there and this runs in a checkout.
 fn fake_nvml(dir: &Path) -> Option<PathBuf> {
-    let source = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../agent/tests/fake-nvml/nvml.c"
-    );
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../fake-nvml/nvml.c");
     let library = dir.join("libnvidia-ml.so.1");
     let built = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-o"])
