@@ -434,7 +434,7 @@ fn a_freeze_returns_to_the_baseline_and_limits_are_the_agents_own() {
         .stack
         .http_post("/api/v1/freeze", &serde_json::json!({}))
         .unwrap();
-    scene.wait_for_baseline(TTL);
+    scene.wait_for_baseline(TTL * 4);
     let leases = scene.stack.leases().unwrap().len();
     thread::sleep(Duration::from_secs(8));
     assert_eq!(
@@ -475,6 +475,6 @@ fn a_freeze_returns_to_the_baseline_and_limits_are_the_agents_own() {
         page.contains("weir_agent_leases_refused_total 1")
             .then_some(())
     });
-    scene.wait_for_baseline(TTL);
+    scene.wait_for_baseline(TTL * 4);
     scene.end();
 }
