@@ -323,11 +323,14 @@ impl Collector {
     /// without an owner are looked for again when the set of such processes changed.
     fn find_owners(&mut self, ends: BTreeSet<FlowEnds>) {
         let now = Instant::now();
-        let pids = match &self.bpf {
-            Some(bpf) if self.collectives_by_bpf => bpf.job_pids(),
-            Some(_) | None => jobs::job_pids(),
+        // Without the programs every process's environment would have to be read to know.
+        let known_pids = match &self.bpf {
+            Some(bpf) if self.collectives_by_bpf => Some(bpf.job_pids()),
+            Some(_) | None => None,
         };
-        let others = self.owner_pids != pids;
+        let others = known_pids
+            .as_ref()
+            .is_some_and(|pids| *pids != self.owner_pids);
         let unknown = |e: &FlowEnds| match self.owners.get(e) {
             Some((Some(_), _)) => false,
             Some((None, asked)) => others || now.duration_since(*asked) >= OWNER_AGAIN,
@@ -337,6 +340,7 @@ impl Collector {
         if wanted.is_empty() {
             return;
         }
+        let pids = known_pids.unwrap_or_else(jobs::job_pids);
         let found = jobs::socket_owners(&pids);
         self.owner_pids = pids;
         for ends in wanted {

@@ -113,6 +113,43 @@ fn a_pin_moves_the_path_and_expiry_restores_every_route() {
 }
 
 #[test]
+fn a_link_that_is_down_keeps_one_pin_and_no_other() {
+    in_namespace(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut actuator, _) =
+            Actuator::open(dir.path(), limits(), Netlink::open().unwrap()).unwrap();
+        actuator.grant(grant(1, vec![pin(7, 2), pin(8, 2)]), S);
+        ip("link set up1 down");
+        actuator.routing_changed(S);
+        actuator.end_all("stopping", 5 * S);
+        let routes = ip("-4 route show");
+        assert!(
+            !routes.contains("10.9.0.7 ") && !routes.contains("10.9.0.8 "),
+            "{routes}"
+        );
+    });
+}
+
+#[test]
+fn nothing_is_granted_while_an_earlier_baseline_is_not_restored() {
+    in_namespace(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Actuator::open(dir.path(), limits(), Netlink::open().unwrap()).unwrap();
+        let (mut crashed, _) = open();
+        crashed.grant(grant(1, vec![pin(7, 2)]), S);
+        drop(crashed);
+        ip("link set up1 down");
+        let (mut actuator, notes) = open();
+        assert!(notes[0].contains("not restored yet"), "{notes:?}");
+        actuator.grant(grant(2, vec![pin(8, 2)]), S);
+        let report = actuator.take_reports().remove(0);
+        assert_eq!(report.outcome, Outcome::Refused);
+        assert!(report.reason.contains("lease 1"), "{}", report.reason);
+        assert!(!ip("-4 route show").contains("10.9.0.8 "));
+    });
+}
+
+#[test]
 fn weights_are_set_and_restored() {
     in_namespace(|| {
         let dir = tempfile::tempdir().unwrap();

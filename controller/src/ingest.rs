@@ -2,7 +2,7 @@
 //!
 //! Pure: no clock, no IO. One [`Ingest`] for each stream; it dies with the stream.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -171,6 +171,8 @@ impl Ingest {
             .collect();
         self.state = Columns::new(self.columns.len());
         self.in_sync = false;
+        let ports: BTreeSet<&Arc<str>> = self.columns.iter().map(|(port, _)| port).collect();
+        self.last_values.retain(|(port, _), _| ports.contains(port));
         Ok(())
     }
 

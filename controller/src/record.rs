@@ -57,6 +57,15 @@ impl Recorder {
     /// # Errors
     /// The file cannot be made.
     pub fn create(path: &Path, lease_base: u64, frozen: bool) -> std::io::Result<Recorder> {
+        // The recording of a run that ended badly is the one that is wanted.
+        for file in [path.to_owned(), actions_path(path)] {
+            let mut old = file.clone().into_os_string();
+            old.push(".old");
+            match std::fs::rename(&file, old) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
         let mut file = BufWriter::new(File::create(path)?);
         file.write_all(MAGIC)?;
         file.write_all(&lease_base.to_le_bytes())?;

@@ -67,6 +67,20 @@ impl<B: Backend> Actuator<B> {
     }
 
     pub fn grant(&mut self, grant: Grant, now: Duration) {
+        let held = self.leases.held();
+        let orphan = self.journals.all().find(|j| !held.contains(&j.lease));
+        if let Some(orphan) = orphan {
+            // What stands now is no baseline: it would be restored when this lease ends.
+            self.reports.push(Report {
+                id: grant.id,
+                outcome: Outcome::Refused,
+                reason: format!(
+                    "the baseline of lease {} is not restored yet: a link that it needs is down",
+                    orphan.lease
+                ),
+            });
+            return;
+        }
         self.leases.granted(grant, &self.limits);
         self.pump(now);
     }
@@ -206,9 +220,13 @@ impl<B: Backend> Actuator<B> {
     }
 
     fn restore(&mut self, journal: &Journal) -> Result<(), Refused> {
-        for entry in &journal.entries {
-            self.backend.restore(entry)?;
-        }
+        // One that cannot be restored yet, for a link that is down, keeps none of the others.
+        let restored: Vec<_> = journal
+            .entries
+            .iter()
+            .map(|entry| self.backend.restore(entry))
+            .collect();
+        restored.into_iter().collect::<Result<(), _>>()?;
         Ok(self.journals.remove(journal.lease)?)
     }
 }

@@ -259,9 +259,11 @@ impl Core {
             return;
         }
         let Some(job) = job else { return };
-        if self.propose(&job, plan, id.clone(), text, now).is_ok() {
-            self.incidents.tell(&id, now, "a change is on trial".into());
-        }
+        let told = match self.propose(&job, plan, id.clone(), text, now) {
+            Ok(_) => "a change is on trial".into(),
+            Err(reason) => format!("nothing is tried: {reason}"),
+        };
+        self.incidents.tell(&id, now, told);
     }
 
     /// Starts a trial and gives its lease, unless something forbids it; says what.

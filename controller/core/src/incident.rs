@@ -24,7 +24,11 @@ pub struct Incident {
 }
 
 impl Incident {
+    /// Adds a line to the story, unless it says the same as the last.
     pub fn tell(&mut self, at: Duration, text: String) {
+        if self.story.back().is_some_and(|(_, last)| *last == text) {
+            return;
+        }
         if self.story.len() == STORY_MAX {
             self.story.pop_front();
         }

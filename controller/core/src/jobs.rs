@@ -24,11 +24,16 @@ const ITERATIONS_MAX: usize = 256;
 const RANKS_MAX: usize = 4;
 /// Jobs held at once.
 const JOBS_MAX: usize = 4096;
+/// A largest collective that was not called for this long gives way to the next.
+const FORGET: Duration = Duration::from_secs(30);
 /// A series that ended longer ago is not the job's present.
 const CURRENT: Duration = Duration::from_secs(10);
 
 /// A window over calls that only queue work lasts at least this long.
 const WINDOW: Duration = Duration::from_secs(1);
+
+/// Samples of flow progress in which a job may only have begun.
+const WARM_UP: u32 = 2;
 
 /// One finished iteration.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -81,10 +86,14 @@ pub struct Job {
     pub first_seen: Duration,
     pub last_seen: Duration,
     collective: Option<(Arc<str>, u64)>,
+    /// Arrival of the newest call of `collective`.
+    collective_seen: Duration,
     by_rank: BTreeMap<u32, VecDeque<Iteration>>,
     /// The open window of each rank of `by_rank`, where calls only queue work.
     trains: BTreeMap<u32, Train>,
     by_flows: BTreeMap<NodeId, VecDeque<Iteration>>,
+    /// Samples of a node's flows that were passed over, up to [`WARM_UP`].
+    warm_up: BTreeMap<NodeId, u32>,
 }
 
 /// Calls since a window began.
@@ -142,6 +151,10 @@ impl Job {
             return;
         }
         let bytes = done.bytes.unwrap_or(0);
+        // A broadcast of all parameters at the start is not what the job goes on with.
+        if at.saturating_sub(self.collective_seen) > FORGET {
+            self.collective = None;
+        }
         match &self.collective {
             Some((op, largest)) if *largest > bytes || (*largest == bytes && *op != done.op) => {
                 return;
@@ -153,6 +166,7 @@ impl Job {
                 self.trains.clear();
             }
         }
+        self.collective_seen = at;
         let rank = done.rank.unwrap_or(u32::MAX);
         if !self.by_rank.contains_key(&rank) && self.by_rank.len() >= RANKS_MAX {
             match self.by_rank.last_key_value() {
@@ -313,6 +327,11 @@ impl Jobs {
                 && (job.by_flows.contains_key(node) || job.by_flows.len() < RANKS_MAX)
             {
                 let seconds = elapsed.as_secs_f64() / (bytes as f64 / 1e6);
+                let passed = job.warm_up.entry(node.clone()).or_default();
+                if *passed < WARM_UP {
+                    *passed += 1;
+                    continue;
+                }
                 push(
                     job.by_flows.entry(node.clone()).or_default(),
                     Iteration {
@@ -396,6 +415,19 @@ mod tests {
         }
         let (_, series) = job.series(at).unwrap();
         assert_eq!(series.iter().map(|i| i.seconds).collect::<Vec<_>>(), [0.29]);
+    }
+
+    #[test]
+    fn a_large_collective_that_does_not_come_back_gives_way() {
+        let mut job = Job::default();
+        let at = Duration::from_secs;
+        job.collective_done(&done(0, 1 << 30, 900, 800), at(10));
+        job.collective_done(&done(0, 4000, 300, 290), at(39));
+        let largest = |job: &Job| job.collective.as_ref().map(|(_, bytes)| *bytes);
+        assert_eq!(largest(&job), Some(1 << 30));
+        job.collective_done(&done(0, 4000, 300, 290), at(41));
+        assert_eq!(largest(&job), Some(4000));
+        assert_eq!(job.series(at(41)).unwrap().1.len(), 1);
     }
 
     #[test]
