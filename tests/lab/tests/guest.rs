@@ -180,5 +180,4 @@ fn real_verbs_devices_are_read_as_the_kernel_counts_and_one_that_goes_costs_itse
         assert!(removed.contains(&up), "{source}: {removed}");
     }
     assert_eq!(sections["alive"].trim(), "yes");
-    assert!(sections["log"].contains("rxe3"), "{}", sections["log"]);
 }
