@@ -8,7 +8,7 @@
 //!    │ failed               │ failed                   │ expired, ended, frozen, shutdown,
 //!    v                      v                          v nexthop gone
 //!  (Refused)             Restoring <───────────────────┘
-//!                           │ restored          │ failed (device down): stays, is tried again
+//!                           │ restored          │ failed: stays, is tried again
 //!                           v                   └──────────────────────> Restoring
 //!                        (Ended)
 //! ```

@@ -1,8 +1,12 @@
 //! What stands between a decision and the kernel: reading a baseline, applying a change, verifying
 //! it, restoring. Three back ends: the kernel, a dry run, and one that fails on purpose.
+//!
+//! Only what Weir wrote is ever undone: its own pins, and the weights that still are as it set them.
+//! What a link that went down took along, and what an operator or a routing daemon changed in the
+//! meantime, is theirs (docs/decisions/0005).
 
-use super::journal::{Entry, KnobBaseline};
-use crate::netlink::nexthops::{Body, GroupMember, Nexthop};
+use super::journal::Entry;
+use crate::netlink::nexthops::{Body, GroupMember, KIND_MULTIPATH, Nexthop};
 use crate::netlink::routes::{PROTOCOL_WEIR, Route};
 use crate::netlink::{Netlink, NetlinkError};
 use std::collections::BTreeMap;
@@ -18,12 +22,10 @@ pub enum ActuateError {
     Foreign { prefix: String, protocol: u8 },
     #[error("there is no next hop {0}")]
     NoNexthop(u32),
-    #[error("next hop {0} is not a group")]
+    #[error("next hop {0} is not a group of weights")]
     NotAGroup(u32),
     #[error("read back differs: wanted {wanted}, found {found}")]
     ReadBack { wanted: String, found: String },
-    #[error("interface {ifindex} is down: next hop {nexthop} returns with it")]
-    DeviceDown { ifindex: u32, nexthop: u32 },
     #[error("injected fault")]
     Injected,
 }
@@ -33,23 +35,21 @@ pub trait Table {
     /// # Errors
     /// [`ActuateError`].
     fn nexthops(&mut self) -> Result<Vec<Nexthop>, ActuateError>;
+    /// The routes that Weir wrote, whoever remembers them.
+    /// # Errors
+    /// [`ActuateError`].
+    fn own_routes(&mut self) -> Result<Vec<Route>, ActuateError>;
     /// The route of exactly this prefix.
     /// # Errors
     /// [`ActuateError`].
     fn exact(&mut self, dst: Ipv4Addr, prefix_len: u8) -> Result<Option<Route>, ActuateError>;
-    /// The route that a destination matches.
-    /// # Errors
-    /// [`ActuateError`].
-    fn matched(&mut self, dst: Ipv4Addr) -> Result<Option<Route>, ActuateError>;
-    /// # Errors
-    /// [`ActuateError`].
-    fn is_up(&mut self, ifindex: u32) -> Result<bool, ActuateError>;
     /// # Errors
     /// [`ActuateError`].
     fn set_nexthop(&mut self, nexthop: &Nexthop) -> Result<(), ActuateError>;
+    /// Makes a route; its prefix must be free.
     /// # Errors
     /// [`ActuateError`].
-    fn set_route(&mut self, route: &Route, replace: bool) -> Result<(), ActuateError>;
+    fn add_route(&mut self, route: &Route) -> Result<(), ActuateError>;
     /// # Errors
     /// [`ActuateError`].
     fn delete_route(&mut self, route: &Route) -> Result<(), ActuateError>;
@@ -69,15 +69,18 @@ pub trait Backend {
     /// # Errors
     /// [`ActuateError`].
     fn verify(&mut self, change: &RouteChange) -> Result<(), ActuateError>;
-    /// Returns to a baseline and reads it back. Doing it twice is the same as once.
+    /// Undoes a change and reads it back. Doing it twice is the same as once.
     /// # Errors
     /// [`ActuateError`].
     fn restore(&mut self, entry: &Entry) -> Result<(), ActuateError>;
+    /// Removes the pins that no journal in `kept` knows; tells which.
+    /// # Errors
+    /// [`ActuateError`].
+    fn sweep(&mut self, kept: &[Entry]) -> Result<Vec<String>, ActuateError>;
 }
 
 impl<T: Table> Backend for T {
     fn baseline(&mut self, change: &RouteChange) -> Result<Entry, ActuateError> {
-        let nexthops = self.nexthops()?;
         match change {
             RouteChange::Pin {
                 dst,
@@ -85,49 +88,25 @@ impl<T: Table> Backend for T {
                 nexthop,
                 ..
             } => {
-                if !nexthops.iter().any(|n| n.id == *nexthop) {
+                if !self.nexthops()?.iter().any(|n| n.id == *nexthop) {
                     return Err(ActuateError::NoNexthop(*nexthop));
                 }
-                let was = self.exact(*dst, *prefix_len)?;
-                if let Some(route) = was.as_ref().filter(|r| r.protocol != PROTOCOL_WEIR) {
-                    return Err(ActuateError::Foreign {
+                match self.exact(*dst, *prefix_len)? {
+                    Some(route) => Err(ActuateError::Foreign {
                         prefix: format!("{dst}/{prefix_len}"),
                         protocol: route.protocol,
-                    });
-                }
-                let carrier = self.matched(*dst)?;
-                let rests_on = carrier
-                    .as_ref()
-                    .and_then(|r| r.nexthop)
-                    .map_or_else(Vec::new, |id| closure(&nexthops, id));
-                Ok(Entry {
-                    knob: KnobBaseline::Route {
+                    }),
+                    None => Ok(Entry::Pin {
                         dst: *dst,
                         prefix_len: *prefix_len,
-                        was: None,
-                    },
-                    nexthops: rests_on,
-                    route: carrier,
-                })
-            }
-            RouteChange::Weights { group, .. } => {
-                let rests_on = closure(&nexthops, *group);
-                match rests_on.last() {
-                    Some(Nexthop {
-                        body: Body::Group { .. },
-                        ..
-                    }) => Ok(Entry {
-                        knob: KnobBaseline::Group { group: *group },
-                        nexthops: rests_on,
-                        route: None,
                     }),
-                    Some(Nexthop {
-                        body: Body::Hop { .. },
-                        ..
-                    }) => Err(ActuateError::NotAGroup(*group)),
-                    None => Err(ActuateError::NoNexthop(*group)),
                 }
             }
+            RouteChange::Weights { group, members } => Ok(Entry::Weights {
+                group: *group,
+                was: weights(self, *group)?.1,
+                set: members.iter().map(|m| (*m).into()).collect(),
+            }),
         }
     }
 
@@ -138,57 +117,39 @@ impl<T: Table> Backend for T {
                 prefix_len,
                 nexthop,
                 ..
-            } => self.set_route(&pinned(*dst, *prefix_len, *nexthop), true)?,
+            } => self.add_route(&pinned(*dst, *prefix_len, *nexthop))?,
             RouteChange::Weights { group, members } => {
-                let nexthops = self.nexthops()?;
-                let Some(Nexthop {
-                    protocol,
-                    body: Body::Group { kind, .. },
-                    ..
-                }) = nexthops.iter().find(|n| n.id == *group)
-                else {
-                    return Err(ActuateError::NotAGroup(*group));
-                };
-                let body = Body::Group {
-                    members: members.iter().map(|m| (*m).into()).collect(),
-                    kind: *kind,
-                };
-                self.set_nexthop(&Nexthop {
-                    id: *group,
-                    protocol: *protocol,
-                    body,
-                })?;
+                let (protocol, _) = weights(self, *group)?;
+                let members = members.iter().map(|m| (*m).into()).collect();
+                self.set_nexthop(&group_of(*group, protocol, members))?;
             }
         }
         self.verify(change)
     }
 
     fn verify(&mut self, change: &RouteChange) -> Result<(), ActuateError> {
-        let (wanted, found) = match change {
+        let (stands, found) = match change {
             RouteChange::Pin {
                 dst,
                 prefix_len,
                 nexthop,
                 ..
             } => {
-                let found = self
-                    .exact(*dst, *prefix_len)?
-                    .map(|r| (r.nexthop, r.protocol));
+                let found = self.exact(*dst, *prefix_len)?;
                 (
-                    Some((Some(*nexthop), PROTOCOL_WEIR)) == found,
-                    format!("{found:?}"),
+                    found.as_ref().is_some_and(|r| {
+                        (r.nexthop, r.protocol) == (Some(*nexthop), PROTOCOL_WEIR)
+                    }),
+                    found.map_or_else(|| "no such route".to_owned(), |r| r.to_string()),
                 )
             }
             RouteChange::Weights { group, members } => {
-                let members: Vec<GroupMember> = members.iter().map(|m| (*m).into()).collect();
-                let found = self.nexthops()?.into_iter().find(|n| n.id == *group);
-                (
-                    matches!(&found, Some(Nexthop { body: Body::Group { members: m, .. }, .. }) if *m == members),
-                    format!("{found:?}"),
-                )
+                let wanted: Vec<GroupMember> = members.iter().map(|m| (*m).into()).collect();
+                let (_, found) = weights(self, *group)?;
+                (found == wanted, written(&found))
             }
         };
-        if wanted {
+        if stands {
             Ok(())
         } else {
             Err(ActuateError::ReadBack {
@@ -199,52 +160,107 @@ impl<T: Table> Backend for T {
     }
 
     fn restore(&mut self, entry: &Entry) -> Result<(), ActuateError> {
-        // The pin first: whatever else fails, traffic is back on the route that was there.
-        if let KnobBaseline::Route {
-            dst, prefix_len, ..
-        } = &entry.knob
-            && let Some(route) = self
-                .exact(*dst, *prefix_len)?
-                .filter(|r| r.protocol == PROTOCOL_WEIR)
-        {
-            self.delete_route(&route)?;
-        }
-        // Members come before their group, the group before its route.
-        for nexthop in &entry.nexthops {
-            let standing = self.nexthops()?.into_iter().find(|n| n.id == nexthop.id);
-            if standing.as_ref() == Some(nexthop) {
-                continue;
-            }
-            match &nexthop.body {
-                // Somebody gave the id another meaning in the meantime: theirs stands.
-                Body::Hop { .. } if standing.is_some() => continue,
-                Body::Hop { ifindex, .. } if !self.is_up(*ifindex)? => {
-                    return Err(ActuateError::DeviceDown {
-                        ifindex: *ifindex,
-                        nexthop: nexthop.id,
-                    });
+        match entry {
+            Entry::Pin { dst, prefix_len } => {
+                let ours = |r: &Route| r.protocol == PROTOCOL_WEIR;
+                if let Some(route) = self.exact(*dst, *prefix_len)?.filter(ours) {
+                    self.delete_route(&route)?;
                 }
-                Body::Hop { .. } | Body::Group { .. } => self.set_nexthop(nexthop)?,
+                match self.exact(*dst, *prefix_len)?.filter(ours) {
+                    Some(route) => Err(ActuateError::ReadBack {
+                        wanted: format!("no pin of {dst}/{prefix_len}"),
+                        found: route.to_string(),
+                    }),
+                    None => Ok(()),
+                }
+            }
+            Entry::Weights { group, was, set } => {
+                let (protocol, now) = match weights(self, *group) {
+                    // Whoever removed the group removed the weights.
+                    Err(ActuateError::NoNexthop(_) | ActuateError::NotAGroup(_)) => return Ok(()),
+                    other => other?,
+                };
+                let Some(wanted) = undone(&now, was, set) else {
+                    return Ok(());
+                };
+                self.set_nexthop(&group_of(*group, protocol, wanted.clone()))?;
+                let (_, found) = weights(self, *group)?;
+                if found == wanted {
+                    Ok(())
+                } else {
+                    Err(ActuateError::ReadBack {
+                        wanted: written(&wanted),
+                        found: written(&found),
+                    })
+                }
             }
         }
-        if let Some(route) = &entry.route
-            && self.exact(route.dst, route.prefix_len)?.is_none()
-        {
-            self.set_route(route, false)?;
-        }
-        if let KnobBaseline::Route {
-            dst, prefix_len, ..
-        } = &entry.knob
-        {
-            let found = self.exact(*dst, *prefix_len)?;
-            if found.as_ref().is_some_and(|r| r.protocol == PROTOCOL_WEIR) {
-                return Err(ActuateError::ReadBack {
-                    wanted: format!("no pin of {dst}/{prefix_len}"),
-                    found: format!("{found:?}"),
-                });
+    }
+
+    fn sweep(&mut self, kept: &[Entry]) -> Result<Vec<String>, ActuateError> {
+        let mut removed = Vec::new();
+        for route in self.own_routes()? {
+            let known = kept.iter().any(|e| {
+                matches!(e, Entry::Pin { dst, prefix_len } if *dst == route.dst && *prefix_len == route.prefix_len)
+            });
+            if !known {
+                self.delete_route(&route)?;
+                removed.push(route.to_string());
             }
         }
-        Ok(())
+        Ok(removed)
+    }
+}
+
+/// Who made a multipath group, and its members.
+fn weights<T: Table + ?Sized>(
+    table: &mut T,
+    group: u32,
+) -> Result<(u8, Vec<GroupMember>), ActuateError> {
+    let found = table.nexthops()?.into_iter().find(|n| n.id == group);
+    match found.map(|n| (n.protocol, n.body)) {
+        Some((protocol, Body::Group { members, kind })) if kind == KIND_MULTIPATH => {
+            Ok((protocol, members))
+        }
+        Some(_) => Err(ActuateError::NotAGroup(group)),
+        None => Err(ActuateError::NoNexthop(group)),
+    }
+}
+
+/// What a group's members `now` are to become so that the weights that Weir `set` are again as they
+/// `was`; `None`: nothing of them is left to undo.
+///
+/// The kernel drops a member with its link. Any other difference is the work of somebody else, who
+/// has the last word on the whole group.
+fn undone(
+    now: &[GroupMember],
+    was: &[GroupMember],
+    set: &[GroupMember],
+) -> Option<Vec<GroupMember>> {
+    if !now.iter().all(|m| set.contains(m)) {
+        return None;
+    }
+    let before = |m: &GroupMember| was.iter().find(|w| w.nexthop == m.nexthop).copied();
+    let wanted: Vec<GroupMember> = now.iter().map(|m| before(m).unwrap_or(*m)).collect();
+    (wanted != now).then_some(wanted)
+}
+
+fn written(members: &[GroupMember]) -> String {
+    let members: Vec<String> = members
+        .iter()
+        .map(|m| format!("{}={}", m.nexthop, m.weight))
+        .collect();
+    members.join(" ")
+}
+
+fn group_of(id: u32, protocol: u8, members: Vec<GroupMember>) -> Nexthop {
+    Nexthop {
+        id,
+        protocol,
+        body: Body::Group {
+            members,
+            kind: KIND_MULTIPATH,
+        },
     }
 }
 
@@ -253,28 +269,10 @@ fn pinned(dst: Ipv4Addr, prefix_len: u8, nexthop: u32) -> Route {
         dst,
         prefix_len,
         protocol: PROTOCOL_WEIR,
-        scope: 0,
         nexthop: Some(nexthop),
         gateway: None,
         ifindex: None,
     }
-}
-
-/// A next hop with what it rests on, members first.
-fn closure(nexthops: &[Nexthop], id: u32) -> Vec<Nexthop> {
-    let Some(own) = nexthops.iter().find(|n| n.id == id) else {
-        return Vec::new();
-    };
-    let members: Vec<u32> = match &own.body {
-        Body::Group { members, .. } => members.iter().map(|m| m.nexthop).collect(),
-        Body::Hop { .. } => Vec::new(),
-    };
-    nexthops
-        .iter()
-        .filter(|n| members.contains(&n.id))
-        .chain([own])
-        .cloned()
-        .collect()
 }
 
 impl Table for Netlink {
@@ -290,20 +288,18 @@ impl Table for Netlink {
         Ok(self.routes()?.into_iter().find(is_it))
     }
 
-    fn matched(&mut self, dst: Ipv4Addr) -> Result<Option<Route>, ActuateError> {
-        Ok(Netlink::matched(self, dst)?)
-    }
-
-    fn is_up(&mut self, ifindex: u32) -> Result<bool, ActuateError> {
-        Ok(self.links()?.iter().any(|l| l.ifindex == ifindex && l.up))
-    }
-
     fn set_nexthop(&mut self, nexthop: &Nexthop) -> Result<(), ActuateError> {
         Ok(Netlink::set_nexthop(self, nexthop)?)
     }
 
-    fn set_route(&mut self, route: &Route, replace: bool) -> Result<(), ActuateError> {
-        Ok(Netlink::set_route(self, route, replace)?)
+    fn own_routes(&mut self) -> Result<Vec<Route>, ActuateError> {
+        let mut routes = self.routes()?;
+        routes.retain(|r| r.protocol == PROTOCOL_WEIR);
+        Ok(routes)
+    }
+
+    fn add_route(&mut self, route: &Route) -> Result<(), ActuateError> {
+        Ok(Netlink::add_route(self, route)?)
     }
 
     fn delete_route(&mut self, route: &Route) -> Result<(), ActuateError> {
@@ -345,41 +341,27 @@ impl<T: Table> Table for DryRun<T> {
         }
     }
 
-    fn matched(&mut self, dst: Ipv4Addr) -> Result<Option<Route>, ActuateError> {
-        match self.routes.get(&(dst, 32)) {
-            Some(Some(route)) => Ok(Some(route.clone())),
-            Some(None) | None => self.inner.matched(dst),
-        }
-    }
-
-    fn is_up(&mut self, ifindex: u32) -> Result<bool, ActuateError> {
-        self.inner.is_up(ifindex)
-    }
-
     fn set_nexthop(&mut self, nexthop: &Nexthop) -> Result<(), ActuateError> {
         tracing::info!("dry run: would set next hop {nexthop:?}");
         self.nexthops.insert(nexthop.id, nexthop.clone());
         Ok(())
     }
 
-    fn set_route(&mut self, route: &Route, _replace: bool) -> Result<(), ActuateError> {
-        tracing::info!(
-            "dry run: would set route {}/{} via next hop {:?}",
-            route.dst,
-            route.prefix_len,
-            route.nexthop
-        );
+    fn own_routes(&mut self) -> Result<Vec<Route>, ActuateError> {
+        let mut routes = self.inner.own_routes()?;
+        routes.retain(|r| !self.routes.contains_key(&(r.dst, r.prefix_len)));
+        Ok(routes)
+    }
+
+    fn add_route(&mut self, route: &Route) -> Result<(), ActuateError> {
+        tracing::info!("dry run: would add route {route}");
         self.routes
             .insert((route.dst, route.prefix_len), Some(route.clone()));
         Ok(())
     }
 
     fn delete_route(&mut self, route: &Route) -> Result<(), ActuateError> {
-        tracing::info!(
-            "dry run: would delete route {}/{}",
-            route.dst,
-            route.prefix_len
-        );
+        tracing::info!("dry run: would delete route {route}");
         self.routes.insert((route.dst, route.prefix_len), None);
         Ok(())
     }
@@ -417,14 +399,6 @@ impl<T: Table> Table for Faulty<T> {
         self.inner.exact(dst, prefix_len)
     }
 
-    fn matched(&mut self, dst: Ipv4Addr) -> Result<Option<Route>, ActuateError> {
-        self.inner.matched(dst)
-    }
-
-    fn is_up(&mut self, ifindex: u32) -> Result<bool, ActuateError> {
-        self.inner.is_up(ifindex)
-    }
-
     fn set_nexthop(&mut self, nexthop: &Nexthop) -> Result<(), ActuateError> {
         if self.fault()? {
             Ok(())
@@ -433,15 +407,23 @@ impl<T: Table> Table for Faulty<T> {
         }
     }
 
-    fn set_route(&mut self, route: &Route, replace: bool) -> Result<(), ActuateError> {
+    fn own_routes(&mut self) -> Result<Vec<Route>, ActuateError> {
+        self.inner.own_routes()
+    }
+
+    fn add_route(&mut self, route: &Route) -> Result<(), ActuateError> {
         if self.fault()? {
             Ok(())
         } else {
-            self.inner.set_route(route, replace)
+            self.inner.add_route(route)
         }
     }
 
     fn delete_route(&mut self, route: &Route) -> Result<(), ActuateError> {
-        self.inner.delete_route(route)
+        if self.fault()? {
+            Ok(())
+        } else {
+            self.inner.delete_route(route)
+        }
     }
 }

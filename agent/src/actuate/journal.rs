@@ -1,7 +1,6 @@
 //! Baselines on disk: one file for each lease, durable before the first write of its change.
 
-use crate::netlink::nexthops::Nexthop;
-use crate::netlink::routes::Route;
+use crate::netlink::nexthops::GroupMember;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,26 +19,19 @@ pub enum JournalError {
     Locked { path: PathBuf },
 }
 
-/// What stood before a change of one knob.
+/// What undoes the change of one knob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    pub knob: KnobBaseline,
-    /// Next hops, groups and routes that the knob rests on. When a link goes down the kernel deletes
-    /// them and never brings them back, so the baseline is not whole without them.
-    pub nexthops: Vec<Nexthop>,
-    pub route: Option<Route>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum KnobBaseline {
-    /// The route that stood for exactly this prefix; `None`: none did.
-    Route {
+pub enum Entry {
+    /// No route stood for exactly this prefix.
+    Pin {
         dst: std::net::Ipv4Addr,
         prefix_len: u8,
-        was: Option<Route>,
     },
-    Group {
+    /// A group's members as they were, and as Weir set them: only what still is so is undone.
+    Weights {
         group: u32,
+        was: Vec<GroupMember>,
+        set: Vec<GroupMember>,
     },
 }
 

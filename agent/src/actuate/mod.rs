@@ -38,8 +38,8 @@ impl<B: Backend> Actuator<B> {
     /// Returns what had to be restored, in words.
     ///
     /// # Errors
-    /// The directory cannot be had. A baseline that cannot be restored yet (its device is down) is
-    /// no error: it stays journalled and is tried again by [`Actuator::tick`].
+    /// The directory cannot be had. A baseline that the kernel does not take yet is no error: it
+    /// stays journalled and is tried again by [`Actuator::tick`].
     pub fn open(
         state_dir: &Path,
         limits: Limits,
@@ -63,6 +63,21 @@ impl<B: Backend> Actuator<B> {
                 }
             });
         }
+        let kept: Vec<Entry> = actuator
+            .journals
+            .all()
+            .flat_map(|j| j.entries.clone())
+            .collect();
+        match actuator.backend.sweep(&kept) {
+            Ok(removed) => notes.extend(
+                removed
+                    .into_iter()
+                    .map(|route| format!("removed {route}: a pin that no journal knows")),
+            ),
+            Err(error) => notes.push(format!(
+                "pins that no journal knows: not looked for: {error}"
+            )),
+        }
         Ok((actuator, notes))
     }
 
@@ -74,10 +89,7 @@ impl<B: Backend> Actuator<B> {
             self.reports.push(Report {
                 id: grant.id,
                 outcome: Outcome::Refused,
-                reason: format!(
-                    "the baseline of lease {} is not restored yet: a link that it needs is down",
-                    orphan.lease
-                ),
+                reason: format!("the baseline of lease {} is not restored yet", orphan.lease),
             });
             return;
         }
@@ -220,7 +232,7 @@ impl<B: Backend> Actuator<B> {
     }
 
     fn restore(&mut self, journal: &Journal) -> Result<(), Refused> {
-        // One that cannot be restored yet, for a link that is down, keeps none of the others.
+        // One that the kernel does not take keeps none of the others.
         let restored: Vec<_> = journal
             .entries
             .iter()

@@ -14,8 +14,11 @@ const NHA_GROUP_TYPE: u16 = 3;
 const NHA_OIF: u16 = 5;
 const NHA_GATEWAY: u16 = 6;
 
+/// NEXTHOP_GRP_TYPE_MPATH: the group that spreads by weights; the other kind keeps flows in buckets.
+pub const KIND_MULTIPATH: u16 = 0;
+
 /// A next-hop object of the kernel.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nexthop {
     pub id: u32,
     /// rtm_protocol of whoever made it.
@@ -23,7 +26,7 @@ pub struct Nexthop {
     pub body: Body,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
     Hop {
         gateway: Option<Ipv4Addr>,

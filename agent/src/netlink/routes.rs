@@ -1,9 +1,7 @@
 //! Routes: what the kernel would do with a packet, what stands in the main table, and changes to it.
 
-use super::{
-    Attributes, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Netlink, NetlinkError, Request, ipv4,
-    u32_at,
-};
+use super::{Attributes, NLM_F_CREATE, NLM_F_EXCL, Netlink, NetlinkError, Request, ipv4, u32_at};
+use std::fmt;
 use std::net::Ipv4Addr;
 
 const RTM_NEWROUTE: u16 = 24;
@@ -40,16 +38,25 @@ pub struct Lookup {
 }
 
 /// A unicast IPv4 route of the main table.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     pub dst: Ipv4Addr,
     pub prefix_len: u8,
     pub protocol: u8,
-    pub scope: u8,
     /// Next-hop object or group.
     pub nexthop: Option<u32>,
     pub gateway: Option<Ipv4Addr>,
     pub ifindex: Option<u32>,
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.dst, self.prefix_len)?;
+        if let Some(id) = self.nexthop {
+            write!(f, " via next hop {id}")?;
+        }
+        write!(f, " (protocol {})", self.protocol)
+    }
 }
 
 impl Netlink {
@@ -126,14 +133,12 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// Makes a route. With `replace` it takes the place of the one of its prefix, without it the
-    /// prefix must be free.
+    /// Makes a route; its prefix must be free.
     ///
     /// # Errors
     /// [`NetlinkError`].
-    pub fn set_route(&mut self, route: &Route, replace: bool) -> Result<(), NetlinkError> {
-        let flags = NLM_F_CREATE | if replace { NLM_F_REPLACE } else { NLM_F_EXCL };
-        self.change(request(route, RTM_NEWROUTE, flags))
+    pub fn add_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
+        self.change(request(route, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL))
     }
 
     /// Removes exactly this route; true if it was there.
@@ -169,16 +174,7 @@ fn header(prefix_len: u8, protocol: u8, scope: u8, flags: u32) -> [u8; 12] {
 }
 
 fn request(route: &Route, kind: u16, flags: u16) -> Request {
-    let mut header = header(
-        route.prefix_len,
-        route.protocol,
-        if route.nexthop.is_some() {
-            SCOPE_UNIVERSE
-        } else {
-            route.scope
-        },
-        0,
-    );
+    let mut header = header(route.prefix_len, route.protocol, SCOPE_UNIVERSE, 0);
     (header[4], header[7]) = (TABLE_MAIN, TYPE_UNICAST);
     let mut request = Request::new(
         format!("route {}/{}", route.dst, route.prefix_len),
@@ -204,7 +200,6 @@ fn parse(message: &[u8]) -> Option<Route> {
         dst: Ipv4Addr::UNSPECIFIED,
         prefix_len: *message.get(1)?,
         protocol: *message.get(5)?,
-        scope: *message.get(6)?,
         nexthop: None,
         gateway: None,
         ifindex: None,
