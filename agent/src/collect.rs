@@ -4,6 +4,7 @@
 //! its columns are absent, its state says why, the rest goes on.
 
 use crate::bpf::jobs::{self, JobIdentity};
+use crate::bpf::start_time;
 use crate::bpf::{Bpf, BpfOptions, BpfSample, SourceState};
 use crate::config::{Config, excluded};
 use crate::devices::Devices;
@@ -55,6 +56,15 @@ pub struct Extras {
     pub took: Vec<(&'static str, Duration)>,
 }
 
+/// What is known of a process.
+struct Known {
+    /// Ticks since boot; `None` once it is gone.
+    started: Option<u64>,
+    /// Number of the sample in which it was last looked at.
+    sample: u64,
+    identity: Option<JobIdentity>,
+}
+
 /// All sources of this node.
 pub struct Collector {
     pub netlink: Netlink,
@@ -64,7 +74,9 @@ pub struct Collector {
     netdev_error: Option<String>,
     readings: Readings,
     exclude: Vec<String>,
-    jobs: BTreeMap<u32, Option<JobIdentity>>,
+    jobs: BTreeMap<u32, Known>,
+    /// Taken so far.
+    samples: u64,
     owners: BTreeMap<FlowEnds, (Option<u32>, Instant)>,
     /// Processes among which the owners were looked for last.
     owner_pids: Vec<u32>,
@@ -103,6 +115,7 @@ impl Collector {
             readings: Readings::default(),
             exclude: config.ports_exclude.clone(),
             jobs: BTreeMap::new(),
+            samples: 0,
             owners: BTreeMap::new(),
             owner_pids: Vec::new(),
             drop_sums: BTreeMap::new(),
@@ -145,6 +158,7 @@ impl Collector {
     /// Reads everything once.
     pub fn collect(&mut self) -> (Sample, Extras) {
         let started = Instant::now();
+        self.samples += 1;
         let mut sample = Sample {
             at: started.duration_since(self.epoch),
             ..Sample::default()
@@ -281,10 +295,23 @@ impl Collector {
         if self.jobs.len() >= PIDS_MAX {
             self.jobs.clear();
         }
-        self.jobs
-            .entry(pid)
-            .or_insert_with(|| jobs::identify(pid))
-            .clone()
+        let known = self.jobs.get(&pid).filter(|k| k.sample == self.samples);
+        if let Some(known) = known {
+            return known.identity.clone();
+        }
+        // A number that is used again is another process; one that is gone is still who it was.
+        let started = start_time(pid);
+        let identity = match self.jobs.get(&pid) {
+            Some(k) if started.is_none() || k.started == started => k.identity.clone(),
+            Some(_) | None => jobs::identify(pid),
+        };
+        let known = Known {
+            started,
+            sample: self.samples,
+            identity: identity.clone(),
+        };
+        self.jobs.insert(pid, known);
+        identity
     }
 
     fn flows(&mut self, bpf: &BpfSample, sample: &mut Sample) {

@@ -12,7 +12,7 @@ const LISTEN_METRICS: &str = "0.0.0.0:9741";
 /// Why a configuration is refused. Names file, key, value, range and remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read {path}: {source}; give an existing file")]
+    #[error("cannot read {path}: {source}; {}", remedy(source))]
     Read {
         path: PathBuf,
         source: std::io::Error,
@@ -39,6 +39,17 @@ pub enum Role {
     Switch,
 }
 
+fn remedy(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{InvalidData, IsADirectory, PermissionDenied};
+    let known = [
+        (PermissionDenied, "make it readable for this user"),
+        (IsADirectory, "give the file, not its directory"),
+        (InvalidData, "it has to be text in UTF-8"),
+    ];
+    let remedy = known.iter().find(|(kind, _)| *kind == error.kind());
+    remedy.map_or("give an existing file", |(_, text)| text)
+}
+
 /// The file, key by key. Unknown keys are errors.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -54,7 +65,7 @@ pub struct RawConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<PathBuf>,
     pub sample_interval: Option<String>,
-    pub spool_samples: Option<u64>,
+    pub spool_samples: Option<i64>,
     /// Interfaces that are left alone; a trailing * stands for anything.
     pub ports_exclude: Option<Vec<String>>,
     /// Go through every step of a change without writing it.
@@ -151,7 +162,7 @@ struct RawLimits {
 #[serde(deny_unknown_fields, default)]
 struct RawRouteLimits {
     allow: Option<bool>,
-    max_pins: Option<u64>,
+    max_pins: Option<i64>,
     prefixes: Option<Vec<String>>,
     groups: Option<Vec<u32>>,
 }
@@ -205,10 +216,10 @@ impl Checker<'_> {
     fn count(
         &self,
         key: &'static str,
-        value: Option<u64>,
+        value: Option<i64>,
         default: usize,
-        min: u64,
-        max: u64,
+        min: i64,
+        max: i64,
     ) -> Result<usize, ConfigError> {
         let Some(v) = value else { return Ok(default) };
         let valid = usize::try_from(v).ok().filter(|_| (min..=max).contains(&v));
@@ -318,7 +329,7 @@ impl From<&Config> for RawConfig {
             state_dir: Some(config.state_dir.clone()),
             limits: config.limits_file.clone(),
             sample_interval: Some(humantime::format_duration(config.sample_interval).to_string()),
-            spool_samples: Some(config.spool_samples as u64),
+            spool_samples: i64::try_from(config.spool_samples).ok(),
             ports_exclude: Some(config.ports_exclude.clone()),
             dry_run: Some(config.dry_run),
             devices_exclude: Some(config.devices_exclude.clone()),

@@ -31,6 +31,8 @@ use weir_wire::version;
 const LOOK_FOR_JOBS: Duration = Duration::from_millis(500);
 /// Lease reports that wait for a stream.
 const REPORTS_MAX: usize = 256;
+/// Readings that wait for a stream, all samples together: 10 MiB.
+const SPOOL_ROWS_MAX: usize = 50_000;
 /// How long an orderly end of the stream may take when the agent stops.
 const FAREWELL: Duration = Duration::from_millis(500);
 /// A reason that did not change is not logged again.
@@ -79,7 +81,7 @@ async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow
     let mut uplink = config.controller.clone().map(uplink::spawn);
     let mut agent = Agent {
         reports: VecDeque::new(),
-        spool: Spool::new(config.spool_samples),
+        spool: Spool::new(config.spool_samples, SPOOL_ROWS_MAX),
         encoder: FrameEncoder::default(),
         stream: None,
         welcomed: false,
@@ -172,10 +174,12 @@ impl<B: Backend> Agent<B> {
         let sample = Arc::new(sample);
         self.page.sampled(Arc::clone(&sample), extras);
         self.tick_leases();
-        if let Some(dropped) = self.spool.push(sample)
-            && let Some(oldest) = self.spool.oldest_mut()
-        {
-            carry(&dropped, Arc::make_mut(oldest));
+        let rows = sample.rows();
+        self.spool.push(sample, rows);
+        while let Some(dropped) = self.spool.shed() {
+            if let Some(oldest) = self.spool.oldest_mut() {
+                carry(&dropped, Arc::make_mut(oldest));
+            }
         }
         self.tell_inventory();
         self.tell_sources();

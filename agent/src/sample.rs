@@ -94,6 +94,20 @@ pub struct Sample {
     pub flows: BTreeMap<FlowEnds, FlowReading>,
 }
 
+impl Sample {
+    /// What it holds, in pieces of 100 to 200 bytes.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.ports.len() * 2
+            + self.columns.len()
+            + self.resets.len()
+            + self.events.len()
+            + self.collectives.len()
+            + self.running.len()
+            + self.flows.len()
+    }
+}
+
 /// Finds resets and widens narrow counters.
 #[derive(Debug, Default)]
 pub struct Readings {

@@ -90,7 +90,7 @@ impl Api {
             .build();
         Api {
             agent: config.into(),
-            base: base.trim_end_matches('/').to_owned(),
+            base: base_url(base),
         }
     }
 
@@ -128,6 +128,16 @@ impl Api {
         }
         serde_json::from_str(&text)
             .with_context(|| format!("{url} did not answer with JSON; is it a Weir controller?"))
+    }
+}
+
+/// `HOST:PORT` is meant as `http://HOST:PORT`.
+fn base_url(text: &str) -> String {
+    let text = text.trim_end_matches('/');
+    if text.contains("://") {
+        text.to_owned()
+    } else {
+        format!("http://{text}")
     }
 }
 

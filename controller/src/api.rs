@@ -58,8 +58,13 @@ async fn read<T: Serialize + Send + 'static>(
 }
 
 async fn freeze(State(handle): State<Handle>, frozen: bool) -> Response {
-    match handle.event(Event::Freeze { frozen }).await {
-        Ok(()) => Json(json!({ "frozen": frozen })).into_response(),
+    match handle.freeze(frozen).await {
+        Ok(Ok(())) => Json(json!({ "frozen": frozen })).into_response(),
+        Ok(Err(text)) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            Json(json!({ "error": text })),
+        )
+            .into_response(),
         Err(stopped) => unavailable(&stopped),
     }
 }

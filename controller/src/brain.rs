@@ -15,6 +15,9 @@ use weir_wire::v1;
 /// Events of nodes kept for readers; the oldest goes.
 const NODE_EVENTS_MAX: usize = 4096;
 
+/// Bytes of each text of an event.
+const EVENT_TEXT_MAX: usize = 1024;
+
 /// Something that a node's agent saw happen.
 #[derive(Debug, Clone)]
 pub struct NodeEvent {
@@ -171,6 +174,7 @@ impl Brain {
                     self.node_events.pop_front();
                 }
                 let node = node.clone();
+                let event = shortened(event);
                 self.node_events.push_back(NodeEvent {
                     at: now,
                     node,
@@ -210,4 +214,20 @@ impl Brain {
             reason: error.to_string(),
         }
     }
+}
+
+/// The log of a node may say anything; what is kept of it is bounded.
+fn shortened(mut event: v1::Event) -> v1::Event {
+    let v1::Event {
+        source,
+        name,
+        subject,
+        text,
+        action,
+        ..
+    } = &mut event;
+    for part in [source, name, subject, text, action] {
+        part.truncate(part.floor_char_boundary(EVENT_TEXT_MAX));
+    }
+    event
 }

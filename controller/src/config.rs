@@ -5,11 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use weir_controller_core::config::Mode;
+use weir_controller_core::trial::BEFORE_MAX;
 
 /// Why a configuration is refused. Names file, key, value, range and remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read {path}: {source}; give an existing file with --config")]
+    #[error("cannot read {path}: {source}; {}", remedy(source))]
     Read {
         path: PathBuf,
         source: std::io::Error,
@@ -26,6 +27,17 @@ pub enum ConfigError {
         value: String,
         expected: String,
     },
+}
+
+fn remedy(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{InvalidData, IsADirectory, PermissionDenied};
+    let known = [
+        (PermissionDenied, "make it readable for this user"),
+        (IsADirectory, "give the file, not its directory"),
+        (InvalidData, "it has to be text in UTF-8"),
+    ];
+    let remedy = known.iter().find(|(kind, _)| *kind == error.kind());
+    remedy.map_or("give an existing file", |(_, text)| text)
 }
 
 /// The file, key by key. Unknown keys are errors.
@@ -54,9 +66,9 @@ pub struct RawLease {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawTrial {
-    pub iterations_before: Option<u64>,
-    pub iterations_after: Option<u64>,
-    pub changes_max: Option<u64>,
+    pub iterations_before: Option<i64>,
+    pub iterations_after: Option<i64>,
+    pub changes_max: Option<i64>,
     pub keep_ratio: Option<f64>,
     pub cooldown: Option<String>,
     pub hold_timeout: Option<String>,
@@ -69,7 +81,7 @@ pub struct RawHotspot {
     pub utilisation_hot: Option<f64>,
     pub sibling_idle: Option<f64>,
     pub gain_min: Option<f64>,
-    pub incast_senders: Option<u64>,
+    pub incast_senders: Option<i64>,
     pub clear_after: Option<String>,
 }
 
@@ -150,8 +162,8 @@ impl Checker<'_> {
     fn count(
         &self,
         key: &'static str,
-        value: Option<u64>,
-        range: (u64, u64),
+        value: Option<i64>,
+        range: (i64, i64),
         into: &mut usize,
     ) -> Result<(), ConfigError> {
         let Some(v) = value else { return Ok(()) };
@@ -241,7 +253,7 @@ impl RawConfig {
         check.count(
             "trial.iterations_before",
             self.trial.iterations_before,
-            (1, 64),
+            (1, BEFORE_MAX as i64),
             &mut trial.iterations_before,
         )?;
         check.count(

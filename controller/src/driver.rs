@@ -33,7 +33,7 @@ enum Request {
     Connect {
         hello: Box<v1::Hello>,
         out: mpsc::Sender<Outgoing>,
-        reply: oneshot::Sender<Result<u64, String>>,
+        reply: oneshot::Sender<Result<Connected, String>>,
     },
     Message {
         connection: u64,
@@ -45,6 +45,10 @@ enum Request {
         node: String,
     },
     Event(Event),
+    Freeze {
+        frozen: bool,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
     Trial {
         job: JobId,
         pins: Vec<PinChange>,
@@ -64,6 +68,13 @@ pub struct View<'a> {
     pub events_recorded_lost: u64,
 }
 
+/// An accepted agent.
+pub struct Connected {
+    pub connection: u64,
+    /// Fails when the driver has given the agent up.
+    pub given_up: oneshot::Receiver<()>,
+}
+
 /// A way to the driver, for streams and for HTTP.
 #[derive(Clone)]
 pub struct Handle(mpsc::Sender<Request>);
@@ -74,7 +85,7 @@ pub struct Handle(mpsc::Sender<Request>);
 pub struct Stopped;
 
 impl Handle {
-    /// Announces an agent; returns the number of its connection, or why it is refused.
+    /// Announces an agent; says why if it is refused.
     ///
     /// # Errors
     /// The reason, for the agent to log.
@@ -82,7 +93,7 @@ impl Handle {
         &self,
         hello: v1::Hello,
         out: mpsc::Sender<Outgoing>,
-    ) -> Result<u64, String> {
+    ) -> Result<Connected, String> {
         let (reply, answer) = oneshot::channel();
         let request = Request::Connect {
             hello: Box::new(hello),
@@ -132,6 +143,19 @@ impl Handle {
             .map_err(|_| Stopped)
     }
 
+    /// Freezes or unfreezes, durably; says why if it is not.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn freeze(&self, frozen: bool) -> Result<Result<(), String>, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.0
+            .send(Request::Freeze { frozen, reply })
+            .await
+            .map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)
+    }
+
     /// Asks for a trial by hand; gives its lease, or why it was not started.
     ///
     /// # Errors
@@ -176,6 +200,8 @@ struct Connection {
     instance: u64,
     out: mpsc::Sender<Outgoing>,
     last_heard: Duration,
+    /// Dropped with the connection: tells the stream's task.
+    _alive: oneshot::Sender<()>,
 }
 
 /// The driver's state.
@@ -269,11 +295,16 @@ impl Driver {
                     self.event(Event::Lost { node });
                 }
             }
-            Request::Event(event) => {
-                if let Event::Freeze { frozen } = event {
-                    self.keep_frozen(frozen);
+            Request::Event(event) => self.event(event),
+            Request::Freeze { frozen, reply } => {
+                let kept = self.keep_frozen(frozen);
+                // To freeze is safe even if it does not last; to unfreeze what returns is not.
+                if frozen || kept.is_ok() {
+                    self.event(Event::Freeze { frozen });
                 }
-                self.event(event);
+                if reply.send(kept).is_err() {
+                    tracing::debug!("who asked for the freeze went away before its answer");
+                }
             }
             Request::Trial { job, pins, reply } => {
                 self.event(Event::Trial { job, pins });
@@ -297,7 +328,11 @@ impl Driver {
         }
     }
 
-    fn connect(&mut self, hello: v1::Hello, out: mpsc::Sender<Outgoing>) -> Result<u64, String> {
+    fn connect(
+        &mut self,
+        hello: v1::Hello,
+        out: mpsc::Sender<Outgoing>,
+    ) -> Result<Connected, String> {
         let now = self.now();
         let node = hello.node.clone();
         if let Some(other) = self.connections.get(&node) {
@@ -316,6 +351,7 @@ impl Driver {
             self.event(Event::Lost { node: node.clone() });
         }
         self.next_connection += 1;
+        let (alive, given_up) = oneshot::channel();
         tracing::info!(node, version = hello.agent_version, "agent connected");
         self.connections.insert(
             node.clone(),
@@ -324,11 +360,15 @@ impl Driver {
                 instance: hello.instance,
                 out,
                 last_heard: now,
+                _alive: alive,
             },
         );
-        let number = self.next_connection;
+        let connection = self.next_connection;
         self.event(Event::Connected { node, hello });
-        Ok(number)
+        Ok(Connected {
+            connection,
+            given_up,
+        })
     }
 
     fn event(&mut self, event: Event) {
@@ -431,19 +471,30 @@ impl Driver {
     }
 
     /// A freeze must outlive a restart of the controller.
-    fn keep_frozen(&self, frozen: bool) {
-        let result = if frozen {
-            std::fs::write(&self.frozen_file, b"")
+    fn keep_frozen(&self, frozen: bool) -> Result<(), String> {
+        let file = &self.frozen_file;
+        let kept = if frozen {
+            std::fs::File::create(file).and_then(|f| f.sync_all())
         } else {
-            std::fs::remove_file(&self.frozen_file)
-        };
-        match result {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !frozen => {}
-            Err(error) => {
-                tracing::error!(file = %self.frozen_file.display(), "the freeze is not kept over a restart: {error}")
+            match std::fs::remove_file(file) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                other => other,
             }
-        }
+        };
+        let synced = kept.and_then(|()| match file.parent() {
+            Some(directory) => std::fs::File::open(directory)?.sync_all(),
+            None => Ok(()),
+        });
+        synced.map_err(|error| {
+            let file = file.display();
+            let text = if frozen {
+                format!("frozen, but a restart of the controller forgets it: {file}: {error}")
+            } else {
+                format!("still frozen: {file}: {error}")
+            };
+            tracing::error!("{text}");
+            text
+        })
     }
 }
 

@@ -19,6 +19,9 @@ const FLOWS_MAX: usize = 65_536;
 /// A longer interval between two frames is a gap: a mean over it would say nothing.
 const GAP: Duration = Duration::from_secs(60);
 
+/// Bytes of the name of a port, a job or an operation.
+const NAME_BYTES_MAX: usize = 255;
+
 /// Why a stream is closed. Every variant is the agent's fault and names what was wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
@@ -42,6 +45,8 @@ pub enum IngestError {
     Address { port: String, text: String },
     #[error("a second Hello on one stream")]
     SecondHello,
+    #[error("a name of {bytes} bytes begins with {start:?}; {NAME_BYTES_MAX} are allowed")]
+    NameTooLong { start: String, bytes: usize },
     #[error("an empty message")]
     Empty,
 }
@@ -158,6 +163,7 @@ impl Ingest {
                 columns: schema.columns.len(),
             });
         }
+        schema.columns.iter().try_for_each(|c| name(&c.port))?;
         self.schema_epoch = schema.epoch;
         self.columns = schema
             .columns
@@ -345,6 +351,7 @@ impl Ingest {
         if id >= SERIES_MAX {
             return Err(IngestError::SeriesNumber { series: id });
         }
+        name(&job).and_then(|()| name(&op))?;
         self.call_rows.announce(id);
         self.running_rows.announce(id);
         let job = JobId::new(&job);
@@ -363,6 +370,7 @@ impl Ingest {
         if self.flows.len() >= FLOWS_MAX && !self.flows.contains_key(&opened.id) {
             return Err(IngestError::TooManyFlows);
         }
+        name(&opened.job)?;
         self.flow_rows.announce(opened.id);
         let port = |port: u32| {
             u16::try_from(port).map_err(|_| IngestError::FlowPort {
@@ -380,6 +388,16 @@ impl Ingest {
         self.flows.insert(opened.id, (key, job));
         Ok(())
     }
+}
+
+fn name(text: &str) -> Result<(), IngestError> {
+    if text.len() <= NAME_BYTES_MAX {
+        return Ok(());
+    }
+    Err(IngestError::NameTooLong {
+        start: text.chars().take(32).collect(),
+        bytes: text.len(),
+    })
 }
 
 fn outcome_of(state: v1::lease_report::State) -> Option<io::LeaseOutcome> {

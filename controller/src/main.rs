@@ -154,8 +154,24 @@ async fn serve(config: Config, plan: Plan) -> anyhow::Result<()> {
     let state = &config.state_dir;
     std::fs::create_dir_all(state)
         .with_context(|| format!("cannot make state_dir {}", state.display()))?;
+    // One controller for a state directory, which it can write.
+    let lock_path = state.join("lock");
+    let lock = std::fs::File::create(&lock_path).with_context(|| {
+        format!(
+            "cannot write {}; make state_dir writable for the controller or set another",
+            lock_path.display()
+        )
+    })?;
+    if lock.try_lock().is_err() {
+        anyhow::bail!(
+            "state_dir {} belongs to another running controller; give each its own",
+            state.display()
+        );
+    }
     let frozen_file = state.join("frozen");
-    let frozen = frozen_file.exists();
+    let frozen = frozen_file
+        .try_exists()
+        .with_context(|| format!("cannot read {}", frozen_file.display()))?;
     // Seconds since 1970 in the upper half: lease numbers never repeat over restarts.
     let lease_base = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)?

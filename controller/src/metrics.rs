@@ -6,6 +6,7 @@ use crate::driver::View;
 use crate::views;
 use prometheus::{Encoder, GaugeVec, Opts, Registry, TextEncoder};
 use weir_controller_core::hotspot::Class;
+use weir_controller_core::trial::Cause;
 
 /// Prometheus type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +62,7 @@ catalogue! {
     LEASES_LIVE Gauge "weir_leases_live" [] "Leases under which a change may stand.";
     LEASE Gauge "weir_lease_state" ["lease", "job", "state"] "1 for the state of each lease held in memory (at most 256).";
     TRIALS_KEPT Gauge "weir_trials_kept" [] "Changes of the leases in memory that were kept.";
-    TRIALS_ROLLED_BACK Gauge "weir_trials_rolled_back" [] "Changes of the leases in memory that were given back.";
+    TRIALS_ENDED Counter "weir_trials_given_back_total" ["cause"] "Changes given back since the start, by cause.";
 }
 
 /// A series: the metric, its label values, its value.
@@ -213,11 +214,10 @@ fn points(view: &View<'_>) -> Vec<Point> {
             1.0,
         );
     }
-    put(
-        TRIALS_ROLLED_BACK,
-        &[],
-        core.trials().iter().filter(|t| t.rolled_back).count() as f64,
-    );
+    for cause in Cause::ALL {
+        let count = core.given_back(cause);
+        put(TRIALS_ENDED, &[cause.name()], count as f64);
+    }
     put(
         TRIALS_KEPT,
         &[],

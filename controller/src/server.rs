@@ -1,6 +1,6 @@
 //! The gRPC side: one task for each agent's stream, which only moves messages.
 
-use crate::driver::{Handle, MESSAGES_QUEUED_MAX, Outgoing};
+use crate::driver::{Connected, Handle, MESSAGES_QUEUED_MAX, Outgoing};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -62,7 +62,10 @@ impl Fabric for Service {
             .await
             .map_err(|_| Status::unavailable("the stream broke"))?;
         let node = hello.node.clone();
-        let connection = self
+        let Connected {
+            connection,
+            mut given_up,
+        } = self
             .0
             .connect(hello, out.clone())
             .await
@@ -70,9 +73,12 @@ impl Fabric for Service {
         let handle = self.0.clone();
         tokio::spawn(async move {
             loop {
-                // The driver drops its end of the channel when it gives the agent up.
-                match tokio::select! { m = messages.message() => m, () = out.closed() => Ok(None) }
-                {
+                let next = tokio::select! {
+                    message = messages.message() => message,
+                    _ = &mut given_up => Ok(None),
+                    () = out.closed() => Ok(None),
+                };
+                match next {
                     Ok(Some(message)) => {
                         if handle
                             .message(connection, node.clone(), message)

@@ -8,7 +8,7 @@ use weir_controller_core::flows::RATE_AGE_MAX;
 use weir_controller_core::ids::JobId;
 use weir_controller_core::io::Role;
 use weir_controller_core::jobs::{Job, Signature};
-use weir_controller_core::trial::NodeLease;
+use weir_controller_core::trial::{Cause, NodeLease};
 use weir_wire::v1;
 
 #[derive(Debug, Serialize)]
@@ -120,6 +120,8 @@ pub struct LeaseView {
     pub job: String,
     pub state: &'static str,
     pub rolled_back: bool,
+    /// Why it was given back: `slower`, `no_better`, ...; absent while it was not.
+    pub cause: Option<&'static str>,
     pub live: bool,
     pub reason: String,
     pub nodes: Vec<LeaseNodeView>,
@@ -337,7 +339,8 @@ pub fn leases(view: &View<'_>) -> Vec<LeaseView> {
         verdict: t.verdict.clone(),
         job: t.job.to_string(),
         state: t.state.name(),
-        rolled_back: t.rolled_back,
+        rolled_back: t.given_back.is_some(),
+        cause: t.given_back.map(Cause::name),
         live: t.is_live(),
         reason: t.reason.clone(),
         nodes: t

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 use weir_controller::brain::Brain;
-use weir_controller::driver::{Driver, Handle};
+use weir_controller::driver::{Driver, Handle, MESSAGES_QUEUED_MAX};
 use weir_controller::server;
 use weir_controller_core::Config;
 use weir_controller_core::topology::Plan;
@@ -218,7 +218,11 @@ async fn calls_and_flows_that_were_not_announced_close_their_stream() {
         id: SERIES_MAX,
         ..v1::Series::default()
     };
-    let bad: [(v1::Frame, &str); 3] = [
+    let long = v1::Series {
+        job: "j".repeat(5000),
+        ..v1::Series::default()
+    };
+    let bad: [(v1::Frame, &str); 4] = [
         (
             v1::Frame {
                 flows: row.clone(),
@@ -239,6 +243,13 @@ async fn calls_and_flows_that_were_not_announced_close_their_stream() {
                 ..v1::Frame::default()
             },
             "series 4096 is out of range",
+        ),
+        (
+            v1::Frame {
+                series: vec![long],
+                ..v1::Frame::default()
+            },
+            "a name of 5000 bytes",
         ),
     ];
     for (n, (frame, reason)) in (1..).zip(bad) {
@@ -302,4 +313,38 @@ async fn a_second_agent_of_the_same_name_is_refused_and_the_first_stays() {
     );
     first.send(frame(1, &[])).await;
     controller.wait_for_frame().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_leaves_its_messages_is_given_up() {
+    let controller = controller().await;
+    let holding_much = v1::Hello {
+        held_leases: (1..=2 * u64::try_from(MESSAGES_QUEUED_MAX).unwrap()).collect(),
+        ..hello("h1", 1)
+    };
+    let mut agent = controller.open(Body::Hello(holding_much)).await.unwrap();
+    assert!(controller.connected().await.is_empty());
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn a_freeze_that_cannot_be_kept_says_so_and_still_freezes() {
+    let state = tempfile::tempdir().unwrap();
+    let handle = Driver::spawn(
+        Brain::new(Config::default(), Plan::default(), false, 0),
+        None,
+        state.path().join("gone/frozen"),
+    );
+    let frozen = async || handle.read(|v| v.brain.core.is_frozen()).await.unwrap();
+    let error = handle.freeze(true).await.unwrap().unwrap_err();
+    assert!(
+        error.contains("a restart of the controller forgets it"),
+        "{error}"
+    );
+    assert!(frozen().await);
+    std::fs::create_dir(state.path().join("gone")).unwrap();
+    handle.freeze(true).await.unwrap().unwrap();
+    assert!(state.path().join("gone/frozen").exists());
+    handle.freeze(false).await.unwrap().unwrap();
+    assert!(!frozen().await && !state.path().join("gone/frozen").exists());
 }

@@ -14,6 +14,9 @@ use std::{
 /// More connections than this of one namespace are not looked at.
 const SOCKETS_MAX: usize = 65_536;
 
+/// A longer key is cut: the controller refuses names of more than 255 bytes.
+const KEY_BYTES_MAX: usize = 200;
+
 /// A process' place in its job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobIdentity {
@@ -59,7 +62,7 @@ pub fn job_pids() -> Vec<u32> {
 pub fn parse_identity(environ: &[u8]) -> Option<JobIdentity> {
     let env = Environment::parse(environ);
     let job = |source, key: String, rank: &[&str], size: &[&str]| JobIdentity {
-        key,
+        key: shortened(key),
         rank: env.number(rank),
         size: env.number(size),
         source,
@@ -131,6 +134,12 @@ pub fn parse_identity(environ: &[u8]) -> Option<JobIdentity> {
         &["PMI_RANK"],
         &["PMI_SIZE"],
     ))
+}
+
+/// Anybody may set a variable to anything.
+fn shortened(mut key: String) -> String {
+    key.truncate(key.floor_char_boundary(KEY_BYTES_MAX));
+    key
 }
 
 struct Environment<'a>(Vec<(&'a str, &'a str)>);
@@ -271,6 +280,14 @@ mod tests {
             Some(("torch:a:1", Some(2), Some(3))),
         );
         check("MASTER_ADDR= RANK=x", None);
+        check(
+            &format!("MASTER_ADDR={}", "a".repeat(5000)),
+            Some((
+                &format!("torch:{}", "a".repeat(KEY_BYTES_MAX - 6)),
+                None,
+                None,
+            )),
+        );
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub use sample::{
     BpfOptions, BpfSample, Collective, CollectiveOp, Drops, FlowSample, InFlightCall, PortDepth,
     SourceState,
 };
+pub use scan::start_time;
 
 use btf::{Btf, BtfError};
 use collective::Collectives;

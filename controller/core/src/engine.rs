@@ -9,7 +9,7 @@ use crate::io::{Command, Input, LeaseOutcome, NodeSample, PinChange, Role};
 use crate::jobs::Jobs;
 use crate::links::{Interval, Links};
 use crate::topology::{Plan, Topology};
-use crate::trial::{Proposal, State, Trial};
+use crate::trial::{Cause, Proposal, State, Trial};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -41,6 +41,7 @@ pub struct Core {
     jobs: Jobs,
     incidents: Incidents,
     trials: VecDeque<Trial>,
+    given_back: BTreeMap<Cause, u64>,
     frozen: bool,
     next_lease: u64,
     next_tick: Duration,
@@ -60,6 +61,7 @@ impl Core {
             jobs: Jobs::default(),
             incidents: Incidents::default(),
             trials: VecDeque::new(),
+            given_back: BTreeMap::new(),
             frozen,
             next_lease: lease_base,
             next_tick: TICK,
@@ -108,6 +110,7 @@ impl Core {
             Input::LeaseEndRequested { lease } => {
                 for trial in self.trials.iter_mut().filter(|t| t.lease == lease) {
                     trial.roll_back(
+                        Cause::Operator,
                         "ended by an operator".into(),
                         &self.config.trial,
                         now,
@@ -132,6 +135,7 @@ impl Core {
         }
         self.next_tick = now + TICK;
         self.flows.expire(now);
+        self.jobs.expire(now, self.config.trial.job_gone);
         self.detect(now);
         for id in self.incidents.expire(now, self.config.hotspot.clear_after) {
             self.note(&id, "resolved".into());
@@ -327,6 +331,12 @@ impl Core {
                 self.config.trial.iterations_before
             ));
         }
+        if self.trials.len() >= TRIALS_MAX {
+            match self.trials.iter().position(|t| t.state == State::Idle) {
+                Some(over) => self.trials.remove(over),
+                None => return Err(format!("{TRIALS_MAX} leases are held or cooling down")),
+            };
+        }
         self.next_lease += 1;
         let proposal = Proposal {
             lease: self.next_lease,
@@ -343,11 +353,6 @@ impl Core {
             now,
             &mut self.commands,
         );
-        if self.trials.len() >= TRIALS_MAX
-            && let Some(over) = self.trials.iter().position(|t| t.state == State::Idle)
-        {
-            self.trials.remove(over);
-        }
         self.trials.push_back(trial);
         Ok(self.next_lease)
     }
@@ -394,6 +399,7 @@ impl Core {
         if frozen {
             for trial in &mut self.trials {
                 trial.roll_back(
+                    Cause::Frozen,
                     "frozen by an operator".into(),
                     &self.config.trial,
                     now,
@@ -414,6 +420,9 @@ impl Core {
                 now,
                 &mut self.commands,
             );
+            if let Some(cause) = trial.take_end() {
+                *self.given_back.entry(cause).or_default() += 1;
+            }
             if let Some(text) = trial.take_news() {
                 self.incidents.tell(&trial.incident, now, text.clone());
                 self.commands.push_back(Command::Note {
@@ -469,6 +478,12 @@ impl Core {
     #[must_use]
     pub fn trials(&self) -> &VecDeque<Trial> {
         &self.trials
+    }
+
+    /// Changes given back since the start, by cause.
+    #[must_use]
+    pub fn given_back(&self, cause: Cause) -> u64 {
+        self.given_back.get(&cause).copied().unwrap_or(0)
     }
 
     #[must_use]

@@ -344,6 +344,12 @@ impl Jobs {
         }
     }
 
+    /// Forgets jobs that nobody reported for `gone`.
+    pub fn expire(&mut self, now: Duration, gone: Duration) {
+        self.0
+            .retain(|_, job| now.saturating_sub(job.last_seen) < gone);
+    }
+
     fn entry(&mut self, key: &JobId, at: Duration) -> Option<&mut Job> {
         if !self.0.contains_key(key) && self.0.len() >= JOBS_MAX {
             let oldest = self

@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// Iterations before the change that are kept for the comparison.
-const BEFORE_MAX: usize = 8;
+pub const BEFORE_MAX: usize = 8;
 /// Recent iterations on which a kept change is watched.
 const WATCH: usize = 5;
 
@@ -67,6 +67,53 @@ impl State {
     }
 }
 
+/// Why a change was given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// The job became slower.
+    Slower,
+    /// The job did not become faster by enough.
+    NoBetter,
+    /// Too few iterations, or none that can be compared.
+    NotJudged,
+    /// A node did not apply it: refused by its limits, or no answer.
+    NotApplied,
+    /// A node ended it, or was lost.
+    Node,
+    /// The job is over, and with it the reason for the change.
+    JobOver,
+    Operator,
+    Frozen,
+}
+
+impl Cause {
+    pub const ALL: [Cause; 8] = [
+        Cause::Slower,
+        Cause::NoBetter,
+        Cause::NotJudged,
+        Cause::NotApplied,
+        Cause::Node,
+        Cause::JobOver,
+        Cause::Operator,
+        Cause::Frozen,
+    ];
+
+    /// Name in the API and in labels.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Cause::Slower => "slower",
+            Cause::NoBetter => "no_better",
+            Cause::NotJudged => "not_judged",
+            Cause::NotApplied => "not_applied",
+            Cause::Node => "node",
+            Cause::JobOver => "job_over",
+            Cause::Operator => "operator",
+            Cause::Frozen => "frozen",
+        }
+    }
+}
+
 /// What one node said of the lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodeLease {
@@ -88,7 +135,8 @@ pub struct Trial {
     pub state: State,
     /// Why it is in its state, in words.
     pub reason: String,
-    pub rolled_back: bool,
+    /// `None` while it is on trial or kept.
+    pub given_back: Option<Cause>,
     pub signature: Signature,
     pub before_s: Vec<f64>,
     pub after_s: Vec<f64>,
@@ -97,6 +145,7 @@ pub struct Trial {
     pub decided_at: Option<Duration>,
     /// State of which the story was last told.
     told: Option<State>,
+    counted: bool,
     renew_at: Duration,
     cooldown_until: Duration,
 }
@@ -154,7 +203,7 @@ impl Trial {
             nodes: nodes.into_iter().map(|n| (n, NodeLease::Asked)).collect(),
             state: State::Proposed,
             reason: "waiting for the agents to apply it".into(),
-            rolled_back: false,
+            given_back: None,
             signature: proposal.signature,
             before_s,
             after_s: Vec::new(),
@@ -162,6 +211,7 @@ impl Trial {
             applied_at: None,
             decided_at: None,
             told: None,
+            counted: false,
             renew_at: now + limits.ttl / 3,
             cooldown_until: Duration::MAX,
         }
@@ -174,6 +224,13 @@ impl Trial {
             State::Proposed | State::Holding | State::Committed => true,
             State::RolledBack | State::Cooldown | State::Idle => false,
         }
+    }
+
+    /// Why it was given back, once.
+    pub fn take_end(&mut self) -> Option<Cause> {
+        let end = self.given_back.filter(|_| !self.counted);
+        self.counted |= end.is_some();
+        end
     }
 
     /// The state, in words, if it changed since the last call.
@@ -220,11 +277,17 @@ impl Trial {
                 self.reason = "applied; watching the job's iterations".into();
                 self.applied_at = Some(now);
             }
-            (State::Proposed | State::Holding | State::Committed, LeaseOutcome::Refused) => {
-                self.roll_back(format!("{node} refused: {reason}"), limits, now, out)
-            }
+            (State::Proposed | State::Holding | State::Committed, LeaseOutcome::Refused) => self
+                .roll_back(
+                    Cause::NotApplied,
+                    format!("{node} refused: {reason}"),
+                    limits,
+                    now,
+                    out,
+                ),
             (State::Proposed | State::Holding | State::Committed, LeaseOutcome::Ended) => self
                 .roll_back(
+                    Cause::Node,
                     format!("{node} ended the lease: {reason}"),
                     limits,
                     now,
@@ -257,7 +320,13 @@ impl Trial {
         };
         *lease = NodeLease::Over;
         if self.is_live() {
-            self.roll_back(format!("the stream of {node} was lost"), limits, now, out);
+            self.roll_back(
+                Cause::Node,
+                format!("the stream of {node} was lost"),
+                limits,
+                now,
+                out,
+            );
         }
         self.settle(limits, now);
     }
@@ -265,6 +334,7 @@ impl Trial {
     /// Gives the change back.
     pub fn roll_back(
         &mut self,
+        cause: Cause,
         reason: String,
         limits: &Limits,
         now: Duration,
@@ -274,7 +344,7 @@ impl Trial {
             return;
         }
         self.state = State::RolledBack;
-        self.rolled_back = true;
+        self.given_back = Some(cause);
         self.reason = reason;
         self.decided_at = Some(now);
         for (node, lease) in &self.nodes {
@@ -330,6 +400,7 @@ impl Trial {
                     .map(|(n, _)| n.as_str())
                     .collect();
                 self.roll_back(
+                    Cause::NotApplied,
                     format!("no answer from {} in time", missing.join(", ")),
                     limits,
                     now,
@@ -341,6 +412,7 @@ impl Trial {
                 if last_seen.is_none_or(|seen| now.saturating_sub(seen) >= limits.job_gone) =>
             {
                 self.roll_back(
+                    Cause::JobOver,
                     "the job is over; the baseline is restored".into(),
                     limits,
                     now,
@@ -365,6 +437,7 @@ impl Trial {
         if let Some((signature, series)) = job {
             if *signature != self.signature {
                 self.roll_back(
+                    Cause::NotJudged,
                     "the job changed its collective: before and after cannot be compared".into(),
                     limits,
                     now,
@@ -380,7 +453,13 @@ impl Trial {
                 .collect();
         }
         let Some(before) = median(&self.before_s) else {
-            self.roll_back("nothing to compare with".into(), limits, now, out);
+            self.roll_back(
+                Cause::NotJudged,
+                "nothing to compare with".into(),
+                limits,
+                now,
+                out,
+            );
             return;
         };
         let slower = self
@@ -392,6 +471,7 @@ impl Trial {
         if self.after_s.len() >= 2 && slower == 2 {
             let after = median(&self.after_s).unwrap_or(f64::NAN);
             self.roll_back(
+                Cause::Slower,
                 format!("slower: {}", self.signature.comparison(before, after)),
                 limits,
                 now,
@@ -405,10 +485,17 @@ impl Trial {
                 self.decided_at = Some(now);
                 self.reason = format!("faster, kept: {figures}");
             } else {
-                self.roll_back(format!("not faster by enough: {figures}"), limits, now, out);
+                self.roll_back(
+                    Cause::NoBetter,
+                    format!("not faster by enough: {figures}"),
+                    limits,
+                    now,
+                    out,
+                );
             }
         } else if now.saturating_sub(applied_at) >= limits.hold_timeout {
             self.roll_back(
+                Cause::NotJudged,
                 format!(
                     "no judgement: {} iterations in {} s",
                     self.after_s.len(),
@@ -447,6 +534,7 @@ impl Trial {
         });
         if worse {
             self.roll_back(
+                Cause::Slower,
                 "the job became slower than before the change".into(),
                 limits,
                 now,

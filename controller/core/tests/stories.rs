@@ -15,7 +15,7 @@ use weir_controller_core::hotspot::Class;
 use weir_controller_core::ids::{FlowKey, JobId, NodeId, PortId};
 use weir_controller_core::io::{self, Command, Input, LeaseOutcome, NodeSample, PinChange, Role};
 use weir_controller_core::topology::{Cable, Plan};
-use weir_controller_core::trial::State;
+use weir_controller_core::trial::{Cause, State};
 
 const LINK_BPS: f64 = 200e6;
 const SECOND: Duration = Duration::from_secs(1);
@@ -531,7 +531,7 @@ fn a_change_that_makes_the_job_slower_is_rolled_back_within_three_iterations() {
     world.seconds(4);
     let trial = world.core.trials().back().unwrap();
     assert!(
-        trial.rolled_back && trial.reason.contains("slower"),
+        trial.given_back == Some(Cause::Slower) && trial.reason.contains("slower"),
         "{}",
         trial.reason
     );
@@ -560,7 +560,7 @@ fn a_node_that_is_lost_under_a_lease_rolls_the_rest_back() {
     let mut world = colliding();
     world.seconds(4);
     world.input(Input::NodeLost { node: node("l", 2) });
-    assert!(world.core.trials().back().unwrap().rolled_back);
+    assert!(world.core.trials().back().unwrap().given_back.is_some());
     assert!(!world.leases.keys().any(|(n, _)| n.as_str() == "l1"));
 }
 
@@ -572,7 +572,15 @@ fn the_job_s_end_gives_the_change_back() {
     world.flows.clear();
     world.seconds(40);
     assert!(world.leases.is_empty());
-    assert!(world.core.trials().back().unwrap().reason.contains("over"));
+    let trial = world.core.trials().back().unwrap();
+    assert_eq!(trial.given_back, Some(Cause::JobOver));
+    assert!(trial.reason.contains("over"));
+    assert_eq!(world.core.given_back(Cause::JobOver), 1);
+    assert_eq!(
+        world.core.jobs().iter().count(),
+        0,
+        "an ended job is no more shown"
+    );
 }
 
 #[test]
