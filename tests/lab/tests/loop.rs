@@ -12,7 +12,7 @@
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
-use weir_lab::api::{Incident, Lease};
+use weir_lab::api::{Incident, Lease, plain};
 use weir_lab::fabric::Fabric;
 use weir_lab::job::{Job, JobSpec};
 use weir_lab::placement::Placement;
@@ -20,6 +20,7 @@ use weir_lab::plan::{FabricSpec, address_of, ring_pairs};
 use weir_lab::preflight::skipped;
 use weir_lab::snapshot::Snapshot;
 use weir_lab::stack::{READY_DEADLINE, Stack, StackSpec, bin_dir};
+use weir_lab::sys::in_netns;
 use weir_lab::traffic::Traffic;
 
 const BYTES: u32 = 1_200_000;
@@ -125,6 +126,16 @@ impl Scene {
                 .then_some(())
         });
         started.elapsed()
+    }
+
+    /// Runs the operator's command beside the controller; gives its exit code and what it printed.
+    fn weir(&self, args: &[&str]) -> (Option<i32>, String) {
+        let output = in_netns(&self.fabric.namespace("ctl"), || {
+            Ok(Command::new(bin_dir().join("weir")).args(args).output()?)
+        })
+        .unwrap();
+        let printed = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(printed).unwrap())
     }
 
     fn end(mut self) {
@@ -398,7 +409,7 @@ fn a_change_that_makes_the_job_slower_is_rolled_back_within_three_iterations() {
             .jobs
             .first()
             .filter(|j| j.busbw_mbps.is_some())
-            .map(|j| weir_lab::api::plain(&j.key))
+            .map(|j| plain(&j.key))
     };
     let job = wait_for("job", SOON, &scene.stack, || ready(&scene));
     scene.job.wait_for_iterations(12, SOON).unwrap();
@@ -430,11 +441,27 @@ fn a_freeze_returns_to_the_baseline_and_limits_are_the_agents_own() {
         return;
     }
     let scene = Scene::held(Placement::Collision, &spec());
-    scene
-        .stack
-        .http_post("/api/v1/freeze", &serde_json::json!({}))
-        .unwrap();
+    let incident = scene.stack.incidents().unwrap()[0].id.clone();
+    for (args, expected) in [
+        (&["status"][..], "not frozen"),
+        (&["links"], "l1"),
+        (&["incidents"], "ecmp_collision"),
+        (&["explain", &plain(&incident)], "up2"),
+        (&["leases", "--json"], "\"applied_at\""),
+        (&["events"], "nothing happened"),
+        (&["--controller", "127.0.0.1:9743", "freeze"], "frozen"),
+        (&["status"], "FROZEN"),
+    ] {
+        let (code, printed) = scene.weir(args);
+        assert!(
+            code == Some(0) && printed.contains(expected),
+            "weir {args:?}: {code:?}\n{printed}"
+        );
+    }
     scene.wait_for_baseline(TTL * 4);
+    let lease = scene.stack.http_get("/api/v1/leases").unwrap();
+    let lease = lease.as_array().unwrap().last().unwrap().clone();
+    assert_eq!(lease["cause"], "frozen", "{lease}");
     let leases = scene.stack.leases().unwrap().len();
     thread::sleep(Duration::from_secs(8));
     assert_eq!(
@@ -447,6 +474,12 @@ fn a_freeze_returns_to_the_baseline_and_limits_are_the_agents_own() {
     let refused = scene.stack.http_post("/api/v1/trials", &asked);
     let refused = format!("{:#}", refused.unwrap_err());
     assert!(refused.contains("frozen"), "{refused}");
+    assert_eq!(scene.weir(&["unfreeze"]).0, Some(0));
+    let (code, printed) = scene.weir(&["explain", "none-such"]);
+    assert!(
+        code == Some(1) && printed.contains("no incident none-such"),
+        "{code:?} {printed}"
+    );
     scene.end();
 
     let forbidding = StackSpec {
