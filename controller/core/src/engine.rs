@@ -104,7 +104,7 @@ impl Core {
             Input::FreezeSet { frozen } => self.freeze(frozen, now),
             Input::TrialRequested { job, pins } => {
                 let verdict = "asked for by an operator".to_owned();
-                let outcome = self.propose(&job, pins, String::new(), verdict, now);
+                let outcome = self.propose(&job, pins, (String::new(), verdict), None, now);
                 self.commands.push_back(Command::AnswerTrial { outcome });
             }
             Input::LeaseEndRequested { lease } => {
@@ -250,6 +250,8 @@ impl Core {
             verdict.plan.clone(),
             describe(&verdict),
         );
+        let window = self.config.hotspot.window;
+        let since = self.links.hot_since(&verdict.entity, window);
         let (id, new) = self.incidents.judged(verdict, now);
         if new {
             self.note(&id, text.clone());
@@ -263,7 +265,7 @@ impl Core {
             return;
         }
         let Some(job) = job else { return };
-        let told = match self.propose(&job, plan, id.clone(), text, now) {
+        let told = match self.propose(&job, plan, (id.clone(), text), since, now) {
             Ok(_) => "a change is on trial".into(),
             Err(reason) => format!("nothing is tried: {reason}"),
         };
@@ -271,12 +273,15 @@ impl Core {
     }
 
     /// Starts a trial and gives its lease, unless something forbids it; says what.
+    ///
+    /// It is compared with the job's iterations `since` the link became hot: those before it were
+    /// not held back.
     fn propose(
         &mut self,
         job: &JobId,
         pins: Vec<PinChange>,
-        incident: String,
-        verdict: String,
+        (incident, verdict): (String, String),
+        since: Option<Duration>,
         now: Duration,
     ) -> Result<u64, String> {
         if self.frozen {
@@ -324,10 +329,14 @@ impl Core {
         let Some((signature, series)) = self.jobs.get(job).and_then(|j| j.series(now)) else {
             return Err(format!("no iterations of job {job} are seen"));
         };
-        if series.len() < self.config.trial.iterations_before {
+        let held_back = series
+            .iter()
+            .filter(|i| since.is_none_or(|since| i.started >= since));
+        let before_s: Vec<f64> = held_back.map(|i| i.seconds).collect();
+        if before_s.len() < self.config.trial.iterations_before {
             return Err(format!(
                 "{} of {} iterations seen",
-                series.len(),
+                before_s.len(),
                 self.config.trial.iterations_before
             ));
         }
@@ -345,14 +354,9 @@ impl Core {
             job: job.clone(),
             pins,
             signature,
+            before_s,
         };
-        let trial = Trial::propose(
-            proposal,
-            series,
-            &self.config.trial,
-            now,
-            &mut self.commands,
-        );
+        let trial = Trial::propose(proposal, &self.config.trial, now, &mut self.commands);
         self.trials.push_back(trial);
         Ok(self.next_lease)
     }

@@ -118,6 +118,25 @@ impl Links {
         newest && last.by_ref().filter(|h| *h).count() >= n
     }
 
+    /// Since when a link is hot, with fewer than `window` other intervals between hot ones; `None` if
+    /// it is not. Goes back as far as the history is kept.
+    #[must_use]
+    pub fn hot_since(&self, port: &PortId, window: usize) -> Option<Duration> {
+        let (mut since, mut cold, mut newer_is_hot) = (None, 0, false);
+        for sample in self.history(port).rev() {
+            // An interval begins where the one before it ends.
+            if newer_is_hot || (sample.hot && since.is_none()) {
+                since = Some(sample.at);
+            }
+            newer_is_hot = sample.hot;
+            cold = if sample.hot { 0 } else { cold + 1 };
+            if cold >= window {
+                break;
+            }
+        }
+        since
+    }
+
     /// Links with at least one interval, in order.
     pub fn ports(&self) -> impl Iterator<Item = &PortId> {
         self.samples.keys()
@@ -178,6 +197,29 @@ mod tests {
         // 37.5 % of the second's capacity, sent in the 40 % of it that a collective ran.
         assert!(sampled(9_375_000, 0.4, 100_000).hot);
         assert!(!sampled(9_375_000, 1.0, 100_000).hot);
+    }
+
+    #[test]
+    fn a_link_is_hot_since_the_interval_before_the_first_hot_one_ended() {
+        let port = PortId::new(&NodeId::new("l1"), "up1");
+        let since = |hot: &[u8]| {
+            let sample = |(n, hot): (u64, &u8)| LinkSample {
+                at: Duration::from_secs(n),
+                hot: *hot == 1,
+                ..sampled(0, 1.0, 0)
+            };
+            let samples = (1..).zip(hot).map(sample).collect();
+            let links = Links {
+                samples: [(port.clone(), samples)].into(),
+                refused: 0,
+            };
+            links.hot_since(&port, 3).map(|since| since.as_secs())
+        };
+        assert_eq!(since(&[0, 0, 0]), None);
+        assert_eq!(since(&[1]), Some(1));
+        assert_eq!(since(&[0, 0, 1, 1]), Some(2));
+        assert_eq!(since(&[0, 0, 1, 0, 0, 1, 0]), Some(2));
+        assert_eq!(since(&[1, 0, 0, 0, 1, 1]), Some(4));
     }
 
     #[test]

@@ -159,6 +159,8 @@ pub struct Proposal {
     pub job: JobId,
     pub pins: Vec<PinChange>,
     pub signature: Signature,
+    /// Seconds of the iterations to compare with, oldest first.
+    pub before_s: Vec<f64>,
 }
 
 impl Trial {
@@ -166,7 +168,6 @@ impl Trial {
     #[must_use]
     pub fn propose(
         proposal: Proposal,
-        series: &VecDeque<Iteration>,
         limits: &Limits,
         now: Duration,
         out: &mut VecDeque<Command>,
@@ -187,13 +188,8 @@ impl Trial {
                     .collect(),
             });
         }
-        let mut before_s: Vec<f64> = series
-            .iter()
-            .rev()
-            .take(BEFORE_MAX)
-            .map(|i| i.seconds)
-            .collect();
-        before_s.reverse();
+        let mut before_s = proposal.before_s;
+        before_s.drain(..before_s.len().saturating_sub(BEFORE_MAX));
         Trial {
             lease: proposal.lease,
             incident: proposal.incident,

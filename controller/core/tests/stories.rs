@@ -507,6 +507,33 @@ fn a_balanced_ring_gives_no_verdict_for_an_hour() {
     assert_eq!((world.classes(), world.grants()), (vec![], 0));
 }
 
+/// The iterations of the good time must not be what the change is compared with.
+#[test]
+fn a_collision_that_comes_after_a_good_time_is_rerouted_and_kept() {
+    let mut world = World::new(Mode::Act);
+    world.job = Some(JobId::new("train"));
+    world.iteration = |load| 0.5 * (load / LINK_BPS).max(1.0);
+    world.flows = World::ring(&INTERLEAVED, 85e6);
+    let apart = [(2, 2), (2, 4), (1, 2), (1, 4)].map(|(l, h)| (3 - l, address(l, h)));
+    for at in apart {
+        world.spine.insert(at, 2);
+    }
+    world.seconds(60);
+    assert_eq!((world.classes(), world.grants()), (vec![], 0));
+    for (leaf, dst) in apart {
+        world.spine.insert((leaf, dst), 1);
+        world.routes_changed(&node("l", leaf));
+    }
+    world.seconds(15);
+    let trial = world.core.trials().back().unwrap();
+    assert_eq!(trial.state, State::Committed, "{}", trial.reason);
+    assert!(
+        trial.before_s.iter().all(|s| *s > 0.8),
+        "{:?}",
+        trial.before_s
+    );
+}
+
 #[test]
 fn a_change_that_makes_the_job_slower_is_rolled_back_within_three_iterations() {
     let mut world = World::new(Mode::Act);
