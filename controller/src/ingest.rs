@@ -22,6 +22,16 @@ const GAP: Duration = Duration::from_secs(60);
 /// Bytes of the name of a port, a job or an operation.
 const NAME_BYTES_MAX: usize = 255;
 
+/// Signals of a port that the core looks at.
+const WATCHED: [Signal; 6] = [
+    Signal::TxBytes,
+    Signal::QueueBytes,
+    Signal::QueueBytesMax,
+    Signal::QueueDrops,
+    Signal::EcnMarkedTx,
+    Signal::LinkUp,
+];
+
 /// Why a stream is closed. Every variant is the agent's fault and names what was wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
@@ -67,9 +77,11 @@ pub enum Ingested {
 pub struct Ingest {
     node: NodeId,
     schema_epoch: u32,
-    columns: Vec<(Arc<str>, Option<Signal>)>,
+    /// Ports of the schema, in order.
+    ports: Vec<Arc<str>>,
+    /// The columns that the core looks at, by port.
+    watched: Vec<Watched>,
     state: Columns,
-    last_values: BTreeMap<(Arc<str>, Signal), u64>,
     last_seq: Option<u64>,
     last_at: Option<Duration>,
     in_sync: bool,
@@ -80,6 +92,17 @@ pub struct Ingest {
     running_rows: RunningRows,
     /// Values decoded so far, for the bytes-per-sample figure.
     pub samples: u64,
+}
+
+/// A column that the core looks at.
+#[derive(Debug)]
+struct Watched {
+    column: usize,
+    /// Index in `ports`.
+    port: usize,
+    signal: Signal,
+    /// Last value of a counter.
+    last: Option<u64>,
 }
 
 /// What the calls of one process have in common.
@@ -98,9 +121,9 @@ impl Ingest {
         let mut ingest = Ingest {
             node: NodeId::new(&hello.node),
             schema_epoch: 0,
-            columns: Vec::new(),
+            ports: Vec::new(),
+            watched: Vec::new(),
             state: Columns::default(),
-            last_values: BTreeMap::new(),
             last_seq: None,
             last_at: None,
             in_sync: false,
@@ -165,20 +188,36 @@ impl Ingest {
         }
         schema.columns.iter().try_for_each(|c| name(&c.port))?;
         self.schema_epoch = schema.epoch;
-        self.columns = schema
-            .columns
+        // The core looks at ports as a whole; the rest is there for later.
+        let whole_ports = schema.columns.iter().enumerate().filter_map(|(n, c)| {
+            let signal = Signal::from_number(c.signal).filter(|s| WATCHED.contains(s))?;
+            let whole = c.entity() == v1::Entity::Port && c.index.is_none() && !c.port.is_empty();
+            whole.then_some((n, c.port.as_str(), signal))
+        });
+        let whole_ports: Vec<(usize, &str, Signal)> = whole_ports.collect();
+        let names: BTreeSet<&str> = whole_ports.iter().map(|(_, port, _)| *port).collect();
+        let names: Vec<&str> = names.into_iter().collect();
+        let before: BTreeMap<(Arc<str>, Signal), u64> = self
+            .watched
             .iter()
-            .map(|c| {
-                // The core looks at ports as a whole; the rest is there for later.
-                let whole_port = c.entity() == v1::Entity::Port && c.index.is_none();
-                let signal = Signal::from_number(c.signal).filter(|_| whole_port);
-                (c.port.as_str().into(), signal)
+            .filter_map(|w| Some(((self.ports[w.port].clone(), w.signal), w.last?)))
+            .collect();
+        self.ports = names.iter().map(|name| Arc::from(*name)).collect();
+        self.watched = whole_ports
+            .into_iter()
+            .filter_map(|(column, port, signal)| {
+                let port = names.binary_search(&port).ok()?;
+                let last = before.get(&(self.ports[port].clone(), signal)).copied();
+                Some(Watched {
+                    column,
+                    port,
+                    signal,
+                    last,
+                })
             })
             .collect();
-        self.state = Columns::new(self.columns.len());
+        self.state = Columns::new(schema.columns.len());
         self.in_sync = false;
-        let ports: BTreeSet<&Arc<str>> = self.columns.iter().map(|(port, _)| port).collect();
-        self.last_values.retain(|(port, _), _| ports.contains(port));
         Ok(())
     }
 
@@ -210,14 +249,14 @@ impl Ingest {
         }
         let body = |part| move |source| IngestError::Body { part, seq, source };
         self.state.decode(&frame.columns).map_err(body("columns"))?;
-        self.samples += self.columns.len() as u64;
+        self.samples += self.state.values().len() as u64;
         let at = Duration::from_micros(frame.at_us);
         let elapsed = self
             .last_at
             .and_then(|last| at.checked_sub(last))
             .filter(|e| !e.is_zero() && *e <= GAP);
         self.last_at = Some(at);
-        let ports = self.ports(&frame.resets);
+        let ports = self.port_samples(&frame.resets);
         for series in frame.series {
             self.announce_series(series)?;
         }
@@ -288,44 +327,34 @@ impl Ingest {
     }
 
     /// The newest value or difference of every port's signals.
-    fn ports(&mut self, resets: &[u32]) -> Vec<io::PortSample> {
-        let mut ports: BTreeMap<Arc<str>, io::PortSample> = BTreeMap::new();
-        for (column, ((port, signal), value)) in
-            self.columns.iter().zip(self.state.values()).enumerate()
-        {
-            let (Some(signal), false) = (signal, port.is_empty()) else {
-                continue;
-            };
-            let sample = ports.entry(port.clone()).or_insert_with(|| io::PortSample {
-                port: port.clone(),
-                tx_bytes: None,
-                queue_bytes_max: None,
-                drops: None,
-                ecn_marked: None,
-                up: None,
-            });
-            let was_reset = resets.iter().any(|r| usize::try_from(*r) == Ok(column));
-            let delta = match signal.kind() {
-                Kind::Gauge => *value,
+    fn port_samples(&mut self, resets: &[u32]) -> Vec<io::PortSample> {
+        let empty = |port: &Arc<str>| io::PortSample {
+            port: port.clone(),
+            tx_bytes: None,
+            queue_bytes_max: None,
+            drops: None,
+            ecn_marked: None,
+            up: None,
+        };
+        let mut samples: Vec<io::PortSample> = self.ports.iter().map(empty).collect();
+        let resets: BTreeSet<usize> = resets
+            .iter()
+            .filter_map(|r| usize::try_from(*r).ok())
+            .collect();
+        for watched in &mut self.watched {
+            let value = self.state.values()[watched.column];
+            let delta = match watched.signal.kind() {
+                Kind::Gauge => value,
                 Kind::Counter => {
-                    let key = (port.clone(), *signal);
-                    let last = match value {
-                        Some(v) => self.last_values.insert(key, *v),
-                        None => self.last_values.remove(&key),
-                    };
+                    let last = std::mem::replace(&mut watched.last, value);
                     // A counter that fell without a word is treated as a reset: a gap, never a spike.
-                    if was_reset {
-                        None
-                    } else {
-                        last.zip(*value).and_then(|(last, v)| v.checked_sub(last))
-                    }
+                    let rise = last.zip(value).and_then(|(last, v)| v.checked_sub(last));
+                    rise.filter(|_| !resets.contains(&watched.column))
                 }
             };
-            #[expect(
-                clippy::wildcard_enum_match_arm,
-                reason = "the core looks at a few of the signals"
-            )]
-            match signal {
+            let sample = &mut samples[watched.port];
+            #[expect(clippy::wildcard_enum_match_arm, reason = "no other signal is watched")]
+            match watched.signal {
                 Signal::TxBytes => sample.tx_bytes = delta,
                 Signal::QueueBytes | Signal::QueueBytesMax => {
                     sample.queue_bytes_max = sample.queue_bytes_max.max(delta)
@@ -336,7 +365,7 @@ impl Ingest {
                 _ => {}
             }
         }
-        ports.into_values().collect()
+        samples
     }
 
     fn announce_series(&mut self, series: v1::Series) -> Result<(), IngestError> {

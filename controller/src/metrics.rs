@@ -5,6 +5,7 @@
 use crate::driver::View;
 use crate::views;
 use prometheus::{Encoder, GaugeVec, Opts, Registry, TextEncoder};
+use std::collections::BTreeMap;
 use weir_controller_core::hotspot::Class;
 use weir_controller_core::trial::Cause;
 
@@ -78,10 +79,13 @@ struct Point {
 /// The catalogue contradicts itself (a test keeps that from happening).
 pub fn render(view: &View<'_>) -> prometheus::Result<String> {
     let registry = Registry::new();
-    let points = points(view);
+    let mut points: BTreeMap<&str, Vec<Point>> = BTreeMap::new();
+    for point in all_points(view) {
+        points.entry(point.metric).or_default().push(point);
+    }
     for metric in CATALOGUE {
         let vector = GaugeVec::new(Opts::new(metric.name, metric.help), metric.labels)?;
-        for point in points.iter().filter(|p| p.metric == metric.name) {
+        for point in points.get(metric.name).into_iter().flatten() {
             let labels: Vec<&str> = point.labels.iter().map(String::as_str).collect();
             vector
                 .get_metric_with_label_values(&labels)?
@@ -114,7 +118,7 @@ fn as_counter(family: &mut prometheus::proto::MetricFamily) {
     }
 }
 
-fn points(view: &View<'_>) -> Vec<Point> {
+fn all_points(view: &View<'_>) -> Vec<Point> {
     let core = &view.brain.core;
     let mut points = Vec::new();
     let mut put = |metric: Metric, labels: &[&str], value: f64| {
@@ -136,7 +140,6 @@ fn points(view: &View<'_>) -> Vec<Point> {
     put(REFUSED, &[], view.brain.frames_refused as f64);
     put(TWICE, &[], view.agents_refused as f64);
     put(RECORD_LOST, &[], view.events_recorded_lost as f64);
-    put(TABLE_FULL, &["links"], core.links().refused() as f64);
     put(TABLE_FULL, &["flows"], core.flows().refused() as f64);
     let status = views::status(view);
     put(FINDINGS, &[], status.findings.len() as f64);

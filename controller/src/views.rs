@@ -8,6 +8,7 @@ use weir_controller_core::flows::RATE_AGE_MAX;
 use weir_controller_core::ids::JobId;
 use weir_controller_core::io::Role;
 use weir_controller_core::jobs::{Job, Signature};
+use weir_controller_core::links::LinkSample;
 use weir_controller_core::trial::{Cause, NodeLease};
 use weir_wire::v1;
 
@@ -267,18 +268,19 @@ pub fn links(view: &View<'_>) -> Vec<LinkView> {
         &weir_controller_core::ids::PortId,
         &weir_controller_core::ids::PortId,
     )| {
-        let sample = core.links().newest(port, view.now, RATE_AGE_MAX);
+        let ix = core.topology().link(port);
+        let sample = ix.and_then(|ix| core.links().newest(ix, view.now, RATE_AGE_MAX));
         LinkView {
             id: format!("{port}->{peer}"),
             node: port.node.to_string(),
             port: port.port.to_string(),
             peer: peer.to_string(),
             capacity_bps: core.topology().capacity_bps(port),
-            tx_bps: sample.map(|s| s.tx_bps),
-            utilisation: sample.and_then(|s| s.utilisation),
-            utilisation_busy: sample.and_then(|s| s.utilisation_busy),
-            queue_bytes: sample.and_then(|s| s.queue_bytes_max),
-            drops_per_s: sample.and_then(|s| s.drops_per_s),
+            tx_bps: sample.map(|s| s.tx_bps.into()),
+            utilisation: sample.and_then(LinkSample::utilisation),
+            utilisation_busy: sample.and_then(LinkSample::utilisation_busy),
+            queue_bytes: sample.and_then(LinkSample::queue_bytes_max),
+            drops_per_s: sample.and_then(LinkSample::drops_per_s),
             hot: sample.is_some_and(|s| s.hot),
         }
     };
@@ -317,12 +319,14 @@ pub fn incidents(view: &View<'_>) -> Vec<IncidentView> {
         opened_at: date(view, i.opened_at),
         resolved_at: i.resolved_at.map(|at| date(view, at)),
         series: core
-            .links()
-            .history(&i.verdict.entity)
+            .topology()
+            .link(&i.verdict.entity)
+            .into_iter()
+            .flat_map(|link| core.links().history(link))
             .map(|s| SampleView {
                 at: date(view, s.at),
-                utilisation: s.utilisation,
-                queue_bytes: s.queue_bytes_max,
+                utilisation: s.utilisation(),
+                queue_bytes: s.queue_bytes_max(),
                 hot: s.hot,
             })
             .collect(),

@@ -3,7 +3,7 @@
 use crate::config::{Config, Mode};
 use crate::flows::Flows;
 use crate::hotspot::{self, Verdict};
-use crate::ids::{JobId, NodeId, PortId};
+use crate::ids::{JobId, NodeId};
 use crate::incident::Incidents;
 use crate::io::{Command, Input, LeaseOutcome, NodeSample, PinChange, Role};
 use crate::jobs::Jobs;
@@ -16,6 +16,8 @@ use std::time::Duration;
 /// The core looks at everything this often: four times in a sample interval, so that a verdict
 /// waits for no more than a quarter of one.
 const TICK: Duration = Duration::from_millis(250);
+/// The graph is built again at most this often: a tenth of the time that it takes.
+const REFRESH_PER_LINK: Duration = Duration::from_micros(20);
 /// Nodes held at once.
 const NODES_MAX: usize = 16_384;
 /// Trials kept, the oldest that is over goes first.
@@ -45,6 +47,7 @@ pub struct Core {
     frozen: bool,
     next_lease: u64,
     next_tick: Duration,
+    next_refresh: Duration,
     commands: VecDeque<Command>,
 }
 
@@ -65,6 +68,7 @@ impl Core {
             frozen,
             next_lease: lease_base,
             next_tick: TICK,
+            next_refresh: Duration::ZERO,
             commands: VecDeque::new(),
         }
     }
@@ -134,6 +138,10 @@ impl Core {
             return;
         }
         self.next_tick = now + TICK;
+        if now >= self.next_refresh && self.topology.refresh() {
+            let links = u32::try_from(self.topology.links_held()).unwrap_or(u32::MAX);
+            self.next_refresh = now + REFRESH_PER_LINK * links;
+        }
         self.flows.expire(now);
         self.jobs.expire(now, self.config.trial.job_gone);
         self.detect(now);
@@ -207,14 +215,13 @@ impl Core {
             elapsed,
             busy,
         };
+        let links = self.topology.links_of(node);
         for port in &sample.ports {
-            let id = PortId {
-                node: node.clone(),
-                port: port.port.clone(),
-            };
-            if self.topology.peer(&id).is_some() {
+            if let Ok(n) = links.binary_search_by(|(name, _)| name.cmp(&port.port)) {
+                let link = links[n].1;
+                let capacity = self.topology.capacity_of(link);
                 self.links
-                    .sampled(&id, port, &interval, &self.topology, &self.config.hotspot);
+                    .sampled(link, port, &interval, capacity, &self.config.hotspot);
             }
         }
         for flow in &sample.flows {
@@ -251,7 +258,8 @@ impl Core {
             describe(&verdict),
         );
         let window = self.config.hotspot.window;
-        let since = self.links.hot_since(&verdict.entity, window);
+        let link = self.topology.link(&verdict.entity);
+        let since = link.and_then(|l| self.links.hot_since(l, window));
         let (id, new) = self.incidents.judged(verdict, now);
         if new {
             self.note(&id, text.clone());

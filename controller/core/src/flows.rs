@@ -34,14 +34,22 @@ pub struct Flow {
     pub delivered_ce: u64,
 }
 
-type HopKey = (NodeId, Arc<str>, FlowKey);
+/// Where a node sends a flow that comes in by a port.
+#[derive(Debug, Clone, PartialEq)]
+struct Hop {
+    node: NodeId,
+    in_port: Arc<str>,
+    answer: Answer,
+}
 
 #[derive(Debug, Clone, PartialEq)]
-enum Hop {
+enum Answer {
     Asked(Duration),
     Known {
         out_port: Option<Arc<str>>,
         group: Option<u32>,
+        /// Of the node's routes; an older one is no answer any more.
+        epoch: u64,
     },
 }
 
@@ -65,8 +73,12 @@ pub struct Path {
 #[derive(Debug, Clone, Default)]
 pub struct Flows {
     flows: BTreeMap<FlowKey, Flow>,
-    hops: BTreeMap<HopKey, Hop>,
-    wanted: BTreeSet<HopKey>,
+    /// By flow: a handful each.
+    hops: BTreeMap<FlowKey, Vec<Hop>>,
+    hops_held: usize,
+    /// How often each node's routes changed.
+    epochs: BTreeMap<NodeId, u64>,
+    wanted: BTreeSet<(NodeId, Arc<str>, FlowKey)>,
     refused: u64,
 }
 
@@ -98,25 +110,63 @@ impl Flows {
 
     pub fn closed(&mut self, key: &FlowKey) {
         self.flows.remove(key);
-        self.hops.retain(|(_, _, k), _| k != key);
+        self.hops_held -= self.hops.remove(key).map_or(0, |hops| hops.len());
     }
 
     pub fn resolved(&mut self, node: &NodeId, hop: ResolvedHop) {
-        let key = (node.clone(), hop.in_port, hop.key);
-        if self.hops.contains_key(&key) || self.hops.len() < HOPS_MAX {
-            self.hops.insert(
-                key,
-                Hop::Known {
-                    out_port: hop.out_port,
-                    group: hop.group,
-                },
-            );
+        let answer = Answer::Known {
+            out_port: hop.out_port,
+            group: hop.group,
+            epoch: self.epoch(node),
+        };
+        self.note(node, &hop.in_port, &hop.key, answer);
+    }
+
+    /// Takes the hops of a node as unknown from now on.
+    pub fn routes_changed(&mut self, node: &NodeId) {
+        match self.epochs.get_mut(node) {
+            Some(epoch) => *epoch += 1,
+            None => {
+                self.epochs.insert(node.clone(), 1);
+            }
         }
     }
 
-    /// Forgets the hops of a node whose routes changed.
-    pub fn routes_changed(&mut self, node: &NodeId) {
-        self.hops.retain(|(n, _, _), _| n != node);
+    fn epoch(&self, node: &NodeId) -> u64 {
+        self.epochs.get(node).copied().unwrap_or(0)
+    }
+
+    /// What is known of a hop, or since when it was asked for.
+    fn answer(&self, node: &NodeId, in_port: &str, key: &FlowKey) -> Option<&Answer> {
+        let mut hops = self.hops.get(key)?.iter();
+        let hop = hops.find(|h| h.node == *node && *h.in_port == *in_port)?;
+        match &hop.answer {
+            Answer::Known { epoch, .. } if *epoch != self.epoch(node) => None,
+            answer @ (Answer::Asked(_) | Answer::Known { .. }) => Some(answer),
+        }
+    }
+
+    fn note(&mut self, node: &NodeId, in_port: &Arc<str>, key: &FlowKey, answer: Answer) {
+        // It may have ended while its path was asked for.
+        if !self.flows.contains_key(key) {
+            return;
+        }
+        let hops = self.hops.entry(*key).or_default();
+        let known = hops
+            .iter_mut()
+            .find(|h| h.node == *node && h.in_port == *in_port);
+        match known {
+            Some(hop) => hop.answer = answer,
+            None if self.hops_held < HOPS_MAX => {
+                self.hops_held += 1;
+                hops.push(Hop {
+                    node: node.clone(),
+                    in_port: in_port.clone(),
+                    answer,
+                });
+            }
+            None => {}
+        }
     }
 
     /// Drops flows that were not reported for a minute: their agent or they are gone.
@@ -164,11 +214,11 @@ impl Flows {
             if entry.node == target {
                 return Some(path);
             }
-            let hop_key = (entry.node.clone(), entry.port.clone(), *key);
-            match self.hops.get(&hop_key) {
-                Some(Hop::Known {
+            match self.answer(&entry.node, &entry.port, key) {
+                Some(Answer::Known {
                     out_port: Some(out),
                     group,
+                    ..
                 }) => {
                     if let Some(group) = group {
                         path.choices.push(Choice {
@@ -182,9 +232,10 @@ impl Flows {
                         port: out.clone(),
                     });
                 }
-                Some(Hop::Known { out_port: None, .. }) => return None,
-                Some(Hop::Asked(_)) | None => {
-                    self.wanted.insert(hop_key);
+                Some(Answer::Known { out_port: None, .. }) => return None,
+                Some(Answer::Asked(_)) | None => {
+                    let question = (entry.node.clone(), entry.port.clone(), *key);
+                    self.wanted.insert(question);
                     return None;
                 }
             }
@@ -196,18 +247,14 @@ impl Flows {
     pub fn take_questions(&mut self, now: Duration) -> BTreeMap<NodeId, Vec<(FlowKey, Arc<str>)>> {
         let mut questions: BTreeMap<NodeId, Vec<(FlowKey, Arc<str>)>> = BTreeMap::new();
         for (node, in_port, key) in std::mem::take(&mut self.wanted) {
-            let hop_key = (node, in_port, key);
-            let asked = match self.hops.get(&hop_key) {
-                Some(Hop::Asked(at)) => now.saturating_sub(*at) < ASK_AGAIN,
-                Some(Hop::Known { .. }) => true,
-                None => self.hops.len() >= HOPS_MAX,
+            let asked = match self.answer(&node, &in_port, &key) {
+                Some(Answer::Asked(at)) => now.saturating_sub(*at) < ASK_AGAIN,
+                Some(Answer::Known { .. }) => true,
+                None => self.hops_held >= HOPS_MAX,
             };
             if !asked {
-                questions
-                    .entry(hop_key.0.clone())
-                    .or_default()
-                    .push((key, hop_key.1.clone()));
-                self.hops.insert(hop_key, Hop::Asked(now));
+                self.note(&node, &in_port, &key, Answer::Asked(now));
+                questions.entry(node).or_default().push((key, in_port));
             }
         }
         questions

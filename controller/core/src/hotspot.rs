@@ -22,7 +22,7 @@ use crate::config::Hotspot;
 use crate::flows::{Flows, Path, RATE_AGE_MAX};
 use crate::ids::{FlowKey, JobId, PortId};
 use crate::io::PinChange;
-use crate::links::Links;
+use crate::links::{LinkSample, Links};
 use crate::maxmin;
 use crate::plan::{self, Choice, Item, Load};
 use crate::topology::Topology;
@@ -90,23 +90,16 @@ pub fn detect(
     changes_max: usize,
     now: Duration,
 ) -> Vec<Verdict> {
-    let is_hot = |p: &PortId| {
-        links.newest(p, now, RATE_AGE_MAX).is_some()
-            && links.hot_for(p, limits.samples_hot, limits.window)
-    };
-    let hot: Vec<PortId> = topology
-        .links()
-        .map(|(p, _)| p)
-        .filter(|p| is_hot(p))
-        .cloned()
-        .collect();
     // Paths are asked for as soon as a link was hot once, so that they are known when it counts.
-    if !topology
-        .links()
-        .any(|(p, _)| links.newest(p, now, RATE_AGE_MAX).is_some_and(|s| s.hot))
-    {
+    if links.hot(now, RATE_AGE_MAX).next().is_none() {
         return Vec::new();
     }
+    let mut hot: Vec<PortId> = links
+        .hot(now, RATE_AGE_MAX)
+        .filter(|l| links.hot_for(*l, limits.samples_hot, limits.window))
+        .map(|l| topology.port(l).clone())
+        .collect();
+    hot.sort();
     let active: Vec<(FlowKey, Option<JobId>, f64)> = flows
         .active(now)
         .map(|(k, f)| (*k, f.job.clone(), f.rate_bps))
@@ -172,16 +165,17 @@ impl Scene<'_> {
             .filter(move |(_, c)| c.path.ports.contains(port))
     }
 
-    fn tx_bps(&self, port: &PortId) -> f64 {
+    fn newest(&self, port: &PortId) -> Option<&LinkSample> {
         self.links
-            .newest(port, self.now, RATE_AGE_MAX)
-            .map_or(0.0, |s| s.tx_bps)
+            .newest(self.topology.link(port)?, self.now, RATE_AGE_MAX)
+    }
+
+    fn tx_bps(&self, port: &PortId) -> f64 {
+        self.newest(port).map_or(0.0, |s| s.tx_bps.into())
     }
 
     fn utilisation(&self, port: &PortId) -> Option<f64> {
-        self.links
-            .newest(port, self.now, RATE_AGE_MAX)?
-            .utilisation_busy
+        self.newest(port)?.utilisation_busy()
     }
 
     /// Share of a link's traffic that known flows explain.
@@ -196,13 +190,9 @@ impl Scene<'_> {
     }
 
     fn confidence(&self, port: &PortId) -> f64 {
-        let window: Vec<bool> = self
-            .links
-            .history(port)
-            .rev()
-            .take(self.limits.window)
-            .map(|s| s.hot)
-            .collect();
+        let history = self.topology.link(port).map(|l| self.links.history(l));
+        let newest = history.into_iter().flatten().rev();
+        let window: Vec<bool> = newest.take(self.limits.window).map(|s| s.hot).collect();
         let hot = window.iter().filter(|h| **h).count();
         if window.is_empty() {
             0.0
@@ -552,17 +542,17 @@ impl Scene<'_> {
     }
 
     fn link_evidence(&self, port: &PortId) -> Vec<Evidence> {
-        let Some(sample) = self.links.newest(port, self.now, RATE_AGE_MAX) else {
+        let Some(sample) = self.newest(port) else {
             return Vec::new();
         };
         let mut value = format!(
             "{:.0} % of capacity while busy",
-            sample.utilisation_busy.unwrap_or(0.0) * 100.0
+            sample.utilisation_busy().unwrap_or(0.0) * 100.0
         );
-        if let Some(queue) = sample.queue_bytes_max {
+        if let Some(queue) = sample.queue_bytes_max() {
             value += &format!(", queue up to {:.0} KB", queue as f64 / 1e3);
         }
-        if let Some(drops) = sample.drops_per_s {
+        if let Some(drops) = sample.drops_per_s() {
             value += &format!(", {drops:.0} drops/s");
         }
         value += &format!(

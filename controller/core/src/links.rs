@@ -1,34 +1,67 @@
 //! What each directed link did in its last sample intervals.
 
 use crate::config::Hotspot;
-use crate::ids::PortId;
 use crate::io::PortSample;
-use crate::topology::Topology;
-use std::collections::{BTreeMap, VecDeque};
+use crate::topology::LinkIx;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-/// Samples kept for a link: two minutes at one a second, enough for `weir explain` and small.
+/// Samples kept of a link that is or was hot: two minutes at one a second, for `weir explain`.
 pub const SAMPLES_MAX: usize = 120;
 
-/// Directed links held; 100,000 GPUs with three switch tiers have about 600,000.
-pub const LINKS_MAX: usize = 1 << 20;
+/// Samples kept of any other link; at least the detector's window.
+const SAMPLES_QUIET: usize = 16;
 
 /// A shorter busy share than this says nothing about the rest of the interval.
 const BUSY_MIN: f64 = 0.2;
 
-/// One interval of one link.
+/// One interval of one link. Single precision: it is kept 120 times for hundreds of thousands of links.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinkSample {
     pub at: Duration,
     /// Bits per second, mean over the interval.
-    pub tx_bps: f64,
-    /// Share of capacity, mean over the interval; `None` if the capacity is unknown.
-    pub utilisation: Option<f64>,
-    /// Share of capacity while a collective was on the wire; at least `utilisation`.
-    pub utilisation_busy: Option<f64>,
-    pub queue_bytes_max: Option<u64>,
-    pub drops_per_s: Option<f64>,
+    pub tx_bps: f32,
+    utilisation: f32,
+    utilisation_busy: f32,
+    drops_per_s: f32,
+    queue_bytes_max: u32,
     pub hot: bool,
+}
+
+impl LinkSample {
+    /// Share of capacity, mean over the interval; `None` if the capacity is unknown.
+    #[must_use]
+    pub fn utilisation(&self) -> Option<f64> {
+        known(self.utilisation)
+    }
+
+    /// Share of capacity while a collective was on the wire; at least [`Self::utilisation`].
+    #[must_use]
+    pub fn utilisation_busy(&self) -> Option<f64> {
+        known(self.utilisation_busy)
+    }
+
+    #[must_use]
+    pub fn drops_per_s(&self) -> Option<f64> {
+        known(self.drops_per_s)
+    }
+
+    /// Deepest queue of the interval, at most 4 GiB; `None` where nobody sees it.
+    #[must_use]
+    pub fn queue_bytes_max(&self) -> Option<u64> {
+        (self.queue_bytes_max != QUEUE_UNSEEN).then_some(self.queue_bytes_max.into())
+    }
+}
+
+const QUEUE_UNSEEN: u32 = u32::MAX;
+
+fn known(value: f32) -> Option<f64> {
+    (!value.is_nan()).then_some(value.into())
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "to single precision")]
+fn packed(value: Option<f64>) -> f32 {
+    value.map_or(f32::NAN, |v| v as f32)
 }
 
 /// When a sample was taken, and over what.
@@ -40,21 +73,29 @@ pub struct Interval {
     pub busy: f64,
 }
 
+#[derive(Debug, Clone, Default)]
+struct Track {
+    samples: VecDeque<LinkSample>,
+    /// When it was hot last.
+    hot_at: Option<Duration>,
+}
+
 /// History of all links.
 #[derive(Debug, Clone, Default)]
 pub struct Links {
-    samples: BTreeMap<PortId, VecDeque<LinkSample>>,
-    refused: u64,
+    tracks: Vec<Track>,
+    /// Links whose newest sample was hot: all that a detector has to look at.
+    hot: BTreeSet<LinkIx>,
 }
 
 impl Links {
-    /// Adds one interval.
+    /// Adds one interval; `capacity` in bits per second.
     pub fn sampled(
         &mut self,
-        port: &PortId,
+        link: LinkIx,
         sample: &PortSample,
         interval: &Interval,
-        topology: &Topology,
+        capacity: Option<f64>,
         limits: &Hotspot,
     ) {
         let Interval { at, elapsed, busy } = *interval;
@@ -66,7 +107,7 @@ impl Links {
             return;
         }
         let tx_bps = tx_bytes as f64 * 8.0 / seconds;
-        let capacity = topology.capacity_bps(port).filter(|c| *c > 0.0);
+        let capacity = capacity.filter(|c| *c > 0.0);
         let utilisation = capacity.map(|c| tx_bps / c);
         let utilisation_busy = utilisation.map(|u| (u / busy.clamp(BUSY_MIN, 1.0)).min(u.max(1.0)));
         let drops_per_s = sample.drops.map(|d| d as f64 / seconds);
@@ -79,51 +120,61 @@ impl Links {
         let unseen = sample.queue_bytes_max.is_none() && sample.drops.is_none();
         let hot = (pressed && utilisation_busy.is_some_and(|u| u >= limits.utilisation_hot))
             || (unseen && utilisation.is_some_and(|u| u >= limits.utilisation_full));
-        if !self.samples.contains_key(port) && self.samples.len() >= LINKS_MAX {
-            self.refused += 1;
-            return;
+        if hot {
+            self.hot.insert(link);
+        } else {
+            self.hot.remove(&link);
         }
-        let samples = self.samples.entry(port.clone()).or_default();
-        if samples.len() == SAMPLES_MAX {
-            samples.pop_front();
+        if self.tracks.len() <= link.index() {
+            self.tracks.resize_with(link.index() + 1, Track::default);
         }
-        samples.push_back(LinkSample {
-            at,
-            tx_bps,
-            utilisation,
-            utilisation_busy,
-            queue_bytes_max: sample.queue_bytes_max,
-            drops_per_s,
-            hot,
-        });
+        let queue = |q: u64| u32::try_from(q).unwrap_or(u32::MAX).min(QUEUE_UNSEEN - 1);
+        self.tracks[link.index()].push(
+            LinkSample {
+                at,
+                tx_bps: packed(Some(tx_bps)),
+                utilisation: packed(utilisation),
+                utilisation_busy: packed(utilisation_busy),
+                drops_per_s: packed(drops_per_s),
+                queue_bytes_max: sample.queue_bytes_max.map_or(QUEUE_UNSEEN, queue),
+                hot,
+            },
+            limits.window,
+        );
+    }
+
+    /// Links whose newest interval was hot and is not older than `max_age`.
+    pub fn hot(&self, now: Duration, max_age: Duration) -> impl Iterator<Item = LinkIx> {
+        let fresh = move |link: &LinkIx| self.newest(*link, now, max_age).is_some();
+        self.hot.iter().copied().filter(fresh)
     }
 
     /// Newest interval of a link, unless it is older than `max_age`.
     #[must_use]
-    pub fn newest(&self, port: &PortId, now: Duration, max_age: Duration) -> Option<&LinkSample> {
-        let sample = self.samples.get(port)?.back()?;
+    pub fn newest(&self, link: LinkIx, now: Duration, max_age: Duration) -> Option<&LinkSample> {
+        let sample = self.tracks.get(link.index())?.samples.back()?;
         (now.saturating_sub(sample.at) <= max_age).then_some(sample)
     }
 
     /// Intervals held of a link, oldest first.
-    pub fn history(&self, port: &PortId) -> impl DoubleEndedIterator<Item = &LinkSample> {
-        self.samples.get(port).into_iter().flatten()
+    pub fn history(&self, link: LinkIx) -> impl DoubleEndedIterator<Item = &LinkSample> {
+        let track = self.tracks.get(link.index());
+        track.into_iter().flat_map(|t| &t.samples)
     }
 
     /// Whether at least `n` of the last `window` intervals were hot, the newest among them.
     #[must_use]
-    pub fn hot_for(&self, port: &PortId, n: usize, window: usize) -> bool {
-        let mut last = self.history(port).rev().take(window).map(|s| s.hot);
-        let newest = self.history(port).next_back().is_some_and(|s| s.hot);
-        newest && last.by_ref().filter(|h| *h).count() >= n
+    pub fn hot_for(&self, link: LinkIx, n: usize, window: usize) -> bool {
+        let last = self.history(link).rev().take(window);
+        self.hot.contains(&link) && last.filter(|s| s.hot).count() >= n
     }
 
     /// Since when a link is hot, with fewer than `window` other intervals between hot ones; `None` if
     /// it is not. Goes back as far as the history is kept.
     #[must_use]
-    pub fn hot_since(&self, port: &PortId, window: usize) -> Option<Duration> {
+    pub fn hot_since(&self, link: LinkIx, window: usize) -> Option<Duration> {
         let (mut since, mut cold, mut newer_is_hot) = (None, 0, false);
-        for sample in self.history(port).rev() {
+        for sample in self.history(link).rev() {
             // An interval begins where the one before it ends.
             if newer_is_hot || (sample.hot && since.is_none()) {
                 since = Some(sample.at);
@@ -136,36 +187,50 @@ impl Links {
         }
         since
     }
+}
 
-    /// Links with at least one interval, in order.
-    pub fn ports(&self) -> impl Iterator<Item = &PortId> {
-        self.samples.keys()
-    }
-
-    /// Intervals refused because the table was full.
-    #[must_use]
-    pub fn refused(&self) -> u64 {
-        self.refused
+impl Track {
+    fn push(&mut self, sample: LinkSample, window: usize) {
+        if sample.hot {
+            self.hot_at = Some(sample.at);
+        }
+        self.samples.push_back(sample);
+        let first = self.samples.front().map(|s| s.at);
+        let keep = if self.hot_at.is_some() && self.hot_at >= first {
+            SAMPLES_MAX
+        } else {
+            SAMPLES_QUIET.max(window)
+        };
+        if self.samples.len() > keep {
+            let over = self.samples.len() - keep;
+            self.samples.drain(..over);
+            if self.samples.capacity() > 2 * keep {
+                self.samples.shrink_to(keep + 1);
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::NodeId;
-    use crate::topology::{Cable, Plan};
+    use crate::ids::PortId;
+    use crate::topology::{Cable, Plan, Topology};
 
-    fn sampled(tx_bytes: u64, busy: f64, queue: u64) -> LinkSample {
-        let port = PortId::new(&NodeId::new("l1"), "up1");
+    fn link() -> LinkIx {
         let cable = Cable {
-            a: port.clone(),
+            a: PortId::parse("l1:up1").unwrap(),
             b: PortId::parse("s1:down1").unwrap(),
-            rate_bps: Some(200e6),
+            rate_bps: None,
         };
         let topology = Topology::new(Plan {
-            cables: vec![cable],
+            cables: vec![cable.clone()],
             ..Plan::default()
         });
+        topology.link(&cable.a).unwrap()
+    }
+
+    fn add(links: &mut Links, at_s: u64, tx_bytes: u64, busy: f64, queue: u64) {
         let sample = PortSample {
             port: "up1".into(),
             tx_bytes: Some(tx_bytes),
@@ -174,22 +239,20 @@ mod tests {
             ecn_marked: None,
             up: Some(true),
         };
-        let mut links = Links::default();
         let interval = Interval {
-            at: Duration::ZERO,
+            at: Duration::from_secs(at_s),
             elapsed: Duration::from_secs(1),
             busy,
         };
-        links.sampled(
-            &port,
-            &sample,
-            &interval,
-            &topology,
-            &crate::Config::default().hotspot,
-        );
-        *links
-            .newest(&port, Duration::ZERO, Duration::from_secs(1))
-            .unwrap()
+        let limits = crate::Config::default().hotspot;
+        links.sampled(link(), &sample, &interval, Some(200e6), &limits);
+    }
+
+    fn sampled(tx_bytes: u64, busy: f64, queue: u64) -> LinkSample {
+        let mut links = Links::default();
+        add(&mut links, 0, tx_bytes, busy, queue);
+        let newest = links.newest(link(), Duration::ZERO, Duration::from_secs(1));
+        *newest.unwrap()
     }
 
     #[test]
@@ -201,25 +264,39 @@ mod tests {
 
     #[test]
     fn a_link_is_hot_since_the_interval_before_the_first_hot_one_ended() {
-        let port = PortId::new(&NodeId::new("l1"), "up1");
         let since = |hot: &[u8]| {
-            let sample = |(n, hot): (u64, &u8)| LinkSample {
-                at: Duration::from_secs(n),
-                hot: *hot == 1,
-                ..sampled(0, 1.0, 0)
-            };
-            let samples = (1..).zip(hot).map(sample).collect();
-            let links = Links {
-                samples: [(port.clone(), samples)].into(),
-                refused: 0,
-            };
-            links.hot_since(&port, 3).map(|since| since.as_secs())
+            let mut links = Links::default();
+            for (at_s, hot) in (1..).zip(hot) {
+                add(&mut links, at_s, 24_000_000, 1.0, 60_000 * u64::from(*hot));
+            }
+            links.hot_since(link(), 3).map(|since| since.as_secs())
         };
         assert_eq!(since(&[0, 0, 0]), None);
         assert_eq!(since(&[1]), Some(1));
         assert_eq!(since(&[0, 0, 1, 1]), Some(2));
         assert_eq!(since(&[0, 0, 1, 0, 0, 1, 0]), Some(2));
         assert_eq!(since(&[1, 0, 0, 0, 1, 1]), Some(4));
+    }
+
+    #[test]
+    fn only_what_was_hot_is_remembered_for_long() {
+        let mut links = Links::default();
+        let (now, age) = (Duration::from_secs(300), Duration::from_secs(1000));
+        for at_s in 1..100 {
+            add(&mut links, at_s, 24_000_000, 1.0, 0);
+        }
+        assert_eq!(links.history(link()).count(), SAMPLES_QUIET);
+        add(&mut links, 100, 24_000_000, 1.0, 60_000);
+        assert_eq!(links.hot(now, age).collect::<Vec<_>>(), [link()]);
+        for at_s in 101..160 {
+            add(&mut links, at_s, 24_000_000, 1.0, 0);
+        }
+        assert_eq!(links.history(link()).count(), SAMPLES_QUIET + 60);
+        assert_eq!(links.hot(now, age).count(), 0);
+        for at_s in 160..400 {
+            add(&mut links, at_s, 24_000_000, 1.0, 0);
+        }
+        assert_eq!(links.history(link()).count(), SAMPLES_QUIET);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::ids::{NodeId, PortId};
 use crate::io::{EcmpGroup, Inventory, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 /// A cable, as the operator's file names it.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,13 +26,44 @@ pub struct Plan {
     pub cables: Vec<Cable>,
 }
 
+/// Directed links held; 100,000 GPUs with three switch tiers have about 600,000.
+pub const LINKS_MAX: usize = 1 << 20;
+
+/// Number of a directed link; it never means another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LinkIx(u32);
+
+impl LinkIx {
+    /// For tables of links.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What is known of a directed link.
+#[derive(Debug, Clone)]
+struct Link {
+    port: PortId,
+    /// `None` once nobody says any more that it is there.
+    peer: Option<PortId>,
+    capacity_bps: Option<f64>,
+    /// Named by the operator's file, not inferred.
+    planned: bool,
+}
+
 /// The fabric as known at this moment.
+///
+/// Reports only mark it as outdated: [`Topology::refresh`] takes them in all at once, because each
+/// of them costs a look at everything.
 #[derive(Debug, Clone, Default)]
 pub struct Topology {
     plan: Plan,
     reported: BTreeMap<NodeId, (Role, Inventory)>,
-    peers: BTreeMap<PortId, PortId>,
-    capacity_bps: BTreeMap<PortId, f64>,
+    outdated: bool,
+    links: Vec<Link>,
+    /// Ports of each node that a link leaves by, in order.
+    of_node: BTreeMap<NodeId, Vec<(Arc<str>, LinkIx)>>,
     addresses: BTreeMap<Ipv4Addr, PortId>,
     findings: BTreeSet<String>,
 }
@@ -48,42 +80,93 @@ impl Topology {
     }
 
     pub fn node_connected(&mut self, node: &NodeId, role: Role) {
-        self.reported
-            .entry(node.clone())
-            .or_insert((role, Inventory::default()))
-            .0 = role;
-        self.rebuild();
+        let known = self.reported.get(node).map(|(role, _)| *role);
+        if known != Some(role) {
+            self.entry(node).0 = role;
+            self.outdated = true;
+        }
     }
 
     /// Takes a node's report; true if anything changed.
     pub fn inventory_reported(&mut self, node: &NodeId, inventory: Inventory) -> bool {
-        let entry = self
-            .reported
-            .entry(node.clone())
-            .or_insert((Role::Host, Inventory::default()));
+        let entry = self.entry(node);
         if entry.1 == inventory {
             return false;
         }
+        let ports_changed = entry.1.ports != inventory.ports;
         entry.1 = inventory;
-        self.rebuild();
+        self.outdated |= ports_changed;
         true
+    }
+
+    fn entry(&mut self, node: &NodeId) -> &mut (Role, Inventory) {
+        self.reported
+            .entry(node.clone())
+            .or_insert((Role::Host, Inventory::default()))
+    }
+
+    /// Takes the reports since the last call into the graph; true if there were any.
+    pub fn refresh(&mut self) -> bool {
+        let outdated = std::mem::take(&mut self.outdated);
+        if outdated {
+            self.rebuild();
+        }
+        outdated
+    }
+
+    /// The link that leaves by `port`; `None` if there is none.
+    #[must_use]
+    pub fn link(&self, port: &PortId) -> Option<LinkIx> {
+        let ports = self.links_of(&port.node);
+        let n = ports.binary_search_by(|(name, _)| name.cmp(&port.port));
+        n.ok()
+            .map(|n| ports[n].1)
+            .filter(|link| self.links[link.index()].peer.is_some())
+    }
+
+    /// Links that leave a node or once did, in the order of their ports' names.
+    #[must_use]
+    pub fn links_of(&self, node: &NodeId) -> &[(Arc<str>, LinkIx)] {
+        self.of_node.get(node).map_or(&[], Vec::as_slice)
+    }
+
+    /// The port that a link leaves by.
+    #[must_use]
+    pub fn port(&self, link: LinkIx) -> &PortId {
+        &self.links[link.index()].port
     }
 
     /// The port at the other end of the cable.
     #[must_use]
     pub fn peer(&self, port: &PortId) -> Option<&PortId> {
-        self.peers.get(port)
+        self.links[self.link(port)?.index()].peer.as_ref()
     }
 
     /// Capacity of the directed link that leaves by `port`, in bits per second.
     #[must_use]
     pub fn capacity_bps(&self, port: &PortId) -> Option<f64> {
-        self.capacity_bps.get(port).copied()
+        self.capacity_of(self.link(port)?)
+    }
+
+    /// Capacity of a link in bits per second.
+    #[must_use]
+    pub fn capacity_of(&self, link: LinkIx) -> Option<f64> {
+        self.links[link.index()].capacity_bps
+    }
+
+    /// Links that have a number.
+    #[must_use]
+    pub fn links_held(&self) -> usize {
+        self.links.len()
     }
 
     /// Directed links, in order.
     pub fn links(&self) -> impl Iterator<Item = (&PortId, &PortId)> {
-        self.peers.iter()
+        let all = self.of_node.values().flatten();
+        all.filter_map(|(_, link)| {
+            let link = &self.links[link.index()];
+            Some((&link.port, link.peer.as_ref()?))
+        })
     }
 
     /// The port that has the address.
@@ -126,8 +209,9 @@ impl Topology {
     }
 
     fn rebuild(&mut self) {
-        self.peers.clear();
-        self.capacity_bps.clear();
+        for link in &mut self.links {
+            (link.peer, link.capacity_bps, link.planned) = (None, None, false);
+        }
         self.addresses.clear();
         self.findings.clear();
         let mut subnets: BTreeMap<(Ipv4Addr, u8), Vec<(PortId, Ipv4Addr)>> = BTreeMap::new();
@@ -140,11 +224,8 @@ impl Topology {
                 ));
             }
             for port in &inventory.ports {
-                let id = PortId::new(node, &port.name);
-                if let Some(speed) = port.speed_bps {
-                    self.capacity_bps.insert(id.clone(), speed as f64);
-                }
                 for (address, prefix) in &port.addresses {
+                    let id = PortId::new(node, &port.name);
                     if let Some(other) = self.addresses.insert(*address, id.clone()) {
                         self.findings
                             .insert(format!("{address} is on {id} and on {other}"));
@@ -152,26 +233,22 @@ impl Topology {
                     subnets
                         .entry((network(*address, *prefix), *prefix))
                         .or_default()
-                        .push((id.clone(), *address));
+                        .push((id, *address));
                 }
             }
         }
-        for cable in self.plan.cables.clone() {
+        let cables = std::mem::take(&mut self.plan.cables);
+        for cable in &cables {
             for (from, to) in [(&cable.a, &cable.b), (&cable.b, &cable.a)] {
-                self.check_end(from, to);
-                self.peers.insert(from.clone(), to.clone());
-                if let Some(rate) = cable.rate_bps {
-                    self.capacity_bps.insert(from.clone(), rate);
-                }
+                self.connect(from, to, cable.rate_bps, true);
             }
         }
+        self.plan.cables = cables;
         for ports in subnets.values() {
             if let [(a, _), (b, _)] = ports.as_slice() {
                 for (from, to) in [(a, b), (b, a)] {
-                    match self.peers.get(from) {
-                        None => {
-                            self.peers.insert(from.clone(), to.clone());
-                        }
+                    match self.peer(from) {
+                        None => self.connect(from, to, None, false),
                         Some(planned) if planned == to => {}
                         Some(planned) => {
                             let text = format!(
@@ -183,37 +260,86 @@ impl Topology {
                 }
             }
         }
+        self.check_reports();
     }
 
-    /// A planned port must exist on a node that has reported, and a planned neighbour must not be
-    /// contradicted by the kernel's neighbour table.
-    fn check_end(&mut self, port: &PortId, peer: &PortId) {
-        let Some((_, inventory)) = self.reported.get(&port.node) else {
-            return;
+    fn connect(&mut self, from: &PortId, to: &PortId, rate_bps: Option<f64>, planned: bool) {
+        let ports = match self.of_node.get_mut(&from.node) {
+            Some(ports) => ports,
+            None => self.of_node.entry(from.node.clone()).or_default(),
         };
-        if inventory.ports.is_empty() {
-            return;
-        }
-        let Some(reported) = inventory.ports.iter().find(|p| p.name == port.port) else {
-            let have: Vec<&str> = inventory.ports.iter().map(|p| &*p.name).collect();
-            self.findings.insert(format!(
-                "the topology file names {port}, but {} has no such interface (it has {})",
-                port.node,
-                have.join(", ")
-            ));
-            return;
+        let link = match ports.binary_search_by(|(name, _)| name.cmp(&from.port)) {
+            Ok(n) => &mut self.links[ports[n].1.index()],
+            Err(n) => {
+                let Some(ix) = u32::try_from(self.links.len())
+                    .ok()
+                    .filter(|ix| (*ix as usize) < LINKS_MAX)
+                else {
+                    self.findings.insert(format!(
+                        "more than {LINKS_MAX} directed links: the rest is not watched"
+                    ));
+                    return;
+                };
+                ports.insert(n, (from.port.clone(), LinkIx(ix)));
+                self.links.push(Link {
+                    port: from.clone(),
+                    peer: None,
+                    capacity_bps: None,
+                    planned,
+                });
+                &mut self.links[ix as usize]
+            }
         };
-        for neighbour in &reported.neighbours {
-            if let Some(actual) = self.addresses.get(neighbour)
-                && actual.node != peer.node
-                && actual.node != port.node
-            {
-                let text = format!(
-                    "{port} is cabled to {peer} in the topology file but sees {neighbour} of {actual}"
-                );
-                self.findings.insert(text);
+        link.peer = Some(to.clone());
+        link.capacity_bps = rate_bps;
+        link.planned = planned;
+    }
+
+    /// What nodes report of their ports: speeds where the file gives none; a planned port must
+    /// exist, and a planned neighbour must not be contradicted by the kernel's neighbour table.
+    fn check_reports(&mut self) {
+        let mut wrong = Vec::new();
+        for (node, links) in &self.of_node {
+            let Some((_, inventory)) = self.reported.get(node) else {
+                continue;
+            };
+            if inventory.ports.is_empty() {
+                continue;
+            }
+            let reported: BTreeMap<&str, _> =
+                inventory.ports.iter().map(|p| (&*p.name, p)).collect();
+            for (name, link) in links {
+                let Link {
+                    port,
+                    peer,
+                    capacity_bps,
+                    planned,
+                } = &mut self.links[link.index()];
+                let Some(peer) = peer else { continue };
+                let Some(report) = reported.get(&**name) else {
+                    let have: Vec<&str> = reported.keys().copied().collect();
+                    wrong.push(format!(
+                        "the topology file names {port}, but {node} has no such interface (it has {})",
+                        have.join(", ")
+                    ));
+                    continue;
+                };
+                if capacity_bps.is_none() {
+                    *capacity_bps = report.speed_bps.map(|bps| bps as f64);
+                }
+                for neighbour in report.neighbours.iter().filter(|_| *planned) {
+                    if let Some(actual) = self.addresses.get(neighbour)
+                        && actual.node != peer.node
+                        && actual.node != *node
+                    {
+                        wrong.push(format!(
+                            "{port} is cabled to {peer} in the topology file but sees {neighbour} of {actual}"
+                        ));
+                    }
+                }
             }
         }
+        self.findings.extend(wrong);
     }
 }
 
@@ -255,7 +381,21 @@ mod tests {
         let mut t = Topology::default();
         t.inventory_reported(&NodeId::new("a"), inventory(&[("e0", "10.0.0.0", 31)]));
         t.inventory_reported(&NodeId::new("b"), inventory(&[("e1", "10.0.0.1", 31)]));
+        assert_eq!(t.peer(&port("a:e0")), None, "not taken in yet");
+        assert!(t.refresh());
+        let link = t.link(&port("a:e0")).unwrap();
         assert_eq!(t.peer(&port("a:e0")), Some(&port("b:e1")));
+        assert_eq!(t.port(link), &port("a:e0"));
+        t.inventory_reported(&NodeId::new("b"), inventory(&[("e1", "10.9.0.1", 31)]));
+        t.refresh();
+        assert_eq!(t.link(&port("a:e0")), None);
+        t.inventory_reported(&NodeId::new("b"), inventory(&[("e1", "10.0.0.1", 31)]));
+        t.refresh();
+        assert_eq!(
+            t.link(&port("a:e0")),
+            Some(link),
+            "a number is not given twice"
+        );
     }
 
     #[test]
@@ -274,6 +414,7 @@ mod tests {
             "nothing reported yet, nothing contradicted"
         );
         t.inventory_reported(&NodeId::new("a"), inventory(&[("e0", "10.0.0.0", 31)]));
+        t.refresh();
         let finding = t.findings().first().unwrap();
         assert!(
             finding.contains("a:e9") && finding.contains("e0"),
@@ -294,6 +435,7 @@ mod tests {
         });
         t.inventory_reported(&NodeId::new("a"), inventory(&[("e0", "10.0.0.0", 31)]));
         t.inventory_reported(&NodeId::new("b"), inventory(&[("e1", "10.0.0.1", 31)]));
+        t.refresh();
         assert_eq!(t.peer(&port("a:e0")), Some(&port("c:e1")));
         assert!(t.findings().iter().any(|f| f.contains("b:e1")));
     }
@@ -303,6 +445,7 @@ mod tests {
         let mut t = Topology::default();
         t.inventory_reported(&NodeId::new("a"), inventory(&[("e0", "10.0.0.9", 24)]));
         t.inventory_reported(&NodeId::new("b"), inventory(&[("e0", "10.0.0.9", 24)]));
+        t.refresh();
         assert_eq!(t.findings().len(), 1);
     }
 }
