@@ -60,8 +60,9 @@ lint: setup ## Format, clippy
 
 .PHONY: bench
 bench: build ## Measure cost; prints figures, writes target/bench.json
-	cargo build --release --locked -p weir-agent --examples
+	cargo build --release --locked -p weir-agent -p weir-controller --examples
 	target/release/weir-lab bench
+	target/release/examples/fleet_cost
 
 .PHONY: docs
 docs: build ## Generate docs/metrics.md from the catalogues of the daemons
