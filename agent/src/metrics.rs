@@ -58,6 +58,7 @@ catalogue! {
     WIRE_BYTES Counter "weir_agent_wire_bytes_total" [] "Bytes of all messages sent to the controller, before HTTP/2 framing.";
     WIRE_SAMPLES Counter "weir_agent_wire_samples_total" [] "Values that those frames carried: columns, fields of open flows, of finished and of running calls.";
     HELD Gauge "weir_agent_leases_held" [] "Leases that are not over.";
+    UNRESTORED Gauge "weir_agent_baselines_unrestored" [] "Leases that are over and whose baseline the kernel did not take yet: it is tried again every half second.";
     STANDING Gauge "weir_agent_changes_standing" [] "Route changes that stand at this moment.";
     APPLIED Counter "weir_agent_leases_applied_total" [] "Leases whose changes were written and read back.";
     REFUSED Counter "weir_agent_leases_refused_total" [] "Leases refused by the limits file or because nothing could be written.";
@@ -150,6 +151,7 @@ pub struct Page {
     pub wire_bytes: u64,
     pub wire_samples: u64,
     pub leases_held: usize,
+    pub baselines_unrestored: usize,
     pub changes_standing: usize,
     pub leases_applied: u64,
     pub leases_refused: u64,
@@ -356,6 +358,7 @@ fn own(page: &Page, families: &mut Families) {
         (WIRE_BYTES, page.wire_bytes as f64),
         (WIRE_SAMPLES, page.wire_samples as f64),
         (HELD, page.leases_held as f64),
+        (UNRESTORED, page.baselines_unrestored as f64),
         (STANDING, page.changes_standing as f64),
         (APPLIED, page.leases_applied as f64),
         (REFUSED, page.leases_refused as f64),

@@ -29,6 +29,10 @@ use weir_wire::version;
 
 /// A new job is probed within this time; the scanner itself rests as long between looks.
 const LOOK_FOR_JOBS: Duration = Duration::from_millis(500);
+/// Shortest time between two looks at all routes.
+const ROUTES_PAUSE: Duration = Duration::from_millis(250);
+/// What no notification tells of a node, such as a link's speed, is read again after this long.
+const INVENTORY_PAUSE: Duration = Duration::from_secs(10);
 /// Lease reports that wait for a stream.
 const REPORTS_MAX: usize = 256;
 /// Readings that wait for a stream, all samples together: 10 MiB.
@@ -58,7 +62,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow::Result<()> {
-    let (actuator, notes) = Actuator::open(&config.state_dir, config.limits.clone(), backend)?;
+    // A dry run must not take the journal of a real one for its own.
+    let state_dir = if config.dry_run {
+        config.state_dir.join("dry-run")
+    } else {
+        config.state_dir.clone()
+    };
+    let (actuator, notes) = Actuator::open(&state_dir, config.limits.clone(), backend)?;
     for note in notes {
         tracing::warn!("{note}");
     }
@@ -86,6 +96,9 @@ async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow
         stream: None,
         welcomed: false,
         routes_epoch: 1,
+        routes_stale: false,
+        routes_read: None,
+        inventory_read: None,
         said: None,
         told_sources: Vec::new(),
         told_inventory: None,
@@ -103,9 +116,9 @@ async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow
         epoch,
     };
     let result = agent.serve(&mut uplink, &mut stop).await;
-    agent.shut_down(&mut uplink).await;
+    let restored = agent.shut_down(&mut uplink).await;
     page.abort();
-    result
+    result.and(restored)
 }
 
 /// The signals that end the agent.
@@ -127,6 +140,10 @@ struct Agent<B> {
     welcomed: bool,
     reports: VecDeque<Report>,
     routes_epoch: u64,
+    /// Something changed since `routes_read`.
+    routes_stale: bool,
+    routes_read: Option<Instant>,
+    inventory_read: Option<Instant>,
     told_sources: Vec<Source>,
     told_inventory: Option<v1::Inventory>,
     /// Last reason logged for a lost stream.
@@ -153,10 +170,12 @@ impl<B: Backend> Agent<B> {
                 _ = looks.tick() => self.collector.look_for_jobs(),
                 changes = monitor.changed() => {
                     let changes = changes?;
-                    if changes.routing {
-                        self.routing_changed();
+                    self.routes_stale |= changes.routing;
+                    if changes.neighbours {
+                        self.inventory_read = None;
                     }
                 }
+                () = self.routes_may_be_read(), if self.routes_stale => self.routing_changed(),
                 event = next(uplink) => self.uplink_event(event),
                 () = until(self.epoch, expiry) => self.tick_leases(),
                 _ = stop.term.recv() => return Ok(()),
@@ -181,7 +200,12 @@ impl<B: Backend> Agent<B> {
                 carry(&dropped, Arc::make_mut(oldest));
             }
         }
-        self.tell_inventory();
+        if self
+            .inventory_read
+            .is_none_or(|at| at.elapsed() >= INVENTORY_PAUSE)
+        {
+            self.tell_inventory();
+        }
         self.tell_sources();
         self.flush();
         self.publish();
@@ -192,12 +216,22 @@ impl<B: Backend> Agent<B> {
         self.page.uplink_up = self.is_up();
         self.page.leases_held = self.actuator.held().len();
         self.page.changes_standing = self.actuator.standing();
+        self.page.baselines_unrestored = self.actuator.unrestored();
         self.page.samples_dropped = self.spool.dropped();
         self.page.wire_samples = self.encoder.samples;
         self.shared.publish(&self.page);
     }
 
+    /// A table that churns is read a few times a second, and not for each of its changes.
+    async fn routes_may_be_read(&self) {
+        if let Some(last) = self.routes_read {
+            tokio::time::sleep_until((last + ROUTES_PAUSE).into()).await;
+        }
+    }
+
     fn routing_changed(&mut self) {
+        self.routes_stale = false;
+        self.routes_read = Some(Instant::now());
         self.routes_epoch += 1;
         self.actuator.routing_changed(self.now());
         self.take_reports();
@@ -278,6 +312,7 @@ impl<B: Backend> Agent<B> {
         self.welcomed = false;
         self.told_sources.clear();
         self.told_inventory = None;
+        self.inventory_read = None;
         self.send(Body::Hello(hello));
     }
 
@@ -359,6 +394,7 @@ impl<B: Backend> Agent<B> {
         if !self.is_up() {
             return;
         }
+        self.inventory_read = Some(Instant::now());
         match inventory::read(
             &mut self.collector.netlink,
             &self.config.ports_exclude,
@@ -436,7 +472,13 @@ impl<B: Backend> Agent<B> {
     }
 
     /// Restores every baseline and says so, as far as the controller listens.
-    async fn shut_down(&mut self, uplink: &mut Option<mpsc::Receiver<Event>>) {
+    ///
+    /// # Errors
+    /// A baseline could not be restored.
+    async fn shut_down(
+        &mut self,
+        uplink: &mut Option<mpsc::Receiver<Event>>,
+    ) -> anyhow::Result<()> {
         self.actuator.end_all("the agent is stopping", self.now());
         self.take_reports();
         self.flush_reports();
@@ -448,12 +490,12 @@ impl<B: Backend> Agent<B> {
                 tracing::warn!("the controller did not confirm the end of the stream");
             }
         }
-        if !self.actuator.held().is_empty() {
-            tracing::error!(
-                "leases {:?} could not be restored yet: the journal keeps their baseline for the next start",
-                self.actuator.held()
-            );
-        }
+        anyhow::ensure!(
+            self.actuator.unrestored() == 0,
+            "the baseline of {} leases could not be restored: the journal keeps it for the next start",
+            self.actuator.unrestored()
+        );
+        Ok(())
     }
 }
 

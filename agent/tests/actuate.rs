@@ -185,6 +185,64 @@ fn a_pin_that_no_journal_knows_is_removed_at_the_start() {
     });
 }
 
+/// What FRR does when a next hop is no good any more, or an operator who drains a link.
+#[test]
+fn a_pin_ends_when_its_next_hop_leaves_the_group() {
+    in_namespace(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut actuator, _) = open(dir.path());
+        actuator.grant(grant(1, vec![pin(7, 2)]), S);
+        actuator.take_reports();
+        actuator.routing_changed(S);
+        assert_eq!(actuator.standing(), 1, "nothing happened yet");
+        ip("nexthop replace id 100 group 1");
+        actuator.routing_changed(S);
+        let report = actuator.take_reports().remove(0);
+        assert_eq!(report.outcome, Outcome::Ended);
+        assert!(report.reason.contains("no member"), "{}", report.reason);
+        assert!(!routes().contains("proto 87"), "{}", routes());
+        actuator.grant(grant(2, vec![pin(7, 2)]), S);
+        assert_eq!(actuator.take_reports()[0].outcome, Outcome::Refused);
+    });
+}
+
+/// A look-up does not see the pin then; the table still has it.
+#[test]
+fn a_pin_is_removed_where_a_rule_leads_past_it() {
+    in_namespace(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut actuator, _) = open(dir.path());
+        actuator.grant(grant(1, vec![pin(7, 2)]), S);
+        ip("route add 10.9.0.0/16 nhid 100 table 100");
+        ip("rule add to 10.9.0.0/16 lookup 100 prio 50");
+        assert!(routes().contains("proto 87"));
+        actuator.end(1, "over", S);
+        assert_eq!(actuator.take_reports()[1].outcome, Outcome::Ended);
+        assert!(!routes().contains("proto 87"), "{}", routes());
+    });
+}
+
+#[test]
+fn weights_name_every_member() {
+    in_namespace(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let before = routes();
+        let (mut actuator, _) = open(dir.path());
+        let some = RouteChange::Weights {
+            group: 100,
+            members: vec![Member {
+                nexthop: 1,
+                weight: 5,
+            }],
+        };
+        actuator.grant(grant(1, vec![some]), S);
+        let report = actuator.take_reports().remove(0);
+        assert_eq!(report.outcome, Outcome::Refused);
+        assert!(report.reason.contains("name them all"), "{}", report.reason);
+        assert_eq!(routes(), before);
+    });
+}
+
 #[test]
 fn what_others_changed_under_a_pin_stays_as_they_left_it() {
     in_namespace(|| {

@@ -93,7 +93,7 @@ impl Leases {
             id: grant.id,
             changes: grant.changes.clone(),
         });
-        let ttl = grant.ttl.min(limits.lease_max);
+        let ttl = grant.ttl;
         self.leases.insert(
             grant.id,
             Lease {
@@ -114,6 +114,13 @@ impl Leases {
         }
         if grant.changes.is_empty() || grant.ttl.is_zero() {
             return Err("a lease needs a change and a time to live".into());
+        }
+        if grant.ttl > limits.lease_max {
+            return Err(format!(
+                "a lease of {} s is more than the limits allow (max_lease: {} s); lower the controller's lease.ttl or raise it",
+                grant.ttl.as_secs_f64(),
+                limits.lease_max.as_secs_f64()
+            ));
         }
         let held: BTreeSet<Knob> = self
             .leases
@@ -398,16 +405,18 @@ mod tests {
     }
 
     #[test]
-    fn the_local_limit_caps_the_time_to_live() {
+    fn a_lease_longer_than_the_limits_allow_is_refused() {
         let mut leases = Leases::default();
         let short = Limits {
             lease_max: S,
             ..limits()
         };
         leases.granted(grant(1, 1), &short);
-        leases.journaled(1, Ok(()));
-        leases.written(1, Ok(()), Duration::ZERO);
-        assert_eq!(leases.poll_timeout().unwrap().0, S);
+        assert!(matches!(
+            leases.poll_command(),
+            Some(Command::Report { outcome: Outcome::Refused, reason, .. }) if reason.contains("max_lease")
+        ));
+        assert!(leases.held().is_empty());
     }
 
     proptest! {

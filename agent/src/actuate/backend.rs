@@ -9,7 +9,7 @@ use super::journal::Entry;
 use crate::netlink::nexthops::{Body, GroupMember, KIND_MULTIPATH, Nexthop};
 use crate::netlink::routes::{PROTOCOL_WEIR, Route};
 use crate::netlink::{Netlink, NetlinkError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use weir_agent_core::change::RouteChange;
 
@@ -24,25 +24,41 @@ pub enum ActuateError {
     NoNexthop(u32),
     #[error("next hop {0} is not a group of weights")]
     NotAGroup(u32),
+    #[error(
+        "next hop {nexthop} is no member of the group that carries {dst} ({carrier}): it is drained or gone"
+    )]
+    NotAMember {
+        nexthop: u32,
+        dst: Ipv4Addr,
+        carrier: String,
+    },
+    #[error("next-hop group {group} has the members {has}, asked for are {asked}: name them all")]
+    OtherMembers {
+        group: u32,
+        has: String,
+        asked: String,
+    },
     #[error("read back differs: wanted {wanted}, found {found}")]
     ReadBack { wanted: String, found: String },
     #[error("injected fault")]
     Injected,
 }
 
+/// What stands at one moment: next hops, and the unicast routes of the main table.
+///
+/// The table as it is, not what a look-up gives: a policy rule may send packets elsewhere, and a pin
+/// is still there.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    pub nexthops: Vec<Nexthop>,
+    pub routes: Vec<Route>,
+}
+
 /// Reads and writes of routes; the rest of this file is written once on top of them.
 pub trait Table {
     /// # Errors
     /// [`ActuateError`].
-    fn nexthops(&mut self) -> Result<Vec<Nexthop>, ActuateError>;
-    /// The routes that Weir wrote, whoever remembers them.
-    /// # Errors
-    /// [`ActuateError`].
-    fn own_routes(&mut self) -> Result<Vec<Route>, ActuateError>;
-    /// The route of exactly this prefix.
-    /// # Errors
-    /// [`ActuateError`].
-    fn exact(&mut self, dst: Ipv4Addr, prefix_len: u8) -> Result<Option<Route>, ActuateError>;
+    fn state(&mut self) -> Result<State, ActuateError>;
     /// # Errors
     /// [`ActuateError`].
     fn set_nexthop(&mut self, nexthop: &Nexthop) -> Result<(), ActuateError>;
@@ -50,123 +66,85 @@ pub trait Table {
     /// # Errors
     /// [`ActuateError`].
     fn add_route(&mut self, route: &Route) -> Result<(), ActuateError>;
+    /// Removes Weir's own route of a prefix; false if there is none.
     /// # Errors
     /// [`ActuateError`].
-    fn delete_route(&mut self, route: &Route) -> Result<(), ActuateError>;
+    fn delete_own(&mut self, dst: Ipv4Addr, prefix_len: u8) -> Result<bool, ActuateError>;
 }
 
 /// The steps of a change.
 pub trait Backend {
-    /// Reads what stands before a change; refuses what is not ours to change.
+    /// Reads what stands before some changes; refuses what is not ours to change.
     /// # Errors
     /// [`ActuateError`].
-    fn baseline(&mut self, change: &RouteChange) -> Result<Entry, ActuateError>;
-    /// Writes a change and reads it back.
+    fn baseline(&mut self, changes: &[RouteChange]) -> Result<Vec<Entry>, ActuateError>;
+    /// Writes changes one after the other, and reads them back.
     /// # Errors
-    /// [`ActuateError`].
-    fn apply(&mut self, change: &RouteChange) -> Result<(), ActuateError>;
-    /// Whether a change stands.
+    /// [`ActuateError`] of the first that fails, with its name.
+    fn apply(&mut self, changes: &[RouteChange]) -> Result<(), String>;
+    /// Whether changes stand and may: the first that does not, with the reason.
     /// # Errors
-    /// [`ActuateError`].
-    fn verify(&mut self, change: &RouteChange) -> Result<(), ActuateError>;
+    /// [`ActuateError`], with the change's name.
+    fn verify(&mut self, changes: &[&RouteChange]) -> Result<Vec<Option<String>>, ActuateError>;
     /// Undoes a change and reads it back. Doing it twice is the same as once.
     /// # Errors
     /// [`ActuateError`].
     fn restore(&mut self, entry: &Entry) -> Result<(), ActuateError>;
-    /// Removes the pins that no journal in `kept` knows; tells which.
+    /// Removes the pins that are not in `kept`; tells which.
     /// # Errors
     /// [`ActuateError`].
     fn sweep(&mut self, kept: &[Entry]) -> Result<Vec<String>, ActuateError>;
 }
 
 impl<T: Table> Backend for T {
-    fn baseline(&mut self, change: &RouteChange) -> Result<Entry, ActuateError> {
-        match change {
-            RouteChange::Pin {
-                dst,
-                prefix_len,
-                nexthop,
-                ..
-            } => {
-                if !self.nexthops()?.iter().any(|n| n.id == *nexthop) {
-                    return Err(ActuateError::NoNexthop(*nexthop));
-                }
-                match self.exact(*dst, *prefix_len)? {
-                    Some(route) => Err(ActuateError::Foreign {
-                        prefix: format!("{dst}/{prefix_len}"),
-                        protocol: route.protocol,
-                    }),
-                    None => Ok(Entry::Pin {
-                        dst: *dst,
-                        prefix_len: *prefix_len,
-                    }),
-                }
-            }
-            RouteChange::Weights { group, members } => Ok(Entry::Weights {
-                group: *group,
-                was: weights(self, *group)?.1,
-                set: members.iter().map(|m| (*m).into()).collect(),
-            }),
-        }
+    fn baseline(&mut self, changes: &[RouteChange]) -> Result<Vec<Entry>, ActuateError> {
+        let state = self.state()?;
+        changes.iter().map(|c| state.baseline(c)).collect()
     }
 
-    fn apply(&mut self, change: &RouteChange) -> Result<(), ActuateError> {
-        match change {
-            RouteChange::Pin {
-                dst,
-                prefix_len,
-                nexthop,
-                ..
-            } => self.add_route(&pinned(*dst, *prefix_len, *nexthop))?,
-            RouteChange::Weights { group, members } => {
-                let (protocol, _) = weights(self, *group)?;
-                let members = members.iter().map(|m| (*m).into()).collect();
-                self.set_nexthop(&group_of(*group, protocol, members))?;
-            }
+    fn apply(&mut self, changes: &[RouteChange]) -> Result<(), String> {
+        for change in changes {
+            let written = match change {
+                RouteChange::Pin {
+                    dst,
+                    prefix_len,
+                    nexthop,
+                    ..
+                } => self.add_route(&Route {
+                    dst: *dst,
+                    prefix_len: *prefix_len,
+                    protocol: PROTOCOL_WEIR,
+                    nexthop: Some(*nexthop),
+                    gateway: None,
+                    ifindex: None,
+                }),
+                RouteChange::Weights { group, members } => self.state().and_then(|state| {
+                    let (protocol, _) = state.weights(*group)?;
+                    let members = members.iter().map(|m| (*m).into()).collect();
+                    self.set_nexthop(&group_of(*group, protocol, members))
+                }),
+            };
+            written.map_err(|error| format!("{change}: {error}"))?;
         }
-        self.verify(change)
-    }
-
-    fn verify(&mut self, change: &RouteChange) -> Result<(), ActuateError> {
-        let (stands, found) = match change {
-            RouteChange::Pin {
-                dst,
-                prefix_len,
-                nexthop,
-                ..
-            } => {
-                let found = self.exact(*dst, *prefix_len)?;
-                (
-                    found.as_ref().is_some_and(|r| {
-                        (r.nexthop, r.protocol) == (Some(*nexthop), PROTOCOL_WEIR)
-                    }),
-                    found.map_or_else(|| "no such route".to_owned(), |r| r.to_string()),
-                )
-            }
-            RouteChange::Weights { group, members } => {
-                let wanted: Vec<GroupMember> = members.iter().map(|m| (*m).into()).collect();
-                let (_, found) = weights(self, *group)?;
-                (found == wanted, written(&found))
-            }
+        let state = self.state().map_err(|error| error.to_string())?;
+        let stands = |change: &RouteChange| {
+            let stands = state.stands(change);
+            stands.map_err(|error| format!("{change}: {error}"))
         };
-        if stands {
-            Ok(())
-        } else {
-            Err(ActuateError::ReadBack {
-                wanted: change.to_string(),
-                found,
-            })
-        }
+        changes.iter().try_for_each(stands)
+    }
+
+    fn verify(&mut self, changes: &[&RouteChange]) -> Result<Vec<Option<String>>, ActuateError> {
+        let state = self.state()?;
+        let verdict = |c: &&RouteChange| state.stands(c).err().map(|error| error.to_string());
+        Ok(changes.iter().map(verdict).collect())
     }
 
     fn restore(&mut self, entry: &Entry) -> Result<(), ActuateError> {
         match entry {
             Entry::Pin { dst, prefix_len } => {
-                let ours = |r: &Route| r.protocol == PROTOCOL_WEIR;
-                if let Some(route) = self.exact(*dst, *prefix_len)?.filter(ours) {
-                    self.delete_route(&route)?;
-                }
-                match self.exact(*dst, *prefix_len)?.filter(ours) {
+                while self.delete_own(*dst, *prefix_len)? {}
+                match self.state()?.own(*dst, *prefix_len) {
                     Some(route) => Err(ActuateError::ReadBack {
                         wanted: format!("no pin of {dst}/{prefix_len}"),
                         found: route.to_string(),
@@ -175,7 +153,7 @@ impl<T: Table> Backend for T {
                 }
             }
             Entry::Weights { group, was, set } => {
-                let (protocol, now) = match weights(self, *group) {
+                let (protocol, now) = match self.state()?.weights(*group) {
                     // Whoever removed the group removed the weights.
                     Err(ActuateError::NoNexthop(_) | ActuateError::NotAGroup(_)) => return Ok(()),
                     other => other?,
@@ -184,7 +162,7 @@ impl<T: Table> Backend for T {
                     return Ok(());
                 };
                 self.set_nexthop(&group_of(*group, protocol, wanted.clone()))?;
-                let (_, found) = weights(self, *group)?;
+                let (_, found) = self.state()?.weights(*group)?;
                 if found == wanted {
                     Ok(())
                 } else {
@@ -199,12 +177,10 @@ impl<T: Table> Backend for T {
 
     fn sweep(&mut self, kept: &[Entry]) -> Result<Vec<String>, ActuateError> {
         let mut removed = Vec::new();
-        for route in self.own_routes()? {
-            let known = kept.iter().any(|e| {
-                matches!(e, Entry::Pin { dst, prefix_len } if *dst == route.dst && *prefix_len == route.prefix_len)
-            });
-            if !known {
-                self.delete_route(&route)?;
+        for route in self.state()?.routes {
+            let is_it = |e: &Entry| matches!(e, Entry::Pin { dst, prefix_len } if (*dst, *prefix_len) == (route.dst, route.prefix_len));
+            if route.protocol == PROTOCOL_WEIR && !kept.iter().any(is_it) {
+                self.delete_own(route.dst, route.prefix_len)?;
                 removed.push(route.to_string());
             }
         }
@@ -212,18 +188,133 @@ impl<T: Table> Backend for T {
     }
 }
 
-/// Who made a multipath group, and its members.
-fn weights<T: Table + ?Sized>(
-    table: &mut T,
-    group: u32,
-) -> Result<(u8, Vec<GroupMember>), ActuateError> {
-    let found = table.nexthops()?.into_iter().find(|n| n.id == group);
-    match found.map(|n| (n.protocol, n.body)) {
-        Some((protocol, Body::Group { members, kind })) if kind == KIND_MULTIPATH => {
-            Ok((protocol, members))
+impl State {
+    fn baseline(&self, change: &RouteChange) -> Result<Entry, ActuateError> {
+        match change {
+            RouteChange::Pin {
+                dst,
+                prefix_len,
+                nexthop,
+                ..
+            } => {
+                if !self.nexthops.iter().any(|n| n.id == *nexthop) {
+                    return Err(ActuateError::NoNexthop(*nexthop));
+                }
+                let is_it = |r: &&Route| (r.dst, r.prefix_len) == (*dst, *prefix_len);
+                if let Some(route) = self.routes.iter().find(is_it) {
+                    return Err(ActuateError::Foreign {
+                        prefix: format!("{dst}/{prefix_len}"),
+                        protocol: route.protocol,
+                    });
+                }
+                self.carried(*dst, *prefix_len, *nexthop)?;
+                Ok(Entry::Pin {
+                    dst: *dst,
+                    prefix_len: *prefix_len,
+                })
+            }
+            RouteChange::Weights { group, members } => {
+                let (_, was) = self.weights(*group)?;
+                let set: Vec<GroupMember> = members.iter().map(|m| (*m).into()).collect();
+                let ids = |members: &[GroupMember]| -> BTreeSet<u32> {
+                    members.iter().map(|m| m.nexthop).collect()
+                };
+                if ids(&was) != ids(&set) || was.len() != set.len() {
+                    return Err(ActuateError::OtherMembers {
+                        group: *group,
+                        has: written(&was),
+                        asked: written(&set),
+                    });
+                }
+                Ok(Entry::Weights {
+                    group: *group,
+                    was,
+                    set,
+                })
+            }
         }
-        Some(_) => Err(ActuateError::NotAGroup(group)),
-        None => Err(ActuateError::NoNexthop(group)),
+    }
+
+    /// Whether a change stands, and whether it still may.
+    fn stands(&self, change: &RouteChange) -> Result<(), ActuateError> {
+        let (stands, found) = match change {
+            RouteChange::Pin {
+                dst,
+                prefix_len,
+                nexthop,
+                ..
+            } => {
+                let found = self.own(*dst, *prefix_len);
+                if found.is_some() {
+                    self.carried(*dst, *prefix_len, *nexthop)?;
+                }
+                (
+                    found.is_some_and(|r| r.nexthop == Some(*nexthop)),
+                    found.map_or_else(|| "no such route".to_owned(), ToString::to_string),
+                )
+            }
+            RouteChange::Weights { group, members } => {
+                let wanted: Vec<GroupMember> = members.iter().map(|m| (*m).into()).collect();
+                let (_, found) = self.weights(*group)?;
+                (found == wanted, written(&found))
+            }
+        };
+        if stands {
+            Ok(())
+        } else {
+            Err(ActuateError::ReadBack {
+                wanted: change.to_string(),
+                found,
+            })
+        }
+    }
+
+    fn own(&self, dst: Ipv4Addr, prefix_len: u8) -> Option<&Route> {
+        let is_it =
+            |r: &&Route| (r.dst, r.prefix_len, r.protocol) == (dst, prefix_len, PROTOCOL_WEIR);
+        self.routes.iter().find(is_it)
+    }
+
+    /// A pin only chooses among the members of the group that carries the destination without it:
+    /// what whoever keeps the routes took out of the group is no path any more.
+    fn carried(&self, dst: Ipv4Addr, prefix_len: u8, nexthop: u32) -> Result<(), ActuateError> {
+        let covers = |r: &&Route| {
+            let bits = u32::MAX
+                .checked_shl(32 - u32::from(r.prefix_len.min(32)))
+                .unwrap_or(0);
+            r.protocol != PROTOCOL_WEIR
+                && r.prefix_len < prefix_len
+                && (r.dst.to_bits() ^ dst.to_bits()) & bits == 0
+        };
+        // The kernel lists routes of one prefix by metric; the last of equal keys would be taken.
+        let carrier = self
+            .routes
+            .iter()
+            .rev()
+            .filter(covers)
+            .max_by_key(|r| r.prefix_len);
+        let group = carrier.and_then(|r| r.nexthop);
+        let members = group.and_then(|id| self.weights(id).ok());
+        if members.is_some_and(|(_, members)| members.iter().any(|m| m.nexthop == nexthop)) {
+            return Ok(());
+        }
+        Err(ActuateError::NotAMember {
+            nexthop,
+            dst,
+            carrier: carrier.map_or_else(|| "no route".to_owned(), ToString::to_string),
+        })
+    }
+
+    /// Who made a multipath group, and its members.
+    fn weights(&self, group: u32) -> Result<(u8, Vec<GroupMember>), ActuateError> {
+        let found = self.nexthops.iter().find(|n| n.id == group);
+        match found.map(|n| (n.protocol, &n.body)) {
+            Some((protocol, Body::Group { members, kind })) if *kind == KIND_MULTIPATH => {
+                Ok((protocol, members.clone()))
+            }
+            Some(_) => Err(ActuateError::NotAGroup(group)),
+            None => Err(ActuateError::NoNexthop(group)),
+        }
     }
 }
 
@@ -264,47 +355,24 @@ fn group_of(id: u32, protocol: u8, members: Vec<GroupMember>) -> Nexthop {
     }
 }
 
-fn pinned(dst: Ipv4Addr, prefix_len: u8, nexthop: u32) -> Route {
-    Route {
-        dst,
-        prefix_len,
-        protocol: PROTOCOL_WEIR,
-        nexthop: Some(nexthop),
-        gateway: None,
-        ifindex: None,
-    }
-}
-
 impl Table for Netlink {
-    fn nexthops(&mut self) -> Result<Vec<Nexthop>, ActuateError> {
-        Ok(Netlink::nexthops(self)?)
-    }
-
-    fn exact(&mut self, dst: Ipv4Addr, prefix_len: u8) -> Result<Option<Route>, ActuateError> {
-        let is_it = |r: &Route| r.dst == dst && r.prefix_len == prefix_len;
-        if prefix_len == 32 {
-            return Ok(Netlink::matched(self, dst)?.filter(is_it));
-        }
-        Ok(self.routes()?.into_iter().find(is_it))
+    fn state(&mut self) -> Result<State, ActuateError> {
+        Ok(State {
+            nexthops: self.nexthops()?,
+            routes: self.routes()?,
+        })
     }
 
     fn set_nexthop(&mut self, nexthop: &Nexthop) -> Result<(), ActuateError> {
         Ok(Netlink::set_nexthop(self, nexthop)?)
     }
 
-    fn own_routes(&mut self) -> Result<Vec<Route>, ActuateError> {
-        let mut routes = self.routes()?;
-        routes.retain(|r| r.protocol == PROTOCOL_WEIR);
-        Ok(routes)
-    }
-
     fn add_route(&mut self, route: &Route) -> Result<(), ActuateError> {
         Ok(Netlink::add_route(self, route)?)
     }
 
-    fn delete_route(&mut self, route: &Route) -> Result<(), ActuateError> {
-        Netlink::delete_route(self, route)?;
-        Ok(())
+    fn delete_own(&mut self, dst: Ipv4Addr, prefix_len: u8) -> Result<bool, ActuateError> {
+        Ok(self.delete_route(dst, prefix_len, PROTOCOL_WEIR)?)
     }
 }
 
@@ -326,31 +394,24 @@ impl<T> DryRun<T> {
 }
 
 impl<T: Table> Table for DryRun<T> {
-    fn nexthops(&mut self) -> Result<Vec<Nexthop>, ActuateError> {
-        let real = self.inner.nexthops()?;
-        Ok(real
-            .into_iter()
-            .map(|n| self.nexthops.get(&n.id).cloned().unwrap_or(n))
-            .collect())
-    }
-
-    fn exact(&mut self, dst: Ipv4Addr, prefix_len: u8) -> Result<Option<Route>, ActuateError> {
-        match self.routes.get(&(dst, prefix_len)) {
-            Some(route) => Ok(route.clone()),
-            None => self.inner.exact(dst, prefix_len),
+    fn state(&mut self) -> Result<State, ActuateError> {
+        let mut state = self.inner.state()?;
+        for nexthop in &mut state.nexthops {
+            if let Some(ours) = self.nexthops.get(&nexthop.id) {
+                *nexthop = ours.clone();
+            }
         }
+        state
+            .routes
+            .retain(|r| !self.routes.contains_key(&(r.dst, r.prefix_len)));
+        state.routes.extend(self.routes.values().flatten().cloned());
+        Ok(state)
     }
 
     fn set_nexthop(&mut self, nexthop: &Nexthop) -> Result<(), ActuateError> {
         tracing::info!("dry run: would set next hop {nexthop:?}");
         self.nexthops.insert(nexthop.id, nexthop.clone());
         Ok(())
-    }
-
-    fn own_routes(&mut self) -> Result<Vec<Route>, ActuateError> {
-        let mut routes = self.inner.own_routes()?;
-        routes.retain(|r| !self.routes.contains_key(&(r.dst, r.prefix_len)));
-        Ok(routes)
     }
 
     fn add_route(&mut self, route: &Route) -> Result<(), ActuateError> {
@@ -360,10 +421,13 @@ impl<T: Table> Table for DryRun<T> {
         Ok(())
     }
 
-    fn delete_route(&mut self, route: &Route) -> Result<(), ActuateError> {
-        tracing::info!("dry run: would delete route {route}");
-        self.routes.insert((route.dst, route.prefix_len), None);
-        Ok(())
+    fn delete_own(&mut self, dst: Ipv4Addr, prefix_len: u8) -> Result<bool, ActuateError> {
+        let was_there = self.state()?.own(dst, prefix_len).is_some();
+        if was_there {
+            tracing::info!("dry run: would delete the pin of {dst}/{prefix_len}");
+            self.routes.insert((dst, prefix_len), None);
+        }
+        Ok(was_there)
     }
 }
 
@@ -391,12 +455,8 @@ impl<T> Faulty<T> {
 }
 
 impl<T: Table> Table for Faulty<T> {
-    fn nexthops(&mut self) -> Result<Vec<Nexthop>, ActuateError> {
-        self.inner.nexthops()
-    }
-
-    fn exact(&mut self, dst: Ipv4Addr, prefix_len: u8) -> Result<Option<Route>, ActuateError> {
-        self.inner.exact(dst, prefix_len)
+    fn state(&mut self) -> Result<State, ActuateError> {
+        self.inner.state()
     }
 
     fn set_nexthop(&mut self, nexthop: &Nexthop) -> Result<(), ActuateError> {
@@ -407,10 +467,6 @@ impl<T: Table> Table for Faulty<T> {
         }
     }
 
-    fn own_routes(&mut self) -> Result<Vec<Route>, ActuateError> {
-        self.inner.own_routes()
-    }
-
     fn add_route(&mut self, route: &Route) -> Result<(), ActuateError> {
         if self.fault()? {
             Ok(())
@@ -419,11 +475,11 @@ impl<T: Table> Table for Faulty<T> {
         }
     }
 
-    fn delete_route(&mut self, route: &Route) -> Result<(), ActuateError> {
+    fn delete_own(&mut self, dst: Ipv4Addr, prefix_len: u8) -> Result<bool, ActuateError> {
         if self.fault()? {
-            Ok(())
+            Ok(false)
         } else {
-            self.inner.delete_route(route)
+            self.inner.delete_own(dst, prefix_len)
         }
     }
 }

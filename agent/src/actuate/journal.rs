@@ -90,8 +90,12 @@ impl Journals {
             if path.extension().is_none_or(|e| e != "json") {
                 continue;
             }
-            let text = std::fs::read_to_string(&path).map_err(io(&path))?;
-            match serde_json::from_str::<Journal>(&text) {
+            let parsed = std::fs::read(&path)
+                .map_err(|e| e.to_string())
+                .and_then(|text| {
+                    serde_json::from_slice::<Journal>(&text).map_err(|e| e.to_string())
+                });
+            match parsed {
                 Ok(journal) if journal.boot_id == boot_id() => {
                     journals.insert(journal.lease, journal);
                 }
@@ -104,7 +108,7 @@ impl Journals {
                 }
                 Err(error) => {
                     let aside = path.with_extension("damaged");
-                    tracing::error!(file = %path.display(), "journal does not parse ({error}); kept as {}: check the routes of this node by hand", aside.display());
+                    tracing::error!(file = %path.display(), "journal cannot be read ({error}); kept as {}: check the routes of this node by hand", aside.display());
                     std::fs::rename(&path, &aside).map_err(io(&path))?;
                 }
             }
@@ -223,5 +227,10 @@ mod tests {
         std::fs::write(dir.path().join("journal/3.json"), "{\"lease\":").unwrap();
         assert!(Journals::open(dir.path()).unwrap().1.is_empty());
         assert!(dir.path().join("journal/3.damaged").exists());
+        std::fs::write(dir.path().join("journal/4.json"), [0xff, 0xfe]).unwrap();
+        std::fs::create_dir(dir.path().join("journal/9.json")).unwrap();
+        assert!(Journals::open(dir.path()).unwrap().1.is_empty());
+        assert!(dir.path().join("journal/4.damaged").exists());
+        assert!(dir.path().join("journal/9.damaged").exists());
     }
 }

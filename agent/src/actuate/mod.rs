@@ -33,7 +33,9 @@ pub struct Actuator<B> {
 }
 
 impl<B: Backend> Actuator<B> {
-    /// Takes the state directory for this process alone and restores whatever a former one left.
+    /// Takes the state directory for this process alone and restores whatever a former one left. A
+    /// back end that writes nothing needs a directory of its own: it must not take a real journal
+    /// for restored.
     ///
     /// Returns what had to be restored, in words.
     ///
@@ -144,11 +146,20 @@ impl<B: Backend> Actuator<B> {
             .standing()
             .map(|(id, c)| (id, c.clone()))
             .collect();
-        for (id, change) in standing {
-            if let Err(reason) = self.backend.verify(&change) {
-                self.leases
-                    .end(id, &format!("{change} no longer stands: {reason}"), now);
+        if standing.is_empty() {
+            return;
+        }
+        let changes: Vec<&RouteChange> = standing.iter().map(|(_, change)| change).collect();
+        match self.backend.verify(&changes) {
+            Ok(verdicts) => {
+                for ((id, change), verdict) in standing.iter().zip(verdicts) {
+                    if let Some(reason) = verdict {
+                        let reason = format!("{change} no longer stands: {reason}");
+                        self.leases.end(*id, &reason, now);
+                    }
+                }
             }
+            Err(error) => tracing::warn!("what stands cannot be read: {error}"),
         }
         self.pump(now);
     }
@@ -162,6 +173,16 @@ impl<B: Backend> Actuator<B> {
     /// What happened since the last call.
     pub fn take_reports(&mut self) -> Vec<Report> {
         std::mem::take(&mut self.reports)
+    }
+
+    /// Journals whose baseline could not be restored yet.
+    #[must_use]
+    pub fn unrestored(&self) -> usize {
+        let standing: Vec<u64> = self.leases.standing().map(|(id, _)| id).collect();
+        self.journals
+            .all()
+            .filter(|j| !standing.contains(&j.lease))
+            .count()
     }
 
     /// Leases that are not over.
@@ -189,9 +210,7 @@ impl<B: Backend> Actuator<B> {
                     self.leases.journaled(id, result);
                 }
                 Command::Write { id, changes } => {
-                    let result = changes
-                        .iter()
-                        .try_for_each(|c| self.backend.apply(c).map_err(|e| format!("{c}: {e}")));
+                    let result = self.backend.apply(&changes);
                     self.leases.written(id, result, now);
                 }
                 Command::Restore { id } => {
@@ -224,10 +243,7 @@ impl<B: Backend> Actuator<B> {
     }
 
     fn journal(&mut self, id: u64, changes: &[RouteChange]) -> Result<(), Refused> {
-        let entries = changes
-            .iter()
-            .map(|c| self.backend.baseline(c))
-            .collect::<Result<Vec<Entry>, ActuateError>>()?;
+        let entries = self.backend.baseline(changes)?;
         Ok(self.journals.save(Journal::new(id, entries))?)
     }
 

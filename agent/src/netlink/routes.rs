@@ -141,12 +141,25 @@ impl Netlink {
         self.change(request(route, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL))
     }
 
-    /// Removes exactly this route; true if it was there.
+    /// Removes a route of the prefix and protocol, wherever it goes; true if there was one.
     ///
     /// # Errors
     /// [`NetlinkError`].
-    pub fn delete_route(&mut self, route: &Route) -> Result<bool, NetlinkError> {
-        match self.change(request(route, RTM_DELROUTE, 0)) {
+    pub fn delete_route(
+        &mut self,
+        dst: Ipv4Addr,
+        prefix_len: u8,
+        protocol: u8,
+    ) -> Result<bool, NetlinkError> {
+        let route = Route {
+            dst,
+            prefix_len,
+            protocol,
+            nexthop: None,
+            gateway: None,
+            ifindex: None,
+        };
+        match self.change(request(&route, RTM_DELROUTE, 0)) {
             Err(e) if e.errno() == Some(libc::ESRCH) => Ok(false),
             other => other.map(|()| true),
         }
