@@ -52,7 +52,11 @@ fn remedy(error: &std::io::Error) -> &'static str {
 
 /// The file, key by key. Unknown keys are errors.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    expecting = "keys with values, such as `node: leaf1`"
+)]
 pub struct RawConfig {
     pub node: Option<String>,
     pub role: Option<String>,

@@ -104,6 +104,7 @@ impl Brain {
             Event::Connected { node, hello } => self.connected(node, &hello, now, &mut actions),
             Event::Message { node, message } => self.message(node, message, now, &mut actions),
             Event::Lost { node } => {
+                self.sources.remove(&node);
                 if self.streams.remove(&node).is_some() {
                     self.core.handle_input(
                         Input::NodeLost {
@@ -135,7 +136,11 @@ impl Brain {
         now: Duration,
         actions: &mut Vec<Action>,
     ) {
+        let id = NodeId::new(&node);
         match Ingest::new(hello) {
+            Ok(_) if !self.core.has_room_for(&id) => {
+                actions.push(self.refuse(node, &IngestError::TooManyNodes));
+            }
             Ok(ingest) => {
                 let role = match hello.role() {
                     v1::Role::Switch => Role::Switch,

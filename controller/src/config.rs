@@ -42,11 +42,15 @@ fn remedy(error: &std::io::Error) -> &'static str {
 
 /// The file, key by key. Unknown keys are errors.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    expecting = "keys with values, such as `mode: observe`"
+)]
 pub struct RawConfig {
     pub listen_grpc: Option<String>,
     pub listen_http: Option<String>,
-    /// Needed to listen for agents on anything but loopback without TLS.
+    /// Needed to listen, for agents or for HTTP, on anything but loopback: there is no TLS yet.
     pub allow_plaintext: Option<bool>,
     pub topology: Option<PathBuf>,
     pub state_dir: Option<PathBuf>,
@@ -304,9 +308,15 @@ impl RawConfig {
             let expected = "agents would speak plain text over the network; listen on loopback or set allow_plaintext: true";
             return Err(check.wrong("listen_grpc", &listen_grpc, expected));
         }
+        let listen_http =
+            check.address("listen_http", self.listen_http.as_ref(), loopback(9743))?;
+        if !listen_http.ip().is_loopback() && self.allow_plaintext != Some(true) {
+            let expected = "whoever reaches it may freeze, unfreeze and end changes; listen on loopback or set allow_plaintext: true";
+            return Err(check.wrong("listen_http", &listen_http, expected));
+        }
         Ok(Config {
             listen_grpc,
-            listen_http: check.address("listen_http", self.listen_http.as_ref(), loopback(9743))?,
+            listen_http,
             topology: self.topology.clone(),
             state_dir: self
                 .state_dir
@@ -398,5 +408,6 @@ mod tests {
     #[test]
     fn plain_text_beyond_loopback_must_be_asked_for() {
         assert!(refusal("listen_grpc: \"10.0.0.1:9742\"").contains("allow_plaintext"));
+        assert!(refusal("listen_http: \"0.0.0.0:9743\"").contains("allow_plaintext"));
     }
 }

@@ -7,7 +7,7 @@
 
 use crate::brain::{Action, Brain, Event};
 use crate::record::Recorder;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
@@ -212,6 +212,8 @@ pub struct Driver {
     connections: BTreeMap<String, Connection>,
     next_connection: u64,
     agents_refused: u64,
+    /// Nodes whose streams were closed while actions were performed.
+    given_up: VecDeque<String>,
     /// The core's answer to the request for a trial that is being handled.
     trial_answer: Option<Result<u64, String>>,
     epoch: Instant,
@@ -230,6 +232,7 @@ impl Driver {
             connections: BTreeMap::new(),
             next_connection: 0,
             agents_refused: 0,
+            given_up: VecDeque::new(),
             trial_answer: None,
             epoch: Instant::now(),
             started: SystemTime::now(),
@@ -264,9 +267,11 @@ impl Driver {
     fn request(&mut self, request: Request) {
         match request {
             Request::Connect { hello, out, reply } => {
+                let node = hello.node.clone();
                 let answer = self.connect(*hello, out);
-                if reply.send(answer).is_err() {
-                    tracing::debug!("an agent went away during its Hello");
+                if let Err(Ok(gone)) = reply.send(answer) {
+                    tracing::debug!(node, "an agent went away during its Hello");
+                    self.disconnected(gone.connection, node);
                 }
             }
             Request::Message {
@@ -284,17 +289,7 @@ impl Driver {
                     self.event(Event::Message { node, message });
                 }
             }
-            Request::Disconnect { connection, node } => {
-                if self
-                    .connections
-                    .get(&node)
-                    .is_some_and(|c| c.number == connection)
-                {
-                    self.connections.remove(&node);
-                    tracing::info!(node, "agent disconnected");
-                    self.event(Event::Lost { node });
-                }
-            }
+            Request::Disconnect { connection, node } => self.disconnected(connection, node),
             Request::Event(event) => self.event(event),
             Request::Freeze { frozen, reply } => {
                 let kept = self.keep_frozen(frozen);
@@ -371,7 +366,24 @@ impl Driver {
         })
     }
 
+    fn disconnected(&mut self, connection: u64, node: String) {
+        let is_it = |c: &Connection| c.number == connection;
+        if self.connections.get(&node).is_some_and(is_it) {
+            self.connections.remove(&node);
+            tracing::info!(node, "agent disconnected");
+            self.event(Event::Lost { node });
+        }
+    }
+
     fn event(&mut self, event: Event) {
+        self.handle(event);
+        // What is found while actions are performed comes after them, here as in a replay.
+        while let Some(node) = self.given_up.pop_front() {
+            self.handle(Event::Lost { node });
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
         let now = self.now();
         if let Some(recorder) = &mut self.recorder {
             recorder.append(now, &event);
@@ -464,9 +476,7 @@ impl Driver {
         {
             tracing::warn!(node, "the agent does not read its messages: stream closed");
             self.connections.remove(node);
-            self.event(Event::Lost {
-                node: node.to_owned(),
-            });
+            self.given_up.push_back(node.to_owned());
         }
     }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
+use weir_controller_core::engine::NODES_MAX;
 use weir_controller_core::ids::{FlowKey, JobId, NodeId};
 use weir_controller_core::io::{self, Input};
 use weir_wire::codec::DecodeError;
@@ -19,6 +20,12 @@ const FLOWS_MAX: usize = 65_536;
 /// A longer interval between two frames is a gap: a mean over it would say nothing.
 const GAP: Duration = Duration::from_secs(60);
 
+/// Ports of a node, and next-hop groups of a switch.
+const PORTS_MAX: usize = 8192;
+/// Members of a next-hop group.
+const MEMBERS_MAX: usize = 1024;
+/// Sources of an agent.
+const SOURCES_MAX: usize = 64;
 /// Bytes of the name of a port, a job or an operation.
 const NAME_BYTES_MAX: usize = 255;
 
@@ -55,8 +62,18 @@ pub enum IngestError {
     Address { port: String, text: String },
     #[error("a second Hello on one stream")]
     SecondHello,
-    #[error("a name of {bytes} bytes begins with {start:?}; {NAME_BYTES_MAX} are allowed")]
-    NameTooLong { start: String, bytes: usize },
+    #[error(
+        "{start:?} ({bytes} bytes) is no name: {NAME_BYTES_MAX} bytes without control characters are allowed"
+    )]
+    Name { start: String, bytes: usize },
+    #[error("more than {NODES_MAX} nodes: run another controller for a part of the fabric")]
+    TooManyNodes,
+    #[error("{what}: {count}, {max} are allowed")]
+    TooMany {
+        what: &'static str,
+        count: usize,
+        max: usize,
+    },
     #[error("an empty message")]
     Empty,
 }
@@ -156,7 +173,11 @@ impl Ingest {
                 node: self.node.clone(),
                 inventory: inventory_of(inventory)?,
             }),
-            Body::Sources(report) => Ingested::Sources(report.sources),
+            Body::Sources(report) => {
+                few("sources", report.sources.len(), SOURCES_MAX)?;
+                report.sources.iter().try_for_each(|s| name(&s.name))?;
+                Ingested::Sources(report.sources)
+            }
             Body::Path(answer) => Ingested::Input(Input::PathsResolved {
                 node: self.node.clone(),
                 hops: answer.hops.iter().filter_map(hop_of).collect(),
@@ -419,11 +440,25 @@ impl Ingest {
     }
 }
 
+fn few(what: &'static str, count: usize, max: usize) -> Result<(), IngestError> {
+    if count <= max {
+        Ok(())
+    } else {
+        Err(IngestError::TooMany { what, count, max })
+    }
+}
+
+/// Whether a text may name a port, a job or an operation.
+#[must_use]
+pub fn is_name(text: &str) -> bool {
+    text.len() <= NAME_BYTES_MAX && !text.chars().any(char::is_control)
+}
+
 fn name(text: &str) -> Result<(), IngestError> {
-    if text.len() <= NAME_BYTES_MAX {
+    if is_name(text) {
         return Ok(());
     }
-    Err(IngestError::NameTooLong {
+    Err(IngestError::Name {
         start: text.chars().take(32).collect(),
         bytes: text.len(),
     })
@@ -455,7 +490,10 @@ fn hop_of(hop: &v1::PathHop) -> Option<io::ResolvedHop> {
 
 fn inventory_of(inventory: v1::Inventory) -> Result<io::Inventory, IngestError> {
     let mut ports = Vec::new();
+    few("ports", inventory.ports.len(), PORTS_MAX)?;
+    few("next-hop groups", inventory.groups.len(), PORTS_MAX)?;
     for port in inventory.ports {
+        name(&port.name)?;
         let mut addresses = Vec::new();
         for text in &port.addresses {
             // IPv6 is not used for paths yet and is passed over, not refused.
@@ -477,6 +515,10 @@ fn inventory_of(inventory: v1::Inventory) -> Result<io::Inventory, IngestError> 
             speed_bps: (port.speed_bps != 0).then_some(port.speed_bps),
             name: port.name.into(),
         });
+    }
+    for group in &inventory.groups {
+        few("members of a group", group.members.len(), MEMBERS_MAX)?;
+        group.members.iter().try_for_each(|m| name(&m.port))?;
     }
     let groups = inventory.groups.into_iter().map(|g| io::EcmpGroup {
         id: g.id,

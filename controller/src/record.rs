@@ -11,6 +11,7 @@
 
 use crate::brain::{Action, Brain, Event};
 use prost::Message as _;
+use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -49,7 +50,8 @@ pub struct Recorder {
     file: BufWriter<File>,
     actions: BufWriter<File>,
     bytes: u64,
-    /// Events that came after the file was full or a write failed.
+    /// Events that came after the file was full or a write failed. Nothing is written after the
+    /// first: a replay would go another way without it.
     pub dropped: u64,
 }
 
@@ -86,8 +88,8 @@ impl Recorder {
         let lengths = u16::try_from(node.len())
             .ok()
             .zip(u32::try_from(payload.len()).ok());
-        let (Some((node_len, payload_len)), true) = (lengths, self.bytes + size <= BYTES_MAX)
-        else {
+        let room = self.dropped == 0 && self.bytes + size <= BYTES_MAX;
+        let (Some((node_len, payload_len)), true) = (lengths, room) else {
             self.dropped += 1;
             return;
         };
@@ -112,7 +114,7 @@ impl Recorder {
     pub fn acted(&mut self, at: Duration, action: &Action) {
         let line = line(at, action);
         self.bytes += line.len() as u64;
-        if self.bytes > BYTES_MAX || writeln!(self.actions, "{line}").is_err() {
+        if self.dropped > 0 || self.bytes > BYTES_MAX || writeln!(self.actions, "{line}").is_err() {
             self.dropped += 1;
         }
     }
@@ -190,11 +192,9 @@ fn encode(event: &Event) -> (u8, &str, Vec<u8>) {
         Event::Tick => (4, "", Vec::new()),
         Event::Freeze { frozen } => (5, "", vec![u8::from(*frozen)]),
         Event::Trial { job, pins } => {
-            let pins: Vec<String> = pins
-                .iter()
-                .map(|p| format!("{} {} {}", p.node, p.dst, p.port))
-                .collect();
-            (6, job.as_str(), pins.join("\n").into_bytes())
+            let pin = |p: &PinChange| json!([p.node.as_str(), p.dst.to_string(), &*p.port]);
+            let pins: Vec<Value> = pins.iter().map(pin).collect();
+            (6, job.as_str(), Value::from(pins).to_string().into_bytes())
         }
         Event::EndLease { lease } => (7, "", lease.to_le_bytes().to_vec()),
     }
@@ -268,18 +268,13 @@ fn filled(file: &mut impl Read, buffer: &mut [u8]) -> bool {
 }
 
 fn pins_of(payload: &[u8]) -> Option<Vec<PinChange>> {
-    let pin = |line: &str| {
-        let mut words = line.split(' ');
-        let node = NodeId::new(words.next()?);
+    let pins: Vec<[String; 3]> = serde_json::from_slice(payload).ok()?;
+    let pin = |[node, dst, port]: &[String; 3]| {
         Some(PinChange {
-            node,
-            dst: words.next()?.parse().ok()?,
-            port: words.next()?.into(),
+            node: NodeId::new(node),
+            dst: dst.parse().ok()?,
+            port: port.as_str().into(),
         })
     };
-    std::str::from_utf8(payload)
-        .ok()?
-        .lines()
-        .map(pin)
-        .collect()
+    pins.iter().map(pin).collect()
 }

@@ -1,6 +1,7 @@
 //! The gRPC side: one task for each agent's stream, which only moves messages.
 
 use crate::driver::{Connected, Handle, MESSAGES_QUEUED_MAX, Outgoing};
+use crate::ingest::is_name;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -42,10 +43,9 @@ impl Fabric for Service {
             tracing::warn!(?from, "{e}");
             Status::failed_precondition(e.to_string())
         })?;
-        if hello.node.is_empty() || hello.node.contains([':', ' ', '\n']) || hello.node.len() > 255
-        {
+        if hello.node.is_empty() || hello.node.contains([':', ' ', '/']) || !is_name(&hello.node) {
             return Err(Status::invalid_argument(format!(
-                "node {:?} is no name: 1 to 255 characters without colon or space",
+                "node {:?} is no name: 1 to 255 bytes without colon, slash, space or control characters",
                 hello.node
             )));
         }

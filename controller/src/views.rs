@@ -3,7 +3,6 @@
 use crate::driver::View;
 use serde::Serialize;
 use std::time::{Duration, UNIX_EPOCH};
-use weir_controller_core::config::Mode;
 use weir_controller_core::flows::RATE_AGE_MAX;
 use weir_controller_core::ids::JobId;
 use weir_controller_core::io::Role;
@@ -218,7 +217,7 @@ pub fn status(view: &View<'_>) -> Status {
     });
     Status {
         version: env!("CARGO_PKG_VERSION"),
-        mode: mode_name(core.config().mode),
+        mode: core.config().mode.name(),
         frozen: core.is_frozen(),
         uptime_s: view.now.as_secs_f64(),
         nodes: nodes.collect(),
@@ -244,11 +243,11 @@ fn job_view(view: &View<'_>, key: &JobId, job: &Job) -> JobView {
         key: key.to_string(),
         ranks: job.ranks,
         measured_on: match &series {
-            Some((Signature::Collective { op, bytes }, _)) => format!("{op} of {bytes} bytes"),
-            Some((Signature::Queued { op, bytes }, _)) => {
+            Some((Signature::Collective { op, bytes, .. }, _)) => format!("{op} of {bytes} bytes"),
+            Some((Signature::Queued { op, bytes, .. }, _)) => {
                 format!("time between calls of {op} of {bytes} bytes")
             }
-            Some((Signature::FlowProgress, _)) => "seconds per megabyte of its flows".into(),
+            Some((Signature::FlowProgress { .. }, _)) => "seconds per megabyte of its flows".into(),
             None => "nothing at present".into(),
         },
         iterations: series.as_ref().map_or(0, |(_, i)| i.len()),
@@ -379,14 +378,6 @@ pub fn role_name(role: Role) -> &'static str {
     match role {
         Role::Host => "host",
         Role::Switch => "switch",
-    }
-}
-
-fn mode_name(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Observe => "observe",
-        Mode::Advise => "advise",
-        Mode::Act => "act",
     }
 }
 

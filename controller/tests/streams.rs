@@ -249,7 +249,7 @@ async fn calls_and_flows_that_were_not_announced_close_their_stream() {
                 series: vec![long],
                 ..v1::Frame::default()
             },
-            "a name of 5000 bytes",
+            "(5000 bytes) is no name",
         ),
     ];
     for (n, (frame, reason)) in (1..).zip(bad) {

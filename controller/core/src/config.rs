@@ -14,6 +14,18 @@ pub enum Mode {
     Act,
 }
 
+impl Mode {
+    /// Name in the configuration and the API.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Observe => "observe",
+            Mode::Advise => "advise",
+            Mode::Act => "act",
+        }
+    }
+}
+
 /// All that an operator can set of the core.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {

@@ -9,7 +9,7 @@ use crate::io::{Command, Input, LeaseOutcome, NodeSample, PinChange, Role};
 use crate::jobs::Jobs;
 use crate::links::{Interval, Links};
 use crate::topology::{Plan, Topology};
-use crate::trial::{Cause, Proposal, State, Trial};
+use crate::trial::{Cause, Proposal, STALLED_MIN, State, Trial};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -19,7 +19,11 @@ const TICK: Duration = Duration::from_millis(250);
 /// The graph is built again at most this often: a tenth of the time that it takes.
 const REFRESH_PER_LINK: Duration = Duration::from_micros(20);
 /// Nodes held at once.
-const NODES_MAX: usize = 16_384;
+pub const NODES_MAX: usize = 16_384;
+/// A node that was lost for longer is no part of the fabric any more.
+const NODE_GONE: Duration = Duration::from_secs(86_400);
+/// After this many tries in vain the cool-down grows no more: 64 times the first.
+const IN_VAIN_MAX: usize = 6;
 /// Trials kept, the oldest that is over goes first.
 const TRIALS_MAX: usize = 256;
 
@@ -82,6 +86,7 @@ impl Core {
                 held_leases,
             } => self.node_connected(&node, role, &held_leases, now),
             Input::NodeLost { node } => self.node_lost(&node, now),
+            Input::InventoryReported { node, .. } if !self.nodes.contains_key(&node) => {}
             Input::InventoryReported { node, inventory } => {
                 let epoch = inventory.routes_epoch;
                 let changed = self.topology.inventory_reported(&node, inventory);
@@ -144,6 +149,7 @@ impl Core {
         }
         self.flows.expire(now);
         self.jobs.expire(now, self.config.trial.job_gone);
+        self.forget_nodes(now);
         self.detect(now);
         for id in self.incidents.expire(now, self.config.hotspot.clear_after) {
             self.note(&id, "resolved".into());
@@ -157,13 +163,6 @@ impl Core {
     }
 
     fn node_connected(&mut self, node: &NodeId, role: Role, held: &[u64], now: Duration) {
-        if !self.nodes.contains_key(node) && self.nodes.len() >= NODES_MAX {
-            self.note(
-                node.as_str(),
-                format!("refused: more than {NODES_MAX} nodes"),
-            );
-            return;
-        }
         self.nodes.insert(
             node.clone(),
             Node {
@@ -189,6 +188,24 @@ impl Core {
                 });
             }
         }
+    }
+
+    /// Whether a node may connect: it is known, or there is room.
+    #[must_use]
+    pub fn has_room_for(&self, node: &NodeId) -> bool {
+        self.nodes.len() < NODES_MAX || self.nodes.contains_key(node)
+    }
+
+    fn forget_nodes(&mut self, now: Duration) {
+        let gone = |n: &Node| !n.connected && now.saturating_sub(n.last_seen) >= NODE_GONE;
+        let topology = &mut self.topology;
+        self.nodes.retain(|id, node| {
+            let keep = !gone(node);
+            if !keep {
+                topology.node_forgotten(id);
+            }
+            keep
+        });
     }
 
     fn node_lost(&mut self, node: &NodeId, now: Duration) {
@@ -292,6 +309,12 @@ impl Core {
         since: Option<Duration>,
         now: Duration,
     ) -> Result<u64, String> {
+        if self.config.mode != Mode::Act {
+            return Err(format!(
+                "the controller's mode is {}: nothing is changed unless it is act",
+                self.config.mode.name()
+            ));
+        }
         if self.frozen {
             return Err("the controller is frozen: `weir unfreeze` lets it act again".into());
         }
@@ -363,10 +386,20 @@ impl Core {
             pins,
             signature,
             before_s,
+            cooldowns: 1 << self.in_vain(job).min(IN_VAIN_MAX),
         };
         let trial = Trial::propose(proposal, &self.config.trial, now, &mut self.commands);
         self.trials.push_back(trial);
         Ok(self.next_lease)
+    }
+
+    /// Tries for a job that did not help, since the last that did.
+    fn in_vain(&self, job: &JobId) -> usize {
+        let of_job = self.trials.iter().rev().filter(|t| t.job == *job);
+        let causes = of_job.map(|t| t.given_back);
+        let in_vain =
+            |cause: &Option<Cause>| matches!(cause, Some(Cause::Slower | Cause::NoBetter));
+        causes.take_while(in_vain).count()
     }
 
     fn lease_reported(
@@ -424,10 +457,18 @@ impl Core {
     fn trials_tick(&mut self, now: Duration) {
         for trial in &mut self.trials {
             let job = self.jobs.get(&trial.job);
-            let series = job.and_then(|j| j.series(now));
+            let waits = trial.is_live()
+                && job
+                    .and_then(|j| j.running_for(now))
+                    .is_some_and(|running| running > STALLED_MIN);
+            let retransmits = waits
+                && trial
+                    .pins
+                    .iter()
+                    .any(|pin| self.flows.retransmits(&trial.job, pin.dst, now));
             trial.tick(
-                series.as_ref().map(|(s, i)| (s, *i)),
-                job.map(|j| j.last_seen),
+                job,
+                retransmits,
                 &self.config.trial,
                 now,
                 &mut self.commands,

@@ -7,6 +7,7 @@ use crate::ids::{FlowKey, JobId, NodeId, PortId};
 use crate::io::{FlowSample, ResolvedHop};
 use crate::topology::Topology;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ const PATH_MAX: usize = 8;
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A rate older than this is no longer current (samples come once a second).
 pub const RATE_AGE_MAX: Duration = Duration::from_millis(2500);
+/// TCP doubles the time between its retransmissions: a flow without any for longer is at rest.
+const RETRANSMITS_AGE_MAX: Duration = Duration::from_secs(5);
 /// Slower flows are control traffic: they never load a link.
 const ACTIVE_BPS: f64 = 1e6;
 
@@ -30,6 +33,8 @@ pub struct Flow {
     pub rate_bps: f64,
     pub at: Duration,
     pub retransmits: u64,
+    /// When it retransmitted last.
+    pub retransmitted_at: Option<Duration>,
     pub srtt_us: u32,
     pub delivered_ce: u64,
 }
@@ -97,7 +102,13 @@ impl Flows {
             .job
             .clone()
             .or_else(|| self.flows.get(&sample.key)?.job.clone());
+        let before = self.flows.get(&sample.key).and_then(|f| f.retransmitted_at);
         let flow = Flow {
+            retransmitted_at: if sample.retransmits > 0 {
+                Some(at)
+            } else {
+                before
+            },
             job,
             rate_bps,
             at,
@@ -180,6 +191,19 @@ impl Flows {
         for key in gone {
             self.closed(&key);
         }
+    }
+
+    /// Whether a flow of the job to `dst` retransmits and gets nothing through.
+    #[must_use]
+    pub fn retransmits(&self, job: &JobId, dst: Ipv4Addr, now: Duration) -> bool {
+        self.flows.iter().any(|(key, flow)| {
+            key.dst == dst
+                && flow.job.as_ref() == Some(job)
+                && flow.rate_bps < ACTIVE_BPS
+                && flow
+                    .retransmitted_at
+                    .is_some_and(|at| now.saturating_sub(at) <= RETRANSMITS_AGE_MAX)
+        })
     }
 
     /// Flows with data on the wire in their newest sample.

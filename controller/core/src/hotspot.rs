@@ -20,13 +20,14 @@
 
 use crate::config::Hotspot;
 use crate::flows::{Flows, Path, RATE_AGE_MAX};
-use crate::ids::{FlowKey, JobId, PortId};
+use crate::ids::{FlowKey, JobId, NodeId, PortId};
 use crate::io::PinChange;
 use crate::links::{LinkSample, Links};
 use crate::maxmin;
 use crate::plan::{self, Choice, Item, Load};
 use crate::topology::Topology;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// What kind of hot a link is.
@@ -395,7 +396,7 @@ impl Scene<'_> {
 
     /// What a planner can move of the flows. `None` while a path that would be needed is unknown.
     fn items(&self, on_hot: &[(&FlowKey, &Crossing)], flows: &mut Flows) -> Option<Vec<Item>> {
-        let mut items: BTreeMap<PinChange, Item> = BTreeMap::new();
+        let mut items: BTreeMap<(NodeId, Ipv4Addr), Item> = BTreeMap::new();
         let mut complete = true;
         for (key, crossing) in on_hot {
             // The first choice on the way; what lies behind it follows from it.
@@ -411,51 +412,44 @@ impl Scene<'_> {
                 &crossing.path.ports[choice.at],
             );
             let members = &self.topology.group(&chosen.node, choice.group)?.members;
-            let pin = PinChange {
-                node: chosen.node.clone(),
-                dst: key.dst,
-                port: chosen.port.clone(),
-            };
-            let mut options = Vec::new();
-            for port in members {
+            let item = items
+                .entry((chosen.node.clone(), key.dst))
+                .or_insert_with(|| {
+                    let ports = [chosen.port.clone()]
+                        .into_iter()
+                        .chain(members.iter().cloned());
+                    Item {
+                        node: chosen.node.clone(),
+                        dst: key.dst,
+                        options: ports
+                            .map(|port| Choice {
+                                port: Some(port),
+                                paths: Vec::new(),
+                            })
+                            .collect(),
+                    }
+                });
+            for (n, option) in item.options.iter_mut().enumerate() {
+                if n == 0 {
+                    if option.port.as_ref() != Some(&chosen.port) {
+                        option.port = None;
+                    }
+                    option.paths.push((**key, crossing.path.ports.clone()));
+                    continue;
+                }
+                let Some(port) = option.port.clone() else {
+                    continue;
+                };
                 let leave = PortId {
                     node: chosen.node.clone(),
-                    port: port.clone(),
+                    port,
                 };
                 match flows.walk(key, leave, self.topology) {
-                    Some(behind) => options.push((
-                        port.clone(),
-                        before
-                            .iter()
-                            .cloned()
-                            .chain(behind.ports)
-                            .collect::<Vec<_>>(),
-                    )),
+                    Some(behind) => {
+                        let path = before.iter().cloned().chain(behind.ports).collect();
+                        option.paths.push((**key, path));
+                    }
                     None => complete = false,
-                }
-            }
-            let item = items
-                .entry(PinChange {
-                    port: "".into(),
-                    ..pin.clone()
-                })
-                .or_insert_with(|| Item {
-                    pin: pin.clone(),
-                    options: options
-                        .iter()
-                        .map(|(port, _)| Choice {
-                            port: port.clone(),
-                            paths: Vec::new(),
-                        })
-                        .collect(),
-                    current: options
-                        .iter()
-                        .position(|(port, _)| *port == chosen.port)
-                        .unwrap_or(0),
-                });
-            for (port, path) in options {
-                if let Some(option) = item.options.iter_mut().find(|o| o.port == port) {
-                    option.paths.push((**key, path));
                 }
             }
         }

@@ -29,6 +29,9 @@ const FORGET: Duration = Duration::from_secs(30);
 /// A series that ended longer ago is not the job's present.
 const CURRENT: Duration = Duration::from_secs(10);
 
+/// A report of a running call that is older says nothing of the present.
+const RUNNING_AGE_MAX: Duration = Duration::from_secs(3);
+
 /// A window over calls that only queue work lasts at least this long.
 const WINDOW: Duration = Duration::from_secs(1);
 
@@ -49,16 +52,11 @@ pub struct Iteration {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Signature {
     /// Calls that return when the collective is done (MPI).
-    Collective {
-        op: Arc<str>,
-        bytes: u64,
-    },
+    Collective { op: Arc<str>, bytes: u64, rank: u32 },
     /// Calls that return when the collective is queued (NCCL, RCCL).
-    Queued {
-        op: Arc<str>,
-        bytes: u64,
-    },
-    FlowProgress,
+    Queued { op: Arc<str>, bytes: u64, rank: u32 },
+    /// Of the flows that one node sends.
+    FlowProgress { node: NodeId },
 }
 
 impl Signature {
@@ -68,7 +66,7 @@ impl Signature {
         let what = match self {
             Signature::Collective { .. } => "iteration",
             Signature::Queued { .. } => "time between calls",
-            Signature::FlowProgress => "time to send a megabyte",
+            Signature::FlowProgress { .. } => "time to send a megabyte",
         };
         format!(
             "median {what} {:.0} ms before, {:.0} ms after ({:+.0} %)",
@@ -92,6 +90,8 @@ pub struct Job {
     /// The open window of each rank of `by_rank`, where calls only queue work.
     trains: BTreeMap<u32, Train>,
     by_flows: BTreeMap<NodeId, VecDeque<Iteration>>,
+    /// Arrival of the newest report of calls that run, and the longest of them.
+    running: Option<(Duration, Duration)>,
     /// Samples of a node's flows that were passed over, up to [`WARM_UP`].
     warm_up: BTreeMap<NodeId, u32>,
 }
@@ -205,27 +205,34 @@ impl Job {
     /// The job's iterations, oldest first, and what they are measured on.
     #[must_use]
     pub fn series(&self, now: Duration) -> Option<(Signature, &VecDeque<Iteration>)> {
-        let current = |s: &&VecDeque<Iteration>| {
+        let current = |s: &VecDeque<Iteration>| {
             s.back().is_some_and(|i| {
                 now.saturating_sub(i.ended)
                     <= CURRENT.max(Duration::from_secs_f64(i.seconds.clamp(0.0, 1e6) * 3.0))
             })
         };
-        if let (Some((op, bytes)), Some(series)) =
-            (&self.collective, self.by_rank.values().find(current))
-        {
-            let (op, bytes) = (op.clone(), *bytes);
+        if let (Some((op, bytes)), Some((rank, series))) = (
+            &self.collective,
+            self.by_rank.iter().find(|(_, s)| current(s)),
+        ) {
+            let (op, bytes, rank) = (op.clone(), *bytes, *rank);
             let signature = if only_queues(&op) {
-                Signature::Queued { op, bytes }
+                Signature::Queued { op, bytes, rank }
             } else {
-                Signature::Collective { op, bytes }
+                Signature::Collective { op, bytes, rank }
             };
             return Some((signature, series));
         }
-        Some((
-            Signature::FlowProgress,
-            self.by_flows.values().find(current)?,
-        ))
+        let (node, series) = self.by_flows.iter().find(|(_, s)| current(s))?;
+        Some((Signature::FlowProgress { node: node.clone() }, series))
+    }
+
+    /// For how long a call of the job has been running, by reports not older than a few samples;
+    /// `None` if none is. Calls that only queue work never run for long.
+    #[must_use]
+    pub fn running_for(&self, now: Duration) -> Option<Duration> {
+        let (seen, running) = self.running?;
+        (now.saturating_sub(seen) <= RUNNING_AGE_MAX).then_some(running)
     }
 
     /// Bus bandwidth of an iteration in bits per second, by the convention of nccl-tests: wire
@@ -309,7 +316,11 @@ impl Jobs {
             }
         }
         for running in &sample.running {
-            self.entry(&running.job, at);
+            if let Some(job) = self.entry(&running.job, at) {
+                let longest = job.running.filter(|(seen, _)| *seen == at);
+                let longest = longest.map_or(Duration::ZERO, |(_, longest)| longest);
+                job.running = Some((at, longest.max(running.running)));
+            }
         }
         let Some(elapsed) = sample.elapsed else {
             return;

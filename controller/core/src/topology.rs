@@ -87,6 +87,11 @@ impl Topology {
         }
     }
 
+    /// Forgets what a node reported.
+    pub fn node_forgotten(&mut self, node: &NodeId) {
+        self.outdated |= self.reported.remove(node).is_some();
+    }
+
     /// Takes a node's report; true if anything changed.
     pub fn inventory_reported(&mut self, node: &NodeId, inventory: Inventory) -> bool {
         let entry = self.entry(node);

@@ -23,12 +23,14 @@
 use crate::config::Trial as Limits;
 use crate::ids::{JobId, NodeId};
 use crate::io::{Command, LeaseOutcome, PinChange};
-use crate::jobs::{Iteration, Signature};
+use crate::jobs::{Iteration, Job, Signature};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// Iterations before the change that are kept for the comparison.
 pub const BEFORE_MAX: usize = 8;
+/// No call is taken for stalled sooner.
+pub const STALLED_MIN: Duration = Duration::from_secs(5);
 /// Recent iterations on which a kept change is watched.
 const WATCH: usize = 5;
 
@@ -72,6 +74,8 @@ impl State {
 pub enum Cause {
     /// The job became slower.
     Slower,
+    /// A call of the job does not end.
+    Stalled,
     /// The job did not become faster by enough.
     NoBetter,
     /// Too few iterations, or none that can be compared.
@@ -87,8 +91,9 @@ pub enum Cause {
 }
 
 impl Cause {
-    pub const ALL: [Cause; 8] = [
+    pub const ALL: [Cause; 9] = [
         Cause::Slower,
+        Cause::Stalled,
         Cause::NoBetter,
         Cause::NotJudged,
         Cause::NotApplied,
@@ -103,6 +108,7 @@ impl Cause {
     pub fn name(self) -> &'static str {
         match self {
             Cause::Slower => "slower",
+            Cause::Stalled => "stalled",
             Cause::NoBetter => "no_better",
             Cause::NotJudged => "not_judged",
             Cause::NotApplied => "not_applied",
@@ -146,6 +152,7 @@ pub struct Trial {
     /// State of which the story was last told.
     told: Option<State>,
     counted: bool,
+    cooldown: Duration,
     renew_at: Duration,
     cooldown_until: Duration,
 }
@@ -161,6 +168,8 @@ pub struct Proposal {
     pub signature: Signature,
     /// Seconds of the iterations to compare with, oldest first.
     pub before_s: Vec<f64>,
+    /// Cool-downs to wait for after it: more after every try that was in vain.
+    pub cooldowns: u32,
 }
 
 impl Trial {
@@ -208,6 +217,7 @@ impl Trial {
             decided_at: None,
             told: None,
             counted: false,
+            cooldown: limits.cooldown * proposal.cooldowns,
             renew_at: now + limits.ttl / 3,
             cooldown_until: Duration::MAX,
         }
@@ -289,18 +299,21 @@ impl Trial {
                     now,
                     out,
                 ),
-            (State::RolledBack, LeaseOutcome::Applied) => out.push_back(Command::End {
-                node: node.clone(),
-                lease: self.lease,
-                reason: self.reason.clone(),
-            }),
+            // The answer to the grant was still on its way.
+            (State::RolledBack | State::Cooldown | State::Idle, LeaseOutcome::Applied) => {
+                out.push_back(Command::End {
+                    node: node.clone(),
+                    lease: self.lease,
+                    reason: self.reason.clone(),
+                });
+            }
             (State::Proposed | State::Holding | State::Committed, LeaseOutcome::Applied) => {}
             (
                 State::RolledBack | State::Cooldown | State::Idle,
-                LeaseOutcome::Applied | LeaseOutcome::Refused | LeaseOutcome::Ended,
+                LeaseOutcome::Refused | LeaseOutcome::Ended,
             ) => {}
         }
-        self.settle(limits, now);
+        self.settle(now);
     }
 
     /// The node's stream broke: its agent restores the baseline by itself when the lease runs out.
@@ -324,7 +337,7 @@ impl Trial {
                 out,
             );
         }
-        self.settle(limits, now);
+        self.settle(now);
     }
 
     /// Gives the change back.
@@ -354,29 +367,31 @@ impl Trial {
         }
         // A node that never answers is at its baseline when its lease has run out.
         self.cooldown_until = now + limits.ttl;
-        self.settle(limits, now);
+        self.settle(now);
     }
 
-    fn settle(&mut self, limits: &Limits, now: Duration) {
+    fn settle(&mut self, now: Duration) {
         if self.state == State::RolledBack
             && (self.nodes.values().all(|n| *n == NodeLease::Over) || now >= self.cooldown_until)
         {
             self.state = State::Cooldown;
-            self.cooldown_until = now + limits.cooldown;
+            self.cooldown_until = now + self.cooldown;
         }
     }
 
     /// Time passes: renewals, time-outs, and the judgement on what the job did since.
     ///
-    /// `job` is the job's series and when it was last seen; `None` if it is not known any more.
+    /// `job` is `None` if it is not known any more; `retransmits`: a flow of it does, over a pin.
     pub fn tick(
         &mut self,
-        job: Option<(&Signature, &VecDeque<Iteration>)>,
-        last_seen: Option<Duration>,
+        job: Option<&Job>,
+        retransmits: bool,
         limits: &Limits,
         now: Duration,
         out: &mut VecDeque<Command>,
     ) {
+        let series = job.and_then(|j| j.series(now));
+        let series = series.as_ref().map(|(s, i)| (s, *i));
         if self.is_live() && now >= self.renew_at {
             self.renew_at = now + limits.ttl / 3;
             for node in self.nodes.keys() {
@@ -403,9 +418,18 @@ impl Trial {
                     out,
                 );
             }
-            State::Holding => self.judge(job, limits, now, out),
+            State::Holding | State::Committed if self.stalled(job, retransmits, limits, now) => {
+                self.roll_back(
+                    Cause::Stalled,
+                    "a call of the job does not end".into(),
+                    limits,
+                    now,
+                    out,
+                )
+            }
+            State::Holding => self.judge(series, limits, now, out),
             State::Committed
-                if last_seen.is_none_or(|seen| now.saturating_sub(seen) >= limits.job_gone) =>
+                if job.is_none_or(|j| now.saturating_sub(j.last_seen) >= limits.job_gone) =>
             {
                 self.roll_back(
                     Cause::JobOver,
@@ -415,11 +439,35 @@ impl Trial {
                     out,
                 );
             }
-            State::Committed => self.watch(job, limits, now, out),
-            State::RolledBack => self.settle(limits, now),
+            State::Committed => self.watch(series, limits, now, out),
+            State::RolledBack => self.settle(now),
             State::Cooldown if now >= self.cooldown_until => self.state = State::Idle,
             State::Proposed | State::Cooldown | State::Idle => {}
         }
+    }
+
+    /// Whether a call has run for much longer than any should: a path that lost its end makes no
+    /// iteration slower, it ends none. Ranks may also wait for one that writes a checkpoint, so
+    /// that without a flow that `retransmits` over a pin the wait has to be as long as a job's end.
+    fn stalled(
+        &self,
+        job: Option<&Job>,
+        retransmits: bool,
+        limits: &Limits,
+        now: Duration,
+    ) -> bool {
+        let usual = median(&self.before_s).unwrap_or(0.0).clamp(0.0, 1e6);
+        let (least, times) = if retransmits {
+            (STALLED_MIN, 5.0)
+        } else {
+            (limits.job_gone, 10.0)
+        };
+        let limit = least.max(Duration::from_secs_f64(usual * times));
+        let stood = self
+            .applied_at
+            .map_or(Duration::ZERO, |at| now.saturating_sub(at));
+        let running = job.and_then(|j| j.running_for(now));
+        running.is_some_and(|running| running.min(stood) > limit)
     }
 
     fn judge(

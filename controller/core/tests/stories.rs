@@ -567,6 +567,83 @@ fn a_change_that_makes_the_job_slower_is_rolled_back_within_three_iterations() {
 }
 
 #[test]
+fn a_kept_change_under_which_a_call_does_not_end_is_given_back() {
+    let mut world = colliding();
+    world.seconds(10);
+    assert_eq!(world.core.trials().back().unwrap().state, State::Committed);
+    let job = world.job.take().unwrap();
+    let flows = std::mem::take(&mut world.flows);
+    for stalled in 1..10 {
+        world.second();
+        let running = vec![io::CollectiveRunning {
+            job: job.clone(),
+            running: SECOND * stalled,
+        }];
+        let flows = flows.iter().map(|(key, _)| io::FlowSample {
+            key: *key,
+            job: Some(job.clone()),
+            bytes: 0,
+            retransmits: u64::from(stalled.is_power_of_two()),
+            srtt_us: 500,
+            delivered_ce: 0,
+        });
+        let sample = NodeSample {
+            elapsed: Some(SECOND),
+            running,
+            flows: flows.collect(),
+            ..NodeSample::default()
+        };
+        world.input(Input::SampleReported {
+            node: host(1, 1),
+            sample,
+        });
+    }
+    let trial = world.core.trials().back().unwrap();
+    assert_eq!(trial.given_back, Some(Cause::Stalled), "{}", trial.reason);
+    assert!(world.leases.is_empty());
+}
+
+#[test]
+fn an_operator_s_trial_needs_the_mode_too() {
+    let mut world = World::new(Mode::Observe);
+    world.job = Some(JobId::new("train"));
+    world.flows = World::ring(&INTERLEAVED, 85e6);
+    world.seconds(5);
+    let pins = vec![PinChange {
+        node: node("l", 1),
+        dst: address(2, 2),
+        port: "up1".into(),
+    }];
+    world.input(Input::TrialRequested {
+        job: JobId::new("train"),
+        pins,
+    });
+    let refused = |c: &Command| matches!(c, Command::AnswerTrial { outcome: Err(reason) } if reason.contains("mode is observe"));
+    assert!(world.commands.iter().any(refused));
+    assert_eq!(world.grants(), 0);
+}
+
+#[test]
+fn tries_in_vain_become_seldom() {
+    let mut world = colliding();
+    // Whatever is done, the job goes at the same speed: something else holds it back.
+    world.iteration = |_| 0.6;
+    let grants_after = |world: &mut World, seconds| {
+        world.seconds(seconds);
+        world.grants()
+    };
+    let ten_minutes = grants_after(&mut world, 600);
+    let an_hour = grants_after(&mut world, 3000);
+    assert!(ten_minutes >= 2, "{ten_minutes}");
+    assert!(
+        an_hour <= 2 * ten_minutes + 4,
+        "{ten_minutes}, then {an_hour}"
+    );
+    let trial = world.core.trials().back().unwrap();
+    assert_eq!(trial.given_back, Some(Cause::NoBetter), "{}", trial.reason);
+}
+
+#[test]
 fn a_freeze_ends_the_lease_and_forbids_the_next() {
     let mut world = colliding();
     world.seconds(4);
