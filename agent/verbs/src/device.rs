@@ -17,8 +17,10 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use weir_verbs_protocol::Event;
 
-/// GIDs of a device that are looked at: 255 entries in each table of a port are common.
-const GIDS_MAX: usize = 4096;
+/// GIDs of a device that are looked at: 256 in the table of each port are common, and the kernel
+/// refuses a buffer of 64 KiB and more (the length of an attribute of its ioctl has 16 bits).
+const GIDS_MAX: usize = 2000;
+const _: () = assert!(GIDS_MAX * size_of::<ibv_gid_entry>() < 1 << 16);
 /// Vendor of soft-RoCE and other devices without hardware (rdma_rxe: RXE_VENDOR_ID).
 const VENDOR_SOFTWARE: u32 = 0xff_ffff;
 const LINK_LAYER_ETHERNET: u8 = 2;

@@ -24,7 +24,7 @@ fn bash(script: &str, args: &[&Path]) -> bool {
     status.is_ok_and(|status| status.success())
 }
 
-/// Boots the machine, runs `tests/guest/SCRIPT` in it beside the agent (`/weir-agent`), and gives
+/// Boots the machine, runs `tests/guest/SCRIPT` in it beside the agent (`/weir-agent`, `/weir-verbs`), and gives
 /// what it printed by section: a line `=== NAME` begins one. `None`, said aloud, where there can be
 /// no machine.
 ///
@@ -54,6 +54,7 @@ pub fn run(script: &str) -> Option<BTreeMap<String, String>> {
     let boot = dir.join("boot.cpio");
     let made = fs::create_dir_all(&job)
         .and_then(|()| fs::copy(bin_dir().join("weir-agent"), job.join("weir-agent")))
+        .and_then(|_| fs::copy(bin_dir().join("weir-verbs"), job.join("weir-verbs")))
         .and_then(|_| fs::copy(root().join("tests/guest").join(script), job.join("job.sh")));
     // A kernel takes several archives one after the other.
     let packed = made.is_ok()
