@@ -120,6 +120,8 @@ pub struct Attributes {
     pub node_guid: String,
     pub vendor_id: u32,
     pub vendor_part_id: u32,
+    /// How many it has; listed one by one elsewhere.
+    #[serde(skip)]
     pub ports: u8,
     /// Whether the kernel makes its packets, and so the UDP source port from the number of the queue pair.
     pub software: bool,

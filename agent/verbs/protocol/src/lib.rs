@@ -16,6 +16,34 @@ pub const ID_MAX: usize = 128;
 /// A flow label has 20 bits.
 pub const FLOW_LABEL_MAX: u32 = 0xf_ffff;
 
+/// Names that events may have: those of enum ibv_event_type in its order, then those of our own.
+pub const EVENT_NAMES: [&str; 24] = [
+    "cq_error",
+    "qp_fatal",
+    "qp_request_error",
+    "qp_access_error",
+    "communication_established",
+    "send_queue_drained",
+    "path_migrated",
+    "path_migration_error",
+    "device_fatal",
+    "port_active",
+    "port_error",
+    "lid_change",
+    "pkey_change",
+    "sm_change",
+    "srq_error",
+    "srq_limit_reached",
+    "qp_last_wqe_reached",
+    "client_reregister",
+    "gid_change",
+    "wq_fatal",
+    "speed_change",
+    "unknown_verbs_event",
+    "device_added",
+    "device_removed",
+];
+
 /// What `weir-verbs` prints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
