@@ -7,7 +7,7 @@
 # leaves by.
 set -u
 section() { echo "=== $*"; }
-metrics() { wget -qO- http://127.0.0.1:9741/metrics | grep -E '^weir_(agent_source_up|agent_events_total|raw_total.*verbs)'; }
+metrics() { wget -qO- 2>/dev/null http://127.0.0.1:9741/metrics | grep -E '^weir_(agent_source_up|agent_events_total|raw_total.*verbs)'; }
 field() { # device name: of its last endpoint
   grep "{\"endpoint\":{\"device\":\"$1\"" /tmp/out | tail -1 | grep -o "\"$2\":[0-9]*" | cut -d: -f2
 }
@@ -71,55 +71,88 @@ verbs=$!
 exec 3>/tmp/in
 for n in 1 2 3 4; do until_there "\"endpoint\":{\"device\":\"rxe$n\"" /tmp/out; done
 
-# Pings from leaf 1 to leaf 2 over eight labels, and to the neighbour on the same leaf.
-targets() {
-  for pair in 1:3:10.2.3.2 2:4:10.2.4.2 1:2:10.1.2.2; do
-    IFS=: read -r from to address <<<"$pair"
-    for label in 0 1 2 3 4 5 6 7; do
-      echo "{\"id\":\"$from-$to-$label\",\"device\":\"rxe$from\",\"gid\":\"::ffff:$address\",\"qpn\":$(field rxe$to qpn),\"qkey\":$(field rxe$to qkey),\"flow_label\":$label}"
-    done
-  done | paste -sd,
+# A target of the host FROM: the host TO on its leaf, on the path LABEL.
+target() { # from to leaf label
+  echo "{\"id\":\"$1-$2-$4\",\"device\":\"rxe$1\",\"gid\":\"::ffff:10.$3.$2.2\",\"qpn\":$(field rxe$2 qpn),\"qkey\":$(field rxe$2 qkey),\"flow_label\":$4}"
+}
+order() { # packets per second, targets one a line
+  echo "{\"targets\":[$(paste -sd,)],\"packets_per_second\":$1}" >&3
+}
+crossed() { # spine: packets that left it for leaf 2
+  ip netns exec s$1 cat /proc/net/dev | awk '$1 == "d2:" {print $11}'
+}
+spine_of() { # label, of host 1's pings to host 3
+  before=("" $(for s in 1 2 3 4; do crossed $s; done))
+  target 1 3 2 $1 | order 50
+  for _ in $(seq 100); do
+    for s in 1 2 3 4; do (($(crossed $s) >= before[s] + 20)) && echo $s && return; done
+    sleep 0.1
+  done
 }
 echo 'this is no order' >&3
 echo '{"targets":[{"id":"x","device":"rxe1","gid":"nowhere","qpn":17,"qkey":1}],"packets_per_second":1}' >&3
-# What crosses the spines from leaf 1, with its bytes: label and kind stand in each packet.
+# One path of host 1 to host 3 will lose, another be slow.
+lossy=$(spine_of 0)
+for label in 1 2 3 4 5 6 7; do slow=$(spine_of $label); [[ $slow != "$lossy" ]] && break; done
+section spines
+echo "$lossy $slow"
+
+# From leaf 1 to leaf 2 on eight paths, twice, and to the neighbour on the same leaf.
+{
+  for label in 0 1 2 3 4 5 6 7; do target 1 3 2 $label; target 2 4 2 $label; done
+  target 1 2 1 0
+  target 3 4 2 0
+} >/tmp/targets
+# What leaves the spines for leaf 2: each packet names its kind and label.
+echo root:x:0:0:root:/root:/bin/sh >/etc/passwd
+sniffers=()
 for s in 1 2 3 4; do
-  ip netns exec s$s tcpdump -Z root -i d2 -nnxl -c 400 udp dst port 4791 and src net 10.1.0.0/16 >/tmp/cap$s 2>/dev/null &
+  ip netns exec s$s tcpdump -Z root -i d2 -nnxl 'udp dst port 4791 and udp[28:4] = 0x57454952' >/tmp/sniffed$s 2>/tmp/sniffer$s &
+  sniffers+=($!)
 done
-orders=$(targets)
-echo "{\"targets\":[$orders],\"packets_per_second\":100}" >&3
-sleep 5
-# One path loses, one is slow.
-ip netns exec s2 tc qdisc add dev d2 root netem loss 5% limit 10000
-ip netns exec s3 tc qdisc add dev d2 root netem delay 200ms limit 10000
+for s in 1 2 3 4; do until_there listening /tmp/sniffer$s; done
+order 100 </tmp/targets
+for from in 1:3 2:4; do
+  for label in 0 1 2 3 4 5 6 7; do until_there "\"report\":{\"id\":\"${from/:/-}-$label\"" /tmp/out; done
+done
+sleep 2
+kill "${sniffers[@]}"
+wait "${sniffers[@]}"
+section sniffed
+for s in 1 2 3 4; do
+  awk '/^[0-9]/ {source = $3; to = $5} /0x0030:/ {kind = substr($4, 4, 1)} /0x0040:/ {print source, to, kind, $6 $7}' /tmp/sniffed$s |
+    sort | uniq -c | sed "s/^ */$s /"
+done
+
+ip netns exec s$lossy tc qdisc add dev d2 root netem loss 5% limit 10000
+ip netns exec s$slow tc qdisc add dev d2 root netem delay 300ms limit 10000
 sleep 2
 lines=$(wc -l </tmp/out)
-echo "{\"targets\":[$orders],\"packets_per_second\":200}" >&3
+order 150 </tmp/targets
 sleep 40
 section mesh
 tail -n +$((lines + 1)) /tmp/out | grep '"report"'
 section errors
 grep '"error"' /tmp/out
-section counters
+section status
 grep '"status"' /tmp/out | tail -1
-for s in 1 2 3 4; do
-  section spine $s
-  cat /tmp/cap$s
-done
-ip netns exec s2 tc qdisc del dev d2 root
-ip netns exec s3 tc qdisc del dev d2 root
+ip netns exec s$lossy tc qdisc del dev d2 root
+ip netns exec s$slow tc qdisc del dev d2 root
 
+# Another key than the endpoint's: nobody answers. Far more is asked for than may be.
 section ceiling
-echo '{"targets":[],"packets_per_second":0}' >&3
+: | order 0
 sleep 2
-before=$(rdma -j statistic show link rxe1/1 | grep -o '"sent_pkts":[0-9]*' | cut -d: -f2)
+sent() { grep '"status"' /tmp/out | tail -1 | grep -o '"rxe1":{"pings_sent":[0-9]*' | grep -o '[0-9]*$'; }
+before=$(sent)
 since=$(cut -d' ' -f1 /proc/uptime)
-echo "{\"targets\":[{\"id\":\"nobody\",\"device\":\"rxe1\",\"gid\":\"::ffff:10.2.3.2\",\"qpn\":$(field rxe3 qpn),\"qkey\":1}],\"packets_per_second\":4294967295}" >&3
-sleep 3
-echo "$before $(rdma -j statistic show link rxe1/1 | grep -o '"sent_pkts":[0-9]*' | cut -d: -f2) $since $(cut -d' ' -f1 /proc/uptime)"
+target 1 3 2 0 | sed 's/"qkey":[0-9]*/"qkey":1/' | order 4294967295
+sleep 5
+echo "$before $(sent) $since $(cut -d' ' -f1 /proc/uptime)"
+grep '"report"' /tmp/out | tail -1
 
 section byhand
-echo '{"targets":[],"packets_per_second":0}' >&3
+: | order 0
 /weir-verbs ping --device rxe2 --gid ::ffff:10.2.4.2 --qpn "$(field rxe4 qpn)" --qkey "$(field rxe4 qkey)" --count 7
 section end of input
 exec 3>&-
@@ -131,7 +164,7 @@ mkdir -p /tmp/state
 echo 'state_dir: /tmp/state' >/tmp/agent.yaml
 /weir-agent run --node guest --config /tmp/agent.yaml --device-exclude rxe4 >/tmp/agent.log 2>&1 &
 agent=$!
-for n in 1 2 3; do until_metric "weir_raw_total{.*rxe$n"; done
+for n in 1 2 3; do until_metric "rxe$n" 2>/dev/null; done
 section agent
 metrics
 section down
