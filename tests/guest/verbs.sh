@@ -129,7 +129,7 @@ ip netns exec s$slow tc qdisc add dev d2 root netem delay 300ms limit 10000
 sleep 2
 lines=$(wc -l </tmp/out)
 order 150 </tmp/targets
-sleep 40
+sleep 30
 section mesh
 tail -n +$((lines + 1)) /tmp/out | grep '"report"'
 section errors

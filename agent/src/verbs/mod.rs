@@ -336,13 +336,13 @@ fn ending(status: ExitStatus, complaint: &str) -> String {
 }
 
 fn refusal(program: &Path, error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => format!(
-            "{} is not there: install weir-verbs beside weir-agent (or switch the collector verbs off)",
-            program.display()
-        ),
-        _ => format!("{} cannot be started: {error}", program.display()),
+    let program = program.display();
+    if error.kind() == io::ErrorKind::NotFound {
+        return format!(
+            "{program} is not there: install weir-verbs beside weir-agent (or switch the collector verbs off)"
+        );
     }
+    format!("{program} cannot be started: {error}")
 }
 
 /// Any number: another on each node and each time.

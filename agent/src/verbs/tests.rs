@@ -218,7 +218,7 @@ fn a_flood_is_bounded_and_counted() {
     let heard = shared.lock();
     assert_eq!(heard.events.len(), EVENTS_MAX);
     assert_eq!(heard.reports_dropped, 5);
-    assert_eq!(heard.events_dropped as usize, REPORTS_MAX + 5 - EVENTS_MAX);
+    assert_eq!(heard.events_dropped, (REPORTS_MAX + 5 - EVENTS_MAX) as u64);
 }
 
 #[test]

@@ -129,7 +129,7 @@ impl UdPort {
             1
         };
         // A key with its highest bit set is for the kernel alone.
-        let qkey = random()? as u32 & 0x7fff_ffff;
+        let qkey = u32::try_from(random()? >> 33).map_err(io::Error::other)?;
         let plan = Plan {
             port: port.port,
             queue_pairs,

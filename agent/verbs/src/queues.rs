@@ -26,6 +26,12 @@ const _: () = assert!(GRH + SIZE <= RECEIVE_BYTES);
 /// Tells completions of receives from those of sends.
 const RECEIVE: u64 = 1 << 32;
 const POLL_AT_ONCE: usize = 32;
+// The same as the library's types have them.
+const POLL_AT_ONCE_C: i32 = 32;
+const RECEIVE_LENGTH: u32 = 128;
+const PACKET_LENGTH: u32 = 64;
+const _: () = assert!(POLL_AT_ONCE_C as usize == POLL_AT_ONCE);
+const _: () = assert!(RECEIVE_LENGTH as usize == RECEIVE_BYTES && PACKET_LENGTH as usize == SIZE);
 
 /// How queue pairs are to be made.
 #[derive(Debug, Clone, Copy)]
@@ -105,6 +111,8 @@ pub struct Route {
 struct Memory {
     start: NonNull<u8>,
     layout: Layout,
+    /// The device may still write to it.
+    leak: bool,
 }
 
 impl Memory {
@@ -112,7 +120,11 @@ impl Memory {
         let layout = Layout::from_size_align(bytes.max(1), 4096).map_err(io::Error::other)?;
         // SAFETY: the layout is not empty.
         match NonNull::new(unsafe { alloc_zeroed(layout) }) {
-            Some(start) => Ok(Memory { start, layout }),
+            Some(start) => Ok(Memory {
+                start,
+                layout,
+                leak: false,
+            }),
             None => handle_alloc_error(layout),
         }
     }
@@ -120,6 +132,9 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if self.leak {
+            return;
+        }
         // SAFETY: allocated with this layout; freed once.
         unsafe { dealloc(self.start.as_ptr(), self.layout) };
     }
@@ -386,7 +401,7 @@ impl Queues {
             let start = self.memory.start.as_ptr().add(slot * RECEIVE_BYTES);
             let mut piece = ibv_sge {
                 addr: start as u64,
-                length: RECEIVE_BYTES as u32,
+                length: RECEIVE_LENGTH,
                 lkey: mr.as_ref().lkey,
             };
             let mut request = ibv_recv_wr {
@@ -457,7 +472,7 @@ impl Queues {
             start.copy_from_nonoverlapping(bytes.as_ptr(), SIZE);
             let mut piece = ibv_sge {
                 addr: start as u64,
-                length: SIZE as u32,
+                length: PACKET_LENGTH,
                 lkey: mr.as_ref().lkey,
             };
             let mut request: ibv_send_wr = MaybeUninit::zeroed().assume_init();
@@ -480,13 +495,8 @@ fn poll_plain(cq: NonNull<ibv_cq>, out: &mut Vec<Raw>) -> io::Result<()> {
     let mut completions: [MaybeUninit<ibv_wc>; POLL_AT_ONCE] =
         [const { MaybeUninit::uninit() }; POLL_AT_ONCE];
     // SAFETY: there is room for as many as are asked for.
-    let count = unsafe {
-        ibv_poll_cq(
-            cq.as_ptr(),
-            POLL_AT_ONCE as i32,
-            completions.as_mut_ptr().cast(),
-        )
-    };
+    let count =
+        unsafe { ibv_poll_cq(cq.as_ptr(), POLL_AT_ONCE_C, completions.as_mut_ptr().cast()) };
     let count = usize::try_from(count).map_err(|_| last_error())?;
     for completion in completions.iter().take(count) {
         // SAFETY: the library has written `count` of them.
@@ -549,15 +559,17 @@ impl Drop for Queues {
         // SAFETY: each was made by the library and is destroyed once, users before what they use.
         // Address handles are the caller's to forget. What cannot be destroyed is the kernel's to clean up.
         unsafe {
+            let mut reachable = false;
             for pair in self.pairs.drain(..) {
-                ibv_destroy_qp(pair.as_ptr());
+                reachable |= ibv_destroy_qp(pair.as_ptr()) != 0;
             }
             if let Some(cq) = self.cq.take() {
                 ibv_destroy_cq(cq.plain());
             }
             if let Some(mr) = self.mr.take() {
-                ibv_dereg_mr(mr.as_ptr());
+                reachable |= ibv_dereg_mr(mr.as_ptr()) != 0;
             }
+            self.memory.leak = reachable;
             if let Some(pd) = self.pd.take() {
                 ibv_dealloc_pd(pd.as_ptr());
             }

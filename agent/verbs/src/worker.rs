@@ -10,7 +10,7 @@ use crate::system::{self, Bell, now};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -240,11 +240,8 @@ impl<'a> Open<'a> {
 
     fn take_orders(&mut self, inbox: &Receiver<Arc<Checked>>) {
         let mut new = None;
-        loop {
-            match inbox.try_recv() {
-                Ok(orders) => new = Some(orders),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+        while let Ok(orders) = inbox.try_recv() {
+            new = Some(orders);
         }
         if let Some(orders) = new {
             self.orders = orders;
