@@ -1,8 +1,9 @@
 //! What is for trying alone: the list of devices, one ping.
 
+use crate::budget::Budget;
 use crate::device::{self, Attributes, Device, Port, choose};
 use crate::input;
-use crate::port::{Budget, UdPort};
+use crate::port::UdPort;
 use crate::serve::excluded;
 use crate::system::{self, now};
 use anyhow::Context as _;
@@ -121,12 +122,16 @@ pub fn ping(ping: &Ping) -> anyhow::Result<()> {
     let mut port = UdPort::open(&device, &seen, gid, &Budget::new(now()), now())?;
     port.set_aims(aims, orders.share(&place), now());
     port.set_limit(ping.count);
+    let mut held_back = 0;
     let (mut sent, mut reports_at) = (0, now() + Duration::from_secs(1));
-    // A ping that could not be posted has no outcome.
-    while sent + port.counters.pings_held_back < ping.count {
+    while sent < ping.count {
         let wake = port.wake().map_or(reports_at, |wake| wake.min(reports_at));
-        system::wait(&[port.fd()], wake.saturating_sub(now()))?;
+        system::wait(&port.fds(), wake.saturating_sub(now()))?;
         port.step(now)?;
+        // A ping that could not be posted has no outcome: it is sent again.
+        let again = port.counters.pings_held_back - held_back;
+        held_back += again;
+        port.add_to_limit(again);
         if now() >= reports_at {
             reports_at = now() + Duration::from_secs(1);
             for report in port.reports(now()) {

@@ -2,7 +2,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "libibverbs is C; every call is in this file and queues.rs"
+    reason = "libibverbs is C; its calls are in this file, queues.rs and address.rs"
 )]
 
 use crate::events::{self, Scope};

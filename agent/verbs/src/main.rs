@@ -3,16 +3,20 @@
 //! A program of its own because it links libibverbs, which not every node has, and runs vendors'
 //! libraries, which may hang or crash: `weir-agent` starts it, reads its lines and starts it again.
 
+mod address;
 mod bucket;
+mod budget;
 mod byhand;
 mod device;
 mod events;
 mod input;
+mod memory;
 mod out;
 mod packet;
 mod port;
 mod prober;
 mod queues;
+mod resolver;
 mod serve;
 mod system;
 mod worker;

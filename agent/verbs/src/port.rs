@@ -1,69 +1,31 @@
 //! One port that pings and answers: the prober's wishes carried out on queue pairs.
 
+use crate::address::{Address, Route};
 use crate::bucket::Bucket;
+use crate::budget::{Budget, allowance};
 use crate::device::{Device, Gid, Port};
 use crate::packet::{self, Kind, Packet};
 use crate::prober::{Aim, Prober, Shot};
-use crate::queues::{Address, Completion, Plan, Queues, Received, Route, SEND_DEPTH, Sent};
+use crate::queues::{Completion, Plan, Queues, Received, SEND_DEPTH, Sent};
+use crate::resolver::Resolver;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-use weir_verbs_protocol::{Counters, Endpoint, PINGS_PER_SECOND_MAX, Report};
+use weir_verbs_protocol::{Counters, Endpoint, Report};
 
 /// Ways that are kept: those of all targets of a node and of as many who ping it.
 const ROUTES_MAX: usize = 2 * weir_verbs_protocol::TARGETS_MAX;
 /// A way on which nothing was sent for this long is forgotten when there are too many; no packet takes as long to leave.
 const ROUTE_IDLE: Duration = Duration::from_secs(30);
+/// Pings whose answer waits for the way back, on which no answer went before.
+const WAITING_MAX: usize = 256;
 /// A target whose address was not found is not looked for again before: a look can take a second.
 const ROUTE_AGAIN: Duration = Duration::from_secs(10);
-/// A packet on the wire: preamble, Ethernet, IPv6, UDP, BTH, DETH, the packet, ICRC, FCS, gap.
-const WIRE_BITS: u64 = 8 * (8 + 14 + 40 + 8 + 12 + 8 + packet::SIZE as u64 + 4 + 4 + 12);
-/// Share of a link that pings may take: one in so many.
-const LINK_SHARE: u64 = 1000;
-/// Assumed of a port that does not tell its rate.
-const RATE_UNKNOWN_BPS: u64 = 1_000_000_000;
 /// Queue pairs that send, where the UDP source port is made of their number. Eight paths can be
 /// told apart well enough on links that a soft-RoCE host has.
 const QUEUE_PAIRS_SOFTWARE: u16 = 8;
-
-/// Pings a second that a link may carry.
-#[must_use]
-pub fn allowance(rate_bps: Option<u64>) -> u32 {
-    let bits = rate_bps.unwrap_or(RATE_UNKNOWN_BPS) / LINK_SHARE;
-    // An answer is two packets; a ping and what it brings forth leave no more than that on either side.
-    let packets = bits / (2 * WIRE_BITS);
-    u32::try_from(packets)
-        .unwrap_or(u32::MAX)
-        .min(PINGS_PER_SECOND_MAX)
-}
-
-/// What all ports of this process share.
-#[derive(Debug, Clone)]
-pub struct Budget {
-    /// Own pings.
-    pub pings: Arc<Mutex<Bucket>>,
-    /// Answers to pings of others.
-    pub answers: Arc<Mutex<Bucket>>,
-}
-
-impl Budget {
-    /// At most [`PINGS_PER_SECOND_MAX`] of each.
-    #[must_use]
-    pub fn new(now: Duration) -> Budget {
-        let full = || Arc::new(Mutex::new(Bucket::new(PINGS_PER_SECOND_MAX, now)));
-        Budget {
-            pings: full(),
-            answers: full(),
-        }
-    }
-}
-
-fn take(bucket: &Mutex<Bucket>, now: Duration) -> bool {
-    let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
-    bucket.take(now)
-}
 
 /// What a send buffer holds.
 #[derive(Debug, Clone, Copy)]
@@ -81,13 +43,21 @@ struct Reply {
     packet: Packet,
     /// By the device's clock; unused by the host's.
     came: u64,
-    /// By the host's clock, what lay between the poll and the post.
+    /// By the host's clock: when the ping was polled, and what lay between that and the post.
+    polled: Duration,
     host_delay_ns: u64,
 }
 
 enum Way {
-    Known { address: Address, used: Duration },
-    Missing { until: Duration },
+    Known {
+        address: Address,
+        used: Duration,
+    },
+    /// It is looked for.
+    Sought,
+    Missing {
+        until: Duration,
+    },
 }
 
 pub struct UdPort {
@@ -104,6 +74,8 @@ pub struct UdPort {
     answers: Bucket,
     rate: u32,
     ways: BTreeMap<Route, Way>,
+    resolver: Resolver,
+    waiting: Vec<Reply>,
     uses: Vec<Option<Use>>,
     free: Vec<usize>,
     completions: Vec<Completion>,
@@ -140,7 +112,6 @@ impl UdPort {
         let rate = allowance(port.rate_bps);
         Ok(UdPort {
             prober: Prober::new(queues.clock, now),
-            queues,
             gid: gid.clone(),
             device: device.name.clone(),
             port: port.port,
@@ -151,6 +122,9 @@ impl UdPort {
             answers: Bucket::new(rate, now),
             rate,
             ways: BTreeMap::new(),
+            resolver: Resolver::start(queues.domain(), port.port, gid.index)?,
+            queues,
+            waiting: Vec::new(),
             uses: vec![None; SEND_DEPTH],
             free: (0..SEND_DEPTH).collect(),
             completions: Vec::new(),
@@ -197,9 +171,15 @@ impl UdPort {
         self.prober.set_limit(pings);
     }
 
+    /// As many more.
+    pub fn add_to_limit(&mut self, pings: u64) {
+        self.prober.add_to_limit(pings);
+    }
+
+    /// Readable when there is something to do.
     #[must_use]
-    pub fn fd(&self) -> RawFd {
-        self.queues.channel_fd()
+    pub fn fds(&self) -> [RawFd; 2] {
+        [self.queues.channel_fd(), self.resolver.fd()]
     }
 
     #[must_use]
@@ -229,6 +209,7 @@ impl UdPort {
         }
         self.completions = completions;
         drained?;
+        self.take_ways(clock)?;
         self.prober.expire(clock());
         while let Some(shot) = self.prober.shoot(clock()) {
             self.ping(&shot, clock)?;
@@ -314,32 +295,62 @@ impl UdPort {
         polled: Duration,
         clock: fn() -> Duration,
     ) -> io::Result<()> {
-        if !self.answers.take(polled) || !take(&self.budget.answers, polled) {
+        if !self.answers.take(polled) || !self.budget.take_answer(polled) {
             self.counters.pings_refused += 1;
             return Ok(());
         }
-        // The way is looked for before the clock is read: it can take long the first time.
-        let now = clock();
-        self.way(route, now);
-        let to = (received.from_qpn, packet.qkey);
-        let mut reply = Reply {
+        let reply = Reply {
             route,
             qpn: received.from_qpn,
             packet: *packet,
             came: received.at,
+            polled,
             host_delay_ns: 0,
         };
+        self.reply(reply, clock)
+    }
+
+    /// Answers, now or when the way is known.
+    fn reply(&mut self, mut reply: Reply, clock: fn() -> Duration) -> io::Result<()> {
+        let now = clock();
+        let found = self.way(reply.route, now);
+        if matches!(found, Found::Sought) && self.waiting.len() < WAITING_MAX {
+            self.waiting.push(reply);
+            return Ok(());
+        }
+        let delay = now.saturating_sub(reply.polled).as_nanos();
+        reply.host_delay_ns = u64::try_from(delay).unwrap_or(u64::MAX);
         let answer = Packet {
             kind: Kind::Answer,
-            ..*packet
+            ..reply.packet
         };
-        let posted = clock();
-        let delay = posted.saturating_sub(polled).as_nanos();
-        reply.host_delay_ns = u64::try_from(delay).unwrap_or(u64::MAX);
-        if self.post(Use::Answer(reply), &answer, route, to, posted)? {
+        let to = (reply.qpn, reply.packet.qkey);
+        if self.post(Use::Answer(reply), &answer, reply.route, to, now)? {
             self.counters.pings_answered += 1;
         } else {
             self.counters.pings_refused += 1;
+        }
+        Ok(())
+    }
+
+    /// Takes the ways that were found, and answers who waited for them.
+    fn take_ways(&mut self, clock: fn() -> Duration) -> io::Result<()> {
+        let found = self.resolver.found();
+        if found.is_empty() {
+            return Ok(());
+        }
+        let now = clock();
+        for (route, address) in found {
+            let way = match address {
+                Ok(address) => Way::Known { address, used: now },
+                Err(_) => Way::Missing {
+                    until: now.saturating_add(ROUTE_AGAIN),
+                },
+            };
+            self.ways.insert(route, way);
+        }
+        for reply in std::mem::take(&mut self.waiting) {
+            self.reply(reply, clock)?;
         }
         Ok(())
     }
@@ -351,12 +362,19 @@ impl UdPort {
             flow_label: target.flow_label,
             hop_limit: target.hop_limit,
         };
-        if self.way(route, clock()).is_none() {
-            self.prober.unreachable(shot);
-            return Ok(());
-        }
         let now = clock();
-        if self.free.is_empty() || !take(&self.budget.pings, now) {
+        match self.way(route, now) {
+            Found::Known => {}
+            Found::Missing => {
+                self.prober.unreachable(shot);
+                return Ok(());
+            }
+            Found::Sought => {
+                self.counters.pings_held_back += 1;
+                return Ok(());
+            }
+        }
+        if self.free.is_empty() || !self.budget.take_ping(now) {
             self.counters.pings_held_back += 1;
             return Ok(());
         }
@@ -389,9 +407,14 @@ impl UdPort {
         to: (u32, u32),
         now: Duration,
     ) -> io::Result<bool> {
-        let Some(address) = self.way(route, now) else {
+        let Some(Way::Known {
+            address,
+            used: last,
+        }) = self.ways.get_mut(&route)
+        else {
             return Ok(false);
         };
+        *last = now;
         let Some(slot) = self.free.pop() else {
             return Ok(false);
         };
@@ -422,60 +445,40 @@ impl UdPort {
         Ok(true)
     }
 
-    fn way(&mut self, route: Route, now: Duration) -> Option<Address> {
-        match self.ways.get_mut(&route) {
-            Some(Way::Known { address, used }) => {
-                *used = now;
-                return Some(*address);
-            }
-            Some(Way::Missing { until }) if now < *until => return None,
+    /// Whether there is a way; looks for it if that is not known.
+    fn way(&mut self, route: Route, now: Duration) -> Found {
+        match self.ways.get(&route) {
+            Some(Way::Known { .. }) => return Found::Known,
+            Some(Way::Sought) => return Found::Sought,
+            Some(Way::Missing { until }) if now < *until => return Found::Missing,
             Some(Way::Missing { .. }) | None => {}
         }
         self.make_room(now);
         if self.ways.len() >= ROUTES_MAX {
-            return None;
+            return Found::Missing;
         }
-        let found = self.queues.address(route, self.gid.index);
-        let way = match &found {
-            Ok(address) => Way::Known {
-                address: *address,
-                used: now,
-            },
-            Err(_) => Way::Missing {
-                until: now.saturating_add(ROUTE_AGAIN),
-            },
-        };
-        self.ways.insert(route, way);
-        found.ok()
+        if self.resolver.ask(route) {
+            self.ways.insert(route, Way::Sought);
+        }
+        Found::Sought
     }
 
     fn make_room(&mut self, now: Duration) {
         if self.ways.len() < ROUTES_MAX {
             return;
         }
-        let queues = &mut self.queues;
         self.ways.retain(|_, way| match way {
-            Way::Known { address, used } => {
-                let keep = now.saturating_sub(*used) < ROUTE_IDLE;
-                if !keep {
-                    queues.forget(*address);
-                }
-                keep
-            }
+            Way::Known { used, .. } => now.saturating_sub(*used) < ROUTE_IDLE,
+            Way::Sought => true,
             Way::Missing { until } => now < *until,
         });
     }
 }
 
-impl Drop for UdPort {
-    fn drop(&mut self) {
-        // Before the queue pairs go, which wait for nothing.
-        for way in std::mem::take(&mut self.ways).into_values() {
-            if let Way::Known { address, .. } = way {
-                self.queues.forget(address);
-            }
-        }
-    }
+enum Found {
+    Known,
+    Sought,
+    Missing,
 }
 
 /// Of the kernel, so that no one can guess the key or the session.
@@ -483,20 +486,4 @@ fn random() -> io::Result<u64> {
     let mut bytes = [0; 8];
     std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
     Ok(u64::from_ne_bytes(bytes))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_link_carries_more_than_a_thousandth_in_pings() {
-        for rate in [1_000_000, 2_500_000_000, 10_000_000_000, 400_000_000_000] {
-            let packets = u64::from(allowance(Some(rate)));
-            assert!(packets * 2 * WIRE_BITS <= rate / 1000, "{rate}");
-            assert!(packets <= 10_000);
-        }
-        assert_eq!(allowance(Some(400_000_000_000)), 10_000);
-        assert!(allowance(None) > 100);
-    }
 }

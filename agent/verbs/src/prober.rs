@@ -149,6 +149,11 @@ impl Prober {
         self.left = Some(pings);
     }
 
+    /// As many more, if there is a limit.
+    pub fn add_to_limit(&mut self, pings: u64) {
+        self.left = self.left.map(|left| left.saturating_add(pings));
+    }
+
     /// When there is something to do next; `None`: nothing is asked for and nothing under way.
     #[must_use]
     pub fn wake(&self) -> Option<Duration> {

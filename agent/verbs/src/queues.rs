@@ -2,17 +2,17 @@
 
 #![expect(
     unsafe_code,
-    reason = "libibverbs is C; every call is in this file and device.rs"
+    reason = "libibverbs is C; its calls are in this file, device.rs and address.rs"
 )]
 
+use crate::address::{Address, Domain};
 use crate::device::{Device, check, last_error, set_nonblocking};
+use crate::memory::Memory;
 use crate::packet::{GRH, SIZE};
 use crate::prober::Clock;
 use rdma_sys::*;
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::Ipv6Addr;
 use std::os::fd::RawFd;
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
@@ -95,51 +95,6 @@ struct Raw {
     at: u64,
 }
 
-/// An address handle; belongs to the queues that made it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Address(NonNull<ibv_ah>);
-
-/// Where an address handle leads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Route {
-    pub gid: Ipv6Addr,
-    pub flow_label: u32,
-    pub hop_limit: u8,
-}
-
-/// Memory that the device reads and writes; only ever reached by pointer.
-struct Memory {
-    start: NonNull<u8>,
-    layout: Layout,
-    /// The device may still write to it.
-    leak: bool,
-}
-
-impl Memory {
-    fn new(bytes: usize) -> io::Result<Memory> {
-        let layout = Layout::from_size_align(bytes.max(1), 4096).map_err(io::Error::other)?;
-        // SAFETY: the layout is not empty.
-        match NonNull::new(unsafe { alloc_zeroed(layout) }) {
-            Some(start) => Ok(Memory {
-                start,
-                layout,
-                leak: false,
-            }),
-            None => handle_alloc_error(layout),
-        }
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if self.leak {
-            return;
-        }
-        // SAFETY: allocated with this layout; freed once.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) };
-    }
-}
-
 /// All of it; taken down in the right order when dropped.
 pub struct Queues {
     plan: Plan,
@@ -147,11 +102,10 @@ pub struct Queues {
     pairs: Vec<NonNull<ibv_qp>>,
     cq: Option<CompletionQueue>,
     mr: Option<NonNull<ibv_mr>>,
-    pd: Option<NonNull<ibv_pd>>,
+    domain: Arc<Domain>,
     channel: Option<NonNull<ibv_comp_channel>>,
     memory: Memory,
     raw: Vec<Raw>,
-    device: Arc<Device>,
 }
 
 // SAFETY: libibverbs lets any thread use its objects; this one is used by one thread at a time.
@@ -172,11 +126,10 @@ impl Queues {
             pairs: Vec::new(),
             cq: None,
             mr: None,
-            pd: None,
+            domain: Domain::new(device)?,
             channel: None,
             memory,
             raw: Vec::with_capacity(POLL_AT_ONCE),
-            device: Arc::clone(device),
         };
         queues.allocate()?;
         for _ in 0..plan.queue_pairs {
@@ -190,18 +143,16 @@ impl Queues {
     }
 
     fn allocate(&mut self) -> io::Result<()> {
-        let context = self.device.context();
+        let context = self.domain.device.context();
+        let pd = self.domain.pd;
         // SAFETY: the context is open, and stays so until self is dropped.
-        let pd = NonNull::new(unsafe { ibv_alloc_pd(context) }).ok_or_else(last_error)?;
-        self.pd = Some(pd);
-        // SAFETY: as above.
         let channel =
             NonNull::new(unsafe { ibv_create_comp_channel(context) }).ok_or_else(last_error)?;
         self.channel = Some(channel);
         set_nonblocking(self.channel_fd())?;
         let access =
             i32::try_from(ibv_access_flags::IBV_ACCESS_LOCAL_WRITE.0).map_err(io::Error::other)?;
-        let (start, bytes) = (self.memory.start.as_ptr().cast(), self.memory.layout.size());
+        let (start, bytes) = (self.memory.start.as_ptr().cast(), self.memory.len());
         // SAFETY: the memory lives until after the region is taken down.
         let mr = unsafe { ibv_reg_mr(pd.as_ptr(), start, bytes, access) };
         self.mr = Some(NonNull::new(mr).ok_or_else(last_error)?);
@@ -217,7 +168,7 @@ impl Queues {
         channel: NonNull<ibv_comp_channel>,
         entries: u32,
     ) -> io::Result<CompletionQueue> {
-        let context = self.device.context();
+        let context = self.domain.device.context();
         if self.clock != Clock::Host {
             let flags = ibv_create_cq_wc_flags::IBV_WC_EX_WITH_BYTE_LEN
                 | ibv_create_cq_wc_flags::IBV_WC_EX_WITH_SRC_QP
@@ -243,9 +194,10 @@ impl Queues {
     }
 
     fn add_pair(&mut self) -> io::Result<()> {
-        let (Some(cq), Some(pd)) = (self.cq, self.pd) else {
+        let Some(cq) = self.cq else {
             return Err(io::ErrorKind::NotConnected.into());
         };
+        let pd = self.domain.pd;
         // SAFETY: zero is valid for every field of both structs.
         let (mut init, mut attr): (ibv_qp_init_attr, ibv_qp_attr) =
             unsafe { MaybeUninit::zeroed().assume_init() };
@@ -414,33 +366,10 @@ impl Queues {
         })
     }
 
-    /// The way to a port. May wait for a neighbour's address, up to some seconds.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn address(&mut self, route: Route, sgid_index: u8) -> io::Result<Address> {
-        let Some(pd) = self.pd else {
-            return Err(io::ErrorKind::NotConnected.into());
-        };
-        // SAFETY: zero is valid for every field of the struct.
-        let mut attr: ibv_ah_attr = unsafe { MaybeUninit::zeroed().assume_init() };
-        attr.grh.dgid = ibv_gid {
-            raw: route.gid.octets(),
-        };
-        attr.grh.flow_label = route.flow_label;
-        attr.grh.sgid_index = sgid_index;
-        attr.grh.hop_limit = route.hop_limit;
-        attr.is_global = 1;
-        attr.port_num = self.plan.port;
-        // SAFETY: the domain is ours; the struct is read during the call.
-        let address = unsafe { ibv_create_ah(pd.as_ptr(), &raw mut attr) };
-        NonNull::new(address).map(Address).ok_or_else(last_error)
-    }
-
-    /// Forgets a way on which no packet is waiting to leave.
-    pub fn forget(&mut self, address: Address) {
-        // SAFETY: made by `address`, and forgotten once.
-        unsafe { ibv_destroy_ah(address.0.as_ptr()) };
+    /// What addresses are to be made of.
+    #[must_use]
+    pub fn domain(&self) -> Arc<Domain> {
+        Arc::clone(&self.domain)
     }
 
     /// Posts a packet from one of [`SEND_DEPTH`] buffers, which is the device's until it has left.
@@ -451,7 +380,7 @@ impl Queues {
         &mut self,
         slot: usize,
         bytes: &[u8; SIZE],
-        address: Address,
+        address: &Address,
         flow_label: u32,
         (qpn, qkey): (u32, u32),
     ) -> io::Result<()> {
@@ -482,7 +411,7 @@ impl Queues {
             request.opcode = ibv_wr_opcode::IBV_WR_SEND;
             request.send_flags = ibv_send_flags::IBV_SEND_SIGNALED.0;
             request.wr.ud = ud_t {
-                ah: address.0.as_ptr(),
+                ah: address.handle.as_ptr(),
                 remote_qpn: qpn,
                 remote_qkey: qkey,
             };
@@ -557,7 +486,7 @@ fn poll_stamped(cq: NonNull<ibv_cq_ex>, out: &mut Vec<Raw>) -> io::Result<()> {
 impl Drop for Queues {
     fn drop(&mut self) {
         // SAFETY: each was made by the library and is destroyed once, users before what they use.
-        // Address handles are the caller's to forget. What cannot be destroyed is the kernel's to clean up.
+        // What cannot be destroyed is the kernel's to clean up.
         unsafe {
             let mut reachable = false;
             for pair in self.pairs.drain(..) {
@@ -570,9 +499,6 @@ impl Drop for Queues {
                 reachable |= ibv_dereg_mr(mr.as_ptr()) != 0;
             }
             self.memory.leak = reachable;
-            if let Some(pd) = self.pd.take() {
-                ibv_dealloc_pd(pd.as_ptr());
-            }
             if let Some(channel) = self.channel.take() {
                 ibv_destroy_comp_channel(channel.as_ptr());
             }

@@ -1,17 +1,17 @@
 //! The program as the agent runs it: orders come on standard input, lines go to standard output.
 
+use crate::budget::Budget;
 use crate::device::{self, Name};
 use crate::events;
 use crate::input::{self, Checked, Lines};
 use crate::out::Out;
-use crate::port::Budget;
 use crate::system::{self, now};
 use crate::worker::Worker;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-use weir_verbs_protocol::{Line, PINGS_PER_SECOND_MAX, Status};
+use weir_verbs_protocol::{Line, Status};
 
 /// How often it is seen which devices there are. A driver without a fatal event waits with a
 /// device's removal until everyone has closed it, so this is how long we may hold that up.
@@ -108,14 +108,7 @@ pub fn serve(exclude: Vec<String>) -> io::Result<()> {
 
 impl Serve {
     fn order(&mut self, orders: Checked) {
-        let rate = orders.packets_per_second.min(PINGS_PER_SECOND_MAX);
-        let mut bucket = self
-            .budget
-            .pings
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        bucket.set_rate(rate, now());
-        drop(bucket);
+        self.budget.set_pings(orders.packets_per_second, now());
         let known = |device: &str| self.open.keys().any(|name| name.device == device);
         for place in orders.aims.keys().filter(|place| !known(&place.device)) {
             let text = format!("{} is not open: its targets wait for it", place.device);

@@ -1,11 +1,12 @@
 //! One thread for each device: its asynchronous events and the pings of its ports. A device whose
 //! library hangs keeps no other waiting.
 
+use crate::budget::Budget;
 use crate::device::{Device, Port, choose};
 use crate::events::{Scope, scope};
 use crate::input::Checked;
 use crate::out::Out;
-use crate::port::{Budget, UdPort};
+use crate::port::UdPort;
 use crate::system::{self, Bell, now};
 use std::collections::BTreeMap;
 use std::io;
@@ -200,7 +201,7 @@ impl<'a> Open<'a> {
     fn wait(&self, bell: &Bell, window: Duration) -> io::Result<()> {
         let mut fds = vec![bell.fd(), self.device.async_fd()];
         let uds = self.ports.values().filter_map(|port| port.ud.as_ref());
-        fds.extend(uds.clone().map(UdPort::fd));
+        fds.extend(uds.clone().flat_map(UdPort::fds));
         let at = now();
         let due = uds
             .filter_map(UdPort::wake)
