@@ -100,6 +100,7 @@ echo "$lossy $slow"
 # From leaf 1 to leaf 2 on eight paths, twice, and to the neighbour on the same leaf.
 {
   for label in 0 1 2 3 4 5 6 7; do target 1 3 2 $label; target 2 4 2 $label; done
+  target 1 3 2 8
   target 1 2 1 0
   target 3 4 2 0
 } >/tmp/targets
@@ -183,9 +184,26 @@ until_metric 'name="device_removed"'
 sleep 4
 section removed
 metrics
-section missing
-kill $agent
+# The child crashes; the agent ends.
+section crash
+child=$(pidof weir-verbs)
+kill -9 "$child"
+for _ in $(seq 100); do
+  now=$(pidof weir-verbs) && [[ $now != "$child" ]] && break
+  sleep 0.3
+done
+[[ -n $now && $now != "$child" ]] && echo restarted
+until_metric 'raw_total{.*rxe1'
+metrics | grep 'source="verbs"} 1'
+grep -E 'VmRSS|Threads' /proc/"$now"/status
+kill -9 $agent
 wait $agent
+for _ in $(seq 100); do
+  pidof weir-verbs >/dev/null || break
+  sleep 0.1
+done
+pidof weir-verbs || echo alone
+section missing
 mv /weir-verbs /weir-verbs.away
 /weir-agent run --node guest --config /tmp/agent.yaml >/tmp/agent2.log 2>&1 &
 agent=$!

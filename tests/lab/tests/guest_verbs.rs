@@ -102,6 +102,7 @@ fn verbs_devices_ping_over_every_path_and_say_what_befalls_them() {
     the_lossy_path_and_the_slow_one_are_found(&sections);
     orders_are_bounded(&sections);
     events_reach_the_agent(&sections);
+    a_crash_costs_a_restart_and_no_orphan(&sections);
     without_the_program_the_agent_runs(&sections);
 }
 
@@ -138,13 +139,15 @@ fn each_label_is_a_path(sections: &Sections) {
         }
         assert_eq!(ports.len(), 8, "{pair}: {ports:?}");
     }
+    // There are eight such pairs, and the label itself has no effect.
+    assert_eq!(paths["1-3-8"], paths["1-3-0"]);
 }
 
 fn the_lossy_path_and_the_slow_one_are_found(sections: &Sections) {
     let spines = numbers(&sections["spines"]);
     let paths = paths(&sections["sniffed"]);
     let met = mesh(&sections["mesh"]);
-    assert_eq!(met.len(), 18, "{met:?}");
+    assert_eq!(met.len(), 19, "{met:?}");
     let (mut lossy, mut slow) = (0, 0);
     for (id, met) in &met {
         let spine = paths
@@ -227,6 +230,17 @@ fn events_reach_the_agent(sections: &Sections) {
     for source in ["verbs", "rdma", "netdev", "ethtool", "kmsg"] {
         let up = format!("weir_agent_source_up{{source=\"{source}\"}} 1");
         assert!(removed.contains(&up), "{source}: {removed}");
+    }
+}
+
+fn a_crash_costs_a_restart_and_no_orphan(sections: &Sections) {
+    let crash = &sections["crash"];
+    for said in [
+        "restarted",
+        "weir_agent_source_up{source=\"verbs\"} 1",
+        "alone",
+    ] {
+        assert!(crash.lines().any(|line| line == said), "{said}: {crash}");
     }
 }
 
