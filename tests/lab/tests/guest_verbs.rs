@@ -25,12 +25,50 @@ struct Met {
     rtt_ms: f64,
 }
 
+/// A window of one pinging device in which a host stood still, its own or the other, says nothing of
+/// paths: one that took far too long, or in which most paths to one host lost at once.
+fn stood_still(reports: &[Value]) -> bool {
+    let late = reports
+        .iter()
+        .any(|report| report["window_ms"].as_u64() > Some(2000));
+    let mut of_peer: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for report in reports {
+        let peer = &report["id"].as_str().unwrap()[..3];
+        let (all, lossy) = of_peer.entry(peer).or_default();
+        *all += 1;
+        *lossy += u64::from(report["lost"].as_u64() > Some(0));
+    }
+    late || of_peer
+        .values()
+        .any(|(all, lossy)| *all > 2 && lossy * 2 > *all)
+}
+
+/// All reports, by pinging device and window: those of a window stand together.
+fn windows(section: &str) -> Vec<Vec<Value>> {
+    let mut of_device: BTreeMap<String, Vec<Vec<Value>>> = BTreeMap::new();
+    for line in section.lines() {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        let report = line["report"].take();
+        let windows = of_device
+            .entry(report["device"].as_str().unwrap().to_owned())
+            .or_default();
+        match windows.last_mut() {
+            // A name that comes again begins the next.
+            Some(window) if window.iter().all(|other| other["id"] != report["id"]) => {
+                window.push(report);
+            }
+            Some(_) | None => windows.push(vec![report]),
+        }
+    }
+    of_device.into_values().flatten().collect()
+}
+
 fn mesh(section: &str) -> BTreeMap<String, Met> {
     let mut met: BTreeMap<String, Met> = BTreeMap::new();
     let mut times: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
-    for line in section.lines() {
-        let line: Value = serde_json::from_str(line).unwrap();
-        let report = &line["report"];
+    let windows = windows(section);
+    let calm = windows.iter().filter(|window| !stood_still(window));
+    for report in calm.flatten() {
         let id = report["id"].as_str().unwrap().to_owned();
         let entry = met.entry(id.clone()).or_default();
         entry.sent += report["sent"].as_u64().unwrap();
@@ -148,19 +186,19 @@ fn the_lossy_path_and_the_slow_one_are_found(sections: &Sections) {
     let paths = paths(&sections["sniffed"]);
     let met = mesh(&sections["mesh"]);
     assert_eq!(met.len(), 19, "{met:?}");
-    let (mut lossy, mut slow) = (0, 0);
+    let share = |met: &Met| met.lost as f64 / met.sent as f64;
+    let (mut lossy, mut slow) = (Vec::new(), 0);
+    let mut clean = Vec::new();
     for (id, met) in &met {
         let spine = paths
             .get(id)
             .and_then(|path| path.first())
             .map(|path| path.0 as f64);
         assert!(met.sent > 50, "{id}: {met:?}");
-        let share = met.lost as f64 / met.sent as f64;
         if spine == Some(spines[0]) {
-            lossy += 1;
-            assert!((0.01..0.15).contains(&share), "{id} loses: {met:?}");
+            lossy.push(share(met));
         } else {
-            assert!(share <= 0.01, "{id} is clean: {met:?}");
+            clean.push(share(met));
         }
         // The delay is the least that a slow path can take.
         if spine == Some(spines[1]) {
@@ -173,7 +211,13 @@ fn the_lossy_path_and_the_slow_one_are_found(sections: &Sections) {
             );
         }
     }
-    assert!(lossy > 0 && slow > 0, "{paths:?}");
+    assert!(!lossy.is_empty() && slow > 0, "{paths:?}");
+    // 5 % of what crosses the lossy spine, and hardly anything else.
+    let mean = |shares: &[f64]| shares.iter().sum::<f64>() / shares.len() as f64;
+    assert!((0.02..0.12).contains(&mean(&lossy)), "{met:?}");
+    assert!(mean(&clean) <= 0.01, "{met:?}");
+    let least = lossy.iter().copied().fold(f64::MAX, f64::min);
+    assert!(clean.iter().all(|share| *share < least), "{met:?}");
 }
 
 fn orders_are_bounded(sections: &Sections) {
