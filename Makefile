@@ -9,7 +9,7 @@ NEXTEST_VERSION := 0.9.143
 export PATH := $(TOOLS)/bin:$(HOME)/.cargo/bin:$(PATH)
 
 # Debian 12 packages, by what they serve.
-PKG_BUILD := gcc make pkg-config protobuf-compiler
+PKG_BUILD := gcc make pkg-config protobuf-compiler libibverbs-dev librdmacm-dev libclang1-14 libclang-common-14-dev
 PKG_EBPF  := rustc-web libstd-rust-web-dev-bpf rust-web-llvm llvm-22-dev libpolly-22-dev
 PKG_LAB   := iproute2 ethtool procps openmpi-bin libopenmpi-dev
 PKG_TEST  := prometheus prometheus-alertmanager

@@ -143,6 +143,12 @@ impl Collector {
         sources
     }
 
+    /// Pings over verbs devices; `None` where that source is off.
+    #[must_use]
+    pub fn verbs(&self) -> Option<&crate::verbs::Handle> {
+        self.devices.verbs()
+    }
+
     /// Looks for processes to probe, between samples.
     pub fn look_for_jobs(&mut self) {
         let notes = self

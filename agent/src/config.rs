@@ -81,6 +81,9 @@ pub struct RawConfig {
     /// NVML library; default: libnvidia-ml.so.1 of the loader's path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nvml_library: Option<PathBuf>,
+    /// The program weir-verbs; default: beside the agent's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verbs_program: Option<PathBuf>,
     pub collectors: RawCollectors,
     pub bpf: RawBpf,
 }
@@ -93,6 +96,7 @@ pub struct RawCollectors {
     pub rdma: Option<bool>,
     pub gpu: Option<bool>,
     pub kmsg: Option<bool>,
+    pub verbs: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,6 +133,7 @@ pub struct Config {
     pub devices_exclude: Vec<String>,
     pub path_sysfs: PathBuf,
     pub nvml_library: Option<PathBuf>,
+    pub verbs_program: Option<PathBuf>,
     pub collectors: Collectors,
     pub bpf: Bpf,
 }
@@ -140,6 +145,7 @@ pub struct Collectors {
     pub rdma: bool,
     pub gpu: bool,
     pub kmsg: bool,
+    pub verbs: bool,
 }
 
 /// What to see by eBPF.
@@ -298,11 +304,13 @@ impl RawConfig {
             devices_exclude: self.devices_exclude.clone().unwrap_or_default(),
             path_sysfs: self.path_sysfs.clone().unwrap_or_else(|| "/sys".into()),
             nvml_library: self.nvml_library.clone(),
+            verbs_program: self.verbs_program.clone(),
             collectors: Collectors {
                 ethtool: self.collectors.ethtool.unwrap_or(true),
                 rdma: self.collectors.rdma.unwrap_or(true),
                 gpu: self.collectors.gpu.unwrap_or(is_host),
                 kmsg: self.collectors.kmsg.unwrap_or(true),
+                verbs: self.collectors.verbs.unwrap_or(is_host),
             },
             bpf: Bpf {
                 enabled: self.bpf.enabled.unwrap_or(true),
@@ -339,11 +347,13 @@ impl From<&Config> for RawConfig {
             devices_exclude: Some(config.devices_exclude.clone()),
             path_sysfs: Some(config.path_sysfs.clone()),
             nvml_library: config.nvml_library.clone(),
+            verbs_program: config.verbs_program.clone(),
             collectors: RawCollectors {
                 ethtool: Some(config.collectors.ethtool),
                 rdma: Some(config.collectors.rdma),
                 gpu: Some(config.collectors.gpu),
                 kmsg: Some(config.collectors.kmsg),
+                verbs: Some(config.collectors.verbs),
             },
             bpf: RawBpf {
                 enabled: Some(config.bpf.enabled),

@@ -12,6 +12,7 @@ use crate::gpu::{self, Gpu};
 use crate::kmsg::{From, Kmsg, catalogue};
 use crate::rdma::{self, Rdma};
 use crate::source::{Gathered, RawCounter};
+use crate::verbs::{self, Verbs};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -123,7 +124,10 @@ impl Device {
 }
 
 /// All of them.
-pub struct Devices(Vec<Device>);
+pub struct Devices {
+    devices: Vec<Device>,
+    verbs: Option<verbs::Handle>,
+}
 
 impl Devices {
     /// Starts what the configuration asks for; `from` is where the kernel's log is read from.
@@ -140,12 +144,28 @@ impl Devices {
         start(on.rdma, "rdma", rdma(config));
         start(on.gpu, "gpu", gpu(config));
         start(on.kmsg, "kmsg", kmsg(from));
-        Devices(devices)
+        // A single look sees no events, and pings nobody.
+        let verbs = (on.verbs && from == From::Now).then(|| Verbs::new(verbs_options(config)));
+        let handle = verbs.as_ref().map(Verbs::handle);
+        if let Some(mut verbs) = verbs {
+            let read: Read = Box::new(move |question, out| verbs.poll(question.now, out));
+            start(true, "verbs", read);
+        }
+        Devices {
+            devices,
+            verbs: handle,
+        }
+    }
+
+    /// Pings over verbs devices; `None` where that source is off.
+    #[must_use]
+    pub fn verbs(&self) -> Option<&verbs::Handle> {
+        self.verbs.as_ref()
     }
 
     /// State of each after the last reading.
     pub fn sources(&self) -> impl Iterator<Item = &Source> {
-        self.0.iter().map(|device| &device.source)
+        self.devices.iter().map(|device| &device.source)
     }
 
     /// Reads all at once, and waits at most `patience`; gives how long each took.
@@ -158,12 +178,12 @@ impl Devices {
     ) -> Vec<(&'static str, Duration)> {
         let interfaces = Arc::new(interfaces);
         let question = Question { now, interfaces };
-        for device in &mut self.0 {
+        for device in &mut self.devices {
             device.ask(&question);
         }
         let deadline = Instant::now() + patience;
         let mut took = Vec::new();
-        for device in &mut self.0 {
+        for device in &mut self.devices {
             let left = deadline.saturating_duration_since(Instant::now());
             let time = device.answer(left, STUCK, out);
             took.extend(time.map(|time| (device.source.name, time)));
@@ -195,6 +215,14 @@ fn rdma(config: &Config) -> Read {
         Err(_) if !has_entries(&sysfs.join("class/infiniband")) => Ok(()),
         other => other,
     })
+}
+
+fn verbs_options(config: &Config) -> verbs::Options {
+    verbs::Options {
+        program: config.verbs_program.clone().unwrap_or_else(verbs::program),
+        exclude: config.devices_exclude.clone(),
+        sysfs: config.path_sysfs.clone(),
+    }
 }
 
 fn gpu(config: &Config) -> Read {

@@ -21,3 +21,4 @@ pub mod source;
 #[cfg(test)]
 mod testing;
 pub mod uplink;
+pub mod verbs;

@@ -104,6 +104,9 @@ struct Options {
     /// NVML library; default: libnvidia-ml.so.1 of the loader's path.
     #[arg(long, env = "WEIR_AGENT_NVML_LIBRARY", value_name = "FILE")]
     nvml_library: Option<PathBuf>,
+    /// The program weir-verbs; default: beside weir-agent.
+    #[arg(long, env = "WEIR_AGENT_VERBS_PROGRAM", value_name = "FILE")]
+    verbs_program: Option<PathBuf>,
     #[command(flatten)]
     collectors: CollectorFlags,
 }
@@ -113,7 +116,7 @@ struct Options {
 struct CollectorFlags(Vec<(&'static str, bool)>);
 
 /// Name, flag that switches it on, flag that switches it off, environment, what it reads.
-const COLLECTORS: [(&str, &str, &str, &str, &str); 8] = [
+const COLLECTORS: [(&str, &str, &str, &str, &str); 9] = [
     (
         "ethtool",
         "collector.ethtool",
@@ -141,6 +144,13 @@ const COLLECTORS: [(&str, &str, &str, &str, &str); 8] = [
         "no-collector.kmsg",
         "WEIR_AGENT_COLLECTOR_KMSG",
         "The kernel's log: XIDs, NIC health, link flaps, AER",
+    ),
+    (
+        "verbs",
+        "collector.verbs",
+        "no-collector.verbs",
+        "WEIR_AGENT_COLLECTOR_VERBS",
+        "Events of verbs devices and pings between them (weir-verbs)",
     ),
     (
         "collective",
@@ -229,6 +239,7 @@ impl CollectorFlags {
                 "rdma" => &mut collectors.rdma,
                 "gpu" => &mut collectors.gpu,
                 "kmsg" => &mut collectors.kmsg,
+                "verbs" => &mut collectors.verbs,
                 "collective" => &mut bpf.collective,
                 "tcp" => &mut bpf.tcp,
                 "qdisc" => &mut bpf.qdisc,
@@ -267,6 +278,7 @@ impl Options {
         for (given, key) in [
             (&self.path_sysfs, &mut raw.path_sysfs),
             (&self.nvml_library, &mut raw.nvml_library),
+            (&self.verbs_program, &mut raw.verbs_program),
         ] {
             if given.is_some() {
                 key.clone_from(given);

@@ -84,7 +84,7 @@ impl Severity {
 /// Something that happened, as opposed to a value that is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// `kmsg`, `gpu` or `rdma`.
+    /// `kmsg`, `gpu`, `rdma` or `verbs`.
     pub source: &'static str,
     /// Stable name in snake case, such as `xid` or `port_error`: a label of metrics.
     pub name: &'static str,

@@ -6,7 +6,8 @@
 set -euo pipefail
 dir=$1
 here=$(cd "$(dirname "$0")" && pwd)
-tools=(bash busybox-static iproute2 kmod perftest ibverbs-providers libgcc-s1)
+tools=(bash busybox-static iproute2 kmod perftest ibverbs-providers libibverbs1
+  libgcc-s1 tcpdump)
 modules=(rdma_rxe ib_uverbs rdma_ucm crc32_generic veth sch_netem)
 
 if [[ -e $dir/base.cpio && $dir/base.cpio -nt $here/image.sh && $dir/base.cpio -nt $here/init ]]; then
