@@ -1,5 +1,7 @@
 //! The agent's configuration and its limits file: files that may be wrong, and values that cannot.
 
+use crate::probe::config as probe;
+pub use probe::RawProbe;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -68,6 +70,7 @@ pub struct RawConfig {
     pub nvml_library: Option<PathBuf>,
     pub collectors: RawCollectors,
     pub bpf: RawBpf,
+    pub probe: RawProbe,
 }
 
 /// Sources that can be switched off; those of eBPF are in `bpf`.
@@ -78,6 +81,7 @@ pub struct RawCollectors {
     pub rdma: Option<bool>,
     pub gpu: Option<bool>,
     pub kmsg: Option<bool>,
+    pub probe: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,6 +120,7 @@ pub struct Config {
     pub nvml_library: Option<PathBuf>,
     pub collectors: Collectors,
     pub bpf: Bpf,
+    pub probe: probe::Config,
 }
 
 /// Sources that are on.
@@ -125,6 +130,7 @@ pub struct Collectors {
     pub rdma: bool,
     pub gpu: bool,
     pub kmsg: bool,
+    pub probe: bool,
 }
 
 /// What to see by eBPF.
@@ -156,10 +162,10 @@ struct RawRouteLimits {
     groups: Option<Vec<u32>>,
 }
 
-struct Checker<'a>(&'a Path);
+pub(crate) struct Checker<'a>(&'a Path);
 
 impl Checker<'_> {
-    fn wrong(
+    pub(crate) fn wrong(
         &self,
         key: &'static str,
         value: &dyn std::fmt::Display,
@@ -173,7 +179,7 @@ impl Checker<'_> {
         }
     }
 
-    fn duration(
+    pub(crate) fn duration(
         &self,
         key: &'static str,
         value: Option<&String>,
@@ -202,7 +208,7 @@ impl Checker<'_> {
         })
     }
 
-    fn count(
+    pub(crate) fn count(
         &self,
         key: &'static str,
         value: Option<u64>,
@@ -288,7 +294,10 @@ impl RawConfig {
                 rdma: self.collectors.rdma.unwrap_or(true),
                 gpu: self.collectors.gpu.unwrap_or(is_host),
                 kmsg: self.collectors.kmsg.unwrap_or(true),
+                // A switch forwards in hardware and answers when it has time.
+                probe: self.collectors.probe.unwrap_or(is_host),
             },
+            probe: probe::check(&self.probe, &check)?,
             bpf: Bpf {
                 enabled: self.bpf.enabled.unwrap_or(true),
                 netns_filter: self.bpf.netns_filter.unwrap_or(false),
@@ -329,7 +338,9 @@ impl From<&Config> for RawConfig {
                 rdma: Some(config.collectors.rdma),
                 gpu: Some(config.collectors.gpu),
                 kmsg: Some(config.collectors.kmsg),
+                probe: Some(config.collectors.probe),
             },
+            probe: RawProbe::from(&config.probe),
             bpf: RawBpf {
                 enabled: Some(config.bpf.enabled),
                 netns_filter: Some(config.bpf.netns_filter),

@@ -113,7 +113,7 @@ struct Options {
 struct CollectorFlags(Vec<(&'static str, bool)>);
 
 /// Name, flag that switches it on, flag that switches it off, environment, what it reads.
-const COLLECTORS: [(&str, &str, &str, &str, &str); 8] = [
+const COLLECTORS: [(&str, &str, &str, &str, &str); 9] = [
     (
         "ethtool",
         "collector.ethtool",
@@ -141,6 +141,13 @@ const COLLECTORS: [(&str, &str, &str, &str, &str); 8] = [
         "no-collector.kmsg",
         "WEIR_AGENT_COLLECTOR_KMSG",
         "The kernel's log: XIDs, NIC health, link flaps, AER",
+    ),
+    (
+        "probe",
+        "collector.probe",
+        "no-collector.probe",
+        "WEIR_AGENT_COLLECTOR_PROBE",
+        "Probes to other nodes, and answers to theirs (UDP port 9744)",
     ),
     (
         "collective",
@@ -229,6 +236,7 @@ impl CollectorFlags {
                 "rdma" => &mut collectors.rdma,
                 "gpu" => &mut collectors.gpu,
                 "kmsg" => &mut collectors.kmsg,
+                "probe" => &mut collectors.probe,
                 "collective" => &mut bpf.collective,
                 "tcp" => &mut bpf.tcp,
                 "qdisc" => &mut bpf.qdisc,

@@ -9,8 +9,24 @@ use std::time::Duration;
 pub const PACKETS_PER_S_MAX: u32 = 1000;
 /// Probes take at most one in so many of the link's bits, and replies as many again: 0.1 % together.
 pub const LINK_SHARE: u64 = 2000;
-/// A burst holds what a hundredth of a second may: a thread that woke late catches up with that.
-const BURST_SHARE: u64 = 100;
+/// How much of a second's limit may go at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Burst {
+    /// A hundredth: what is sent is spread out, and a thread that woke late catches up with that.
+    Small,
+    /// Half, which leaves half for the rest of the second: what comes in comes when others like.
+    Large,
+}
+
+impl Burst {
+    fn of(self, limit: u64) -> u64 {
+        match self {
+            Burst::Small => limit / 100,
+            Burst::Large => limit / 2,
+        }
+    }
+}
+
 /// Tokens are counted in billionths, so that a nanosecond's refill is a whole number.
 const SCALE: u128 = 1_000_000_000;
 
@@ -27,20 +43,23 @@ pub struct Bucket {
     rate: u128,
     level: u128,
     last: Duration,
+    burst: Burst,
 }
 
 impl Bucket {
-    /// An empty bucket. At most `limit` in any second; one take is of `unit` at most, and where that
+    /// A full bucket. At most `limit` in any second; one take is of `unit` at most, and where that
     /// is more than `limit` nothing is ever let through.
     #[must_use]
-    pub fn new(limit: u64, unit: u64, now: Duration) -> Bucket {
+    pub fn new(limit: u64, unit: u64, burst: Burst, now: Duration) -> Bucket {
         let mut bucket = Bucket {
             depth: 0,
             rate: 0,
             level: 0,
             last: now,
+            burst,
         };
         bucket.limit(limit, unit, now);
+        bucket.level = bucket.depth;
         bucket
     }
 
@@ -51,7 +70,7 @@ impl Bucket {
         let (depth, rate) = if limit < unit.max(1) {
             (0, 0)
         } else {
-            let depth = unit.max(limit / BURST_SHARE);
+            let depth = unit.max(self.burst.of(limit));
             (depth, limit - depth + 1)
         };
         (self.depth, self.rate) = (u128::from(depth) * SCALE, u128::from(rate));
@@ -105,21 +124,18 @@ pub struct Budget {
 impl Budget {
     /// Packets in a second, and bytes on the wire in a second of packets of up to `unit` bytes.
     #[must_use]
-    pub fn new(packets: u32, bytes: Option<u64>, unit: u32, now: Duration) -> Budget {
-        let mut budget = Budget {
-            packets: Bucket::new(0, 1, now),
-            bytes: Bucket::new(0, 1, now),
-        };
-        budget.limit(packets, bytes, unit, now);
-        budget
+    pub fn new(packets: u32, bytes: Option<u64>, unit: u32, burst: Burst, now: Duration) -> Budget {
+        let (packets, bytes) = ceilings(packets, bytes, unit);
+        Budget {
+            packets: Bucket::new(packets, 1, burst, now),
+            bytes: Bucket::new(bytes, u64::from(unit), burst, now),
+        }
     }
 
     /// Other limits from now on; `bytes` of `None` leaves the packets' ceiling to speak for them.
     pub fn limit(&mut self, packets: u32, bytes: Option<u64>, unit: u32, now: Duration) {
-        let packets = packets.min(PACKETS_PER_S_MAX);
-        let ceiling = u64::from(PACKETS_PER_S_MAX) * u64::from(unit);
-        let bytes = bytes.unwrap_or(ceiling).min(ceiling);
-        self.packets.limit(u64::from(packets), 1, now);
+        let (packets, bytes) = ceilings(packets, bytes, unit);
+        self.packets.limit(packets, 1, now);
         self.bytes.limit(bytes, u64::from(unit), now);
     }
 
@@ -137,6 +153,12 @@ impl Budget {
     }
 }
 
+fn ceilings(packets: u32, bytes: Option<u64>, unit: u32) -> (u64, u64) {
+    let packets = packets.min(PACKETS_PER_S_MAX);
+    let most = u64::from(PACKETS_PER_S_MAX) * u64::from(unit);
+    (u64::from(packets), bytes.unwrap_or(most).min(most))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,7 +169,7 @@ mod tests {
     #[test]
     fn a_link_too_slow_for_a_packet_a_second_gets_none() {
         let bytes = bytes_per_s(Some(2_000_000));
-        let mut budget = Budget::new(1000, bytes, 150, Duration::ZERO);
+        let mut budget = Budget::new(1000, bytes, 150, Burst::Small, Duration::ZERO);
         assert_eq!(bytes, Some(125));
         assert!(!budget.take(150, 3600 * S));
         assert_eq!(budget.due(150), None);
@@ -156,7 +178,7 @@ mod tests {
     #[test]
     fn the_full_rate_is_reached() {
         for limit in [1, 7, 100, 1000] {
-            let mut budget = Budget::new(limit, None, 150, Duration::ZERO);
+            let mut budget = Budget::new(limit, None, 150, Burst::Small, Duration::ZERO);
             let steps = (1..=10_000u32).map(|ms| Duration::from_millis(ms.into()));
             let sent: usize = steps
                 .map(|now| (0..20).filter(|_| budget.take(150, now)).count())
@@ -168,7 +190,8 @@ mod tests {
 
     #[test]
     fn after_the_wait_it_may_be_sent() {
-        let mut budget = Budget::new(3, Some(1000), 150, S);
+        let mut budget = Budget::new(3, Some(1000), 150, Burst::Small, S);
+        assert!(budget.take(150, S));
         let due = budget.due(150).unwrap();
         assert!(!budget.take(150, due.saturating_sub(Duration::from_nanos(1))));
         assert!(budget.take(150, due));
@@ -205,9 +228,11 @@ mod tests {
             packets in 0u32..3000,
             link_bps in prop::option::of(0u64..1_000_000_000),
             bytes in 64u32..1500,
+            large: bool,
         ) {
             let limit = bytes_per_s(link_bps);
-            let mut budget = Budget::new(packets, limit, bytes, 10 * S);
+            let burst = if large { Burst::Large } else { Burst::Small };
+            let mut budget = Budget::new(packets, limit, bytes, burst, 10 * S);
             let (sent, sent_bytes) = worst_second(&steps, &mut budget, bytes);
             prop_assert!(sent <= u64::from(packets.min(PACKETS_PER_S_MAX)));
             if let Some(bps) = link_bps {
@@ -221,7 +246,7 @@ mod tests {
             step_ns in 0u64..20_000_000,
         ) {
             let highest = limits.iter().copied().max().unwrap_or(0);
-            let mut budget = Budget::new(1, None, 100, Duration::ZERO);
+            let mut budget = Budget::new(1, None, 100, Burst::Small, Duration::ZERO);
             let mut sent: Vec<(u64, u64)> = Vec::new();
             for (at, limit) in (0..).map(|n: u64| n * step_ns).zip(limits) {
                 let now = Duration::from_nanos(at);

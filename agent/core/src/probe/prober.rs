@@ -15,7 +15,7 @@
 //!
 //! `A` is where a target is reached; the caller knows what it means.
 
-use super::budget::Budget;
+use super::budget::{Budget, Burst};
 use super::packet::{Kind, Packet};
 use super::window::{Count, Quantiles, Samples, Summary};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,6 +27,8 @@ pub const PATHS_MAX: u8 = 32;
 pub const TARGETS_MAX: usize = 128;
 /// Paths to all targets at most: what one node's results may cost.
 pub const PATHS_TOTAL_MAX: usize = 1024;
+/// Probes of one target in a second: a responder answers no more than a few times as many of one source.
+pub const TARGET_PER_S_MAX: u32 = 100;
 /// Probes in flight, and as many remembered after their time-out: two seconds at the highest rate.
 const FLIGHT_MAX: usize = 2048;
 /// A NIC's or kernel's own stamp of a probe may come so much after the reply.
@@ -196,7 +198,7 @@ impl<A: Copy + PartialEq> Prober<A> {
     pub fn new(settings: Settings, seed: u64, now: Duration) -> Prober<A> {
         let mut prober = Prober {
             settings,
-            budget: Budget::new(0, None, 1, now),
+            budget: Budget::new(0, None, 1, Burst::Small, now),
             packets_per_s: 0,
             targets: BTreeMap::new(),
             next_target: 0,
@@ -278,18 +280,21 @@ impl<A: Copy + PartialEq> Prober<A> {
         }
         let targets = &self.targets;
         self.due.retain(|(_, id, _)| targets.contains_key(id));
-        let interval = self.interval();
         for (id, path) in fresh {
-            let phase = self.share(interval);
+            let phase = self.share(self.interval(id));
             self.due.insert((now + SETTLE + phase, id, path));
         }
         asked - self.targets.len()
     }
 
-    fn interval(&self) -> Duration {
-        let paths: usize = self.targets.values().map(|t| t.paths.len()).sum();
-        let paths = u32::try_from(paths).unwrap_or(u32::MAX);
-        let fair = Duration::from_secs(1) * paths / self.packets_per_s.max(1);
+    /// Time between two probes of a path of the target.
+    fn interval(&self, target: u32) -> Duration {
+        let share = |paths: usize, per_s: u32| {
+            Duration::from_secs(1) * u32::try_from(paths).unwrap_or(u32::MAX) / per_s.max(1)
+        };
+        let all: usize = self.targets.values().map(|t| t.paths.len()).sum();
+        let own = self.targets.get(&target).map_or(0, |t| t.paths.len());
+        let fair = share(all, self.packets_per_s).max(share(own, TARGET_PER_S_MAX));
         self.settings.interval.max(fair)
     }
 
@@ -308,7 +313,7 @@ impl<A: Copy + PartialEq> Prober<A> {
         }
         self.put_off = false;
         self.due.pop_first();
-        let interval = self.interval();
+        let interval = self.interval(id);
         let next = now + interval / 2 + self.share(interval);
         self.due.insert((next, id, path));
         self.sequence = self.sequence.wrapping_add(1);
@@ -360,6 +365,13 @@ impl<A: Copy + PartialEq> Prober<A> {
         let held = waiting.and_then(|flight| Some(flight.answer.as_ref()?.until));
         let window = (!self.targets.is_empty()).then_some(self.window_ends);
         [first, expiry, held, window].into_iter().flatten().min()
+    }
+
+    /// Whom a probe that is out was sent to.
+    #[must_use]
+    pub fn address_of(&self, sequence: u64) -> Option<A> {
+        let flight = self.flights.get(&sequence)?;
+        Some(self.targets.get(&flight.target)?.target.address)
     }
 
     /// The probe could not be sent.
