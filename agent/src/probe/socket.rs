@@ -19,12 +19,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const CONTROL_BYTES: usize = 512;
 /// Headers of IPv6 with options and of the link, before what we sent.
 pub const BUFFER_BYTES: usize = 512;
-const STAMPS: u32 = libc::SOF_TIMESTAMPING_TX_SOFTWARE
-    | libc::SOF_TIMESTAMPING_RX_SOFTWARE
+const STAMPS_IN: u32 = libc::SOF_TIMESTAMPING_RX_SOFTWARE
     | libc::SOF_TIMESTAMPING_SOFTWARE
-    | libc::SOF_TIMESTAMPING_TX_HARDWARE
     | libc::SOF_TIMESTAMPING_RX_HARDWARE
-    | libc::SOF_TIMESTAMPING_RAW_HARDWARE
+    | libc::SOF_TIMESTAMPING_RAW_HARDWARE;
+const STAMPS_OUT: u32 = libc::SOF_TIMESTAMPING_TX_SOFTWARE
+    | libc::SOF_TIMESTAMPING_TX_HARDWARE
     | libc::SOF_TIMESTAMPING_OPT_TX_SWHW;
 /// ICMP port unreachable, and its like of ICMPv6.
 const ICMP_PORT_UNREACH: (u8, u8) = (3, 3);
@@ -77,11 +77,12 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Binds; port 0 takes a free one. `with_errors`: probes that nobody awaits come back.
+    /// Binds; port 0 takes a free one. With an error queue what is sent comes back with its stamp or
+    /// as undelivered, and has to be taken: the queue counts against the room for what comes in.
     ///
     /// # Errors
     /// The address is taken, or the kernel lacks the address family.
-    pub fn bind(address: SocketAddr, with_errors: bool) -> io::Result<Socket> {
+    pub fn bind(address: SocketAddr, error_queue: bool) -> io::Result<Socket> {
         let is_v6 = address.is_ipv6();
         let family = if is_v6 { libc::AF_INET6 } else { libc::AF_INET };
         let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
@@ -103,13 +104,14 @@ impl Socket {
         } else {
             socket.set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
         }
-        if with_errors && is_v6 {
+        if error_queue && is_v6 {
             socket.set(libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
-        } else if with_errors {
+        } else if error_queue {
             socket.set(libc::IPPROTO_IP, libc::IP_RECVERR, 1)?;
         }
+        let stamps = STAMPS_IN | if error_queue { STAMPS_OUT } else { 0 };
         // Every kernel that runs us has these; without, times are those of our calls.
-        if let Err(error) = socket.set(libc::SOL_SOCKET, libc::SO_TIMESTAMPING, STAMPS) {
+        if let Err(error) = socket.set(libc::SOL_SOCKET, libc::SO_TIMESTAMPING, stamps) {
             tracing::warn!("probes without the kernel's time stamps: {error}");
         }
         let (name, length) = encode(address);
@@ -376,7 +378,7 @@ mod tests {
     }
 
     fn exchange(loopback: IpAddr) {
-        let bind = |with_errors| Socket::bind(SocketAddr::new(loopback, 0), with_errors);
+        let bind = |error_queue| Socket::bind(SocketAddr::new(loopback, 0), error_queue);
         let (a, b) = match (bind(true), bind(false)) {
             (Ok(a), Ok(b)) => (a, b),
             (Err(error), _) | (_, Err(error)) => {
