@@ -2,7 +2,7 @@
 
 use crate::brain::Event;
 use crate::driver::{Handle, Stopped, View};
-use crate::{metrics, views};
+use crate::{metrics, probes, views};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -37,6 +37,7 @@ pub fn router(handle: Handle) -> Router {
         .route("/api/v1/links", get(|s| read(s, views::links)))
         .route("/api/v1/incidents", get(|s| read(s, views::incidents)))
         .route("/api/v1/events", get(|s| read(s, views::events)))
+        .route("/api/v1/probes", get(|s| read(s, probes::shown)))
         .route("/api/v1/leases", get(|s| read(s, views::leases)))
         .route("/api/v1/leases/{id}/end", post(end_lease))
         .route("/api/v1/freeze", post(|s| freeze(s, true)))

@@ -75,6 +75,27 @@ pub struct Ingest {
     running_rows: RunningRows,
     /// Values decoded so far, for the bytes-per-sample figure.
     pub samples: u64,
+    probes: Vec<ProbeColumn>,
+}
+
+/// A column of active probes.
+#[derive(Debug)]
+struct ProbeColumn {
+    column: usize,
+    target: Arc<str>,
+    path: Option<u32>,
+    signal: Signal,
+}
+
+/// One value that an agent's probes saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeValue<'a> {
+    /// `SOURCE/NODE:PORT`, as `Entity::Probe` has it.
+    pub target: &'a str,
+    /// `None`: of all paths.
+    pub path: Option<u32>,
+    pub signal: Signal,
+    pub value: u64,
 }
 
 /// What the calls of one process have in common.
@@ -105,6 +126,7 @@ impl Ingest {
             call_rows: CallRows::default(),
             running_rows: RunningRows::default(),
             samples: 0,
+            probes: Vec::new(),
         };
         if let Some(schema) = &hello.schema {
             ingest.schema(schema)?;
@@ -159,21 +181,44 @@ impl Ingest {
             });
         }
         self.schema_epoch = schema.epoch;
-        self.columns = schema
-            .columns
-            .iter()
-            .map(|c| {
-                // The core looks at ports as a whole; the rest is there for later.
-                let whole_port = c.entity() == v1::Entity::Port && c.index.is_none();
-                let signal = Signal::from_number(c.signal).filter(|_| whole_port);
-                (c.port.as_str().into(), signal)
-            })
-            .collect();
+        // Many columns are of one thing: they share its name.
+        let mut names: BTreeSet<Arc<str>> = BTreeSet::new();
+        (self.columns, self.probes) = (Vec::new(), Vec::new());
+        for (column, c) in schema.columns.iter().enumerate() {
+            let known = names.get(c.port.as_str()).cloned();
+            let name = known.unwrap_or_else(|| Arc::from(c.port.as_str()));
+            names.insert(name.clone());
+            // The core looks at ports as a whole; the rest is there for later.
+            let whole_port = c.entity() == v1::Entity::Port && c.index.is_none();
+            let signal = Signal::from_number(c.signal);
+            if let (Some(signal), v1::Entity::Probe) = (signal, c.entity()) {
+                self.probes.push(ProbeColumn {
+                    column,
+                    target: name.clone(),
+                    path: c.index,
+                    signal,
+                });
+            }
+            self.columns.push((name, signal.filter(|_| whole_port)));
+        }
         self.state = Columns::new(self.columns.len());
         self.in_sync = false;
         let ports: BTreeSet<&Arc<str>> = self.columns.iter().map(|(port, _)| port).collect();
         self.last_values.retain(|(port, _), _| ports.contains(port));
         Ok(())
+    }
+
+    /// What the agent's probes saw last, in the order of its columns; nothing after a lost frame.
+    pub fn probes(&self) -> impl Iterator<Item = ProbeValue<'_>> {
+        let known = self.probes.iter().filter(|_| self.in_sync);
+        known.filter_map(|probe| {
+            Some(ProbeValue {
+                target: &probe.target,
+                path: probe.path,
+                signal: probe.signal,
+                value: self.state.values().get(probe.column).copied().flatten()?,
+            })
+        })
     }
 
     fn frame(&mut self, frame: v1::Frame) -> Result<Ingested, IngestError> {
