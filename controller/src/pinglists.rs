@@ -81,11 +81,13 @@ impl Pinglists {
         }
         self.changed = None;
         let placed = |endpoint: &Endpoint| {
-            let peer = topology.peer(&PortId::new(&endpoint.node, &endpoint.port));
+            let port = PortId::new(&endpoint.node, &endpoint.port);
+            let peer = topology.peer(&port);
             let leaf = peer.map(|peer| &peer.node);
             Placed {
                 leaf: leaf.filter(|leaf| topology.is_switch(leaf)).cloned(),
                 endpoint: endpoint.clone(),
+                rate_bps: topology.capacity_bps(&port),
             }
         };
         let endpoints: Vec<Placed> = self.endpoints.values().flatten().map(placed).collect();

@@ -390,7 +390,7 @@ async fn what_probes_saw_is_shown_the_worst_first() {
     let mut encoder = weir_wire::columns::Columns::new(columns.len());
     let mut body = Vec::new();
     let clean = [Some(0), Some(7_000), Some(0), Some(0)];
-    let lossy = [Some(50_000), None, Some(0), Some(400_000)];
+    let lossy = [Some(250_000), None, Some(0), Some(500_000)];
     encoder.encode(&[clean, lossy].concat(), &mut body);
     let hello = v1::Hello {
         schema: Some(v1::Schema { epoch: 1, columns }),
@@ -413,10 +413,10 @@ async fn what_probes_saw_is_shown_the_worst_first() {
     );
     assert_eq!(
         (worst.loss, worst.rtt_p50_s, worst.paths),
-        (Some(0.05), None, 2)
+        (Some(0.25), None, 2)
     );
     let path = worst.worst_path.clone().unwrap();
-    assert_eq!((path.path, path.loss), (9, Some(0.4)));
+    assert_eq!((path.path, path.loss), (9, Some(0.5)));
     assert_eq!((best.target.as_str(), best.loss), ("h2", Some(0.0)));
     assert!(best.rtt_p50_s.is_some_and(|s| (s - 7e-6).abs() < 1e-12));
     let page = controller
@@ -426,8 +426,8 @@ async fn what_probes_saw_is_shown_the_worst_first() {
     let page = page.unwrap().unwrap();
     let labels = "{source=\"h1\",source_port=\"eth0\",target=\"h3\",target_port=\"eth1\"}";
     for line in [
-        format!("weir_probe_pair_loss_ratio{labels} 0.05"),
-        format!("weir_probe_pair_worst_path_loss_ratio{labels} 0.4"),
+        format!("weir_probe_pair_loss_ratio{labels} 0.25"),
+        format!("weir_probe_pair_worst_path_loss_ratio{labels} 0.5"),
         "weir_probe_pairs 2".into(),
         "weir_probe_pairs_lossy 1".into(),
     ] {

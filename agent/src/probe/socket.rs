@@ -192,10 +192,8 @@ impl Socket {
         let length = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, flags) };
         let Ok(length) = usize::try_from(length) else {
             let error = io::Error::last_os_error();
-            return match error.kind() {
-                io::ErrorKind::WouldBlock => Ok(None),
-                _ => Err(error),
-            };
+            let empty = error.kind() == io::ErrorKind::WouldBlock;
+            return if empty { Ok(None) } else { Err(error) };
         };
         let filled = control.get(..message.msg_controllen).unwrap_or(&control);
         Ok(Some(Message {
@@ -367,10 +365,9 @@ mod tests {
         let mut buffer = [0; BUFFER_BYTES];
         let deadline = Instant::now() + LONG;
         loop {
-            match socket.receive(&mut buffer, errors) {
-                Ok(Some(message)) => return (buffer, message),
-                // An error of an earlier packet is told once.
-                Ok(None) | Err(_) => {}
+            // An error of an earlier packet is told once, and passed over.
+            if let Ok(Some(message)) = socket.receive(&mut buffer, errors) {
+                return (buffer, message);
             }
             assert!(Instant::now() < deadline, "nothing comes");
             poll(&[socket.as_fd()], Some(Duration::from_millis(50))).unwrap();

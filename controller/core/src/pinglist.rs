@@ -90,11 +90,13 @@ pub struct Endpoint {
 }
 
 /// An endpoint in its place.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Placed {
     pub endpoint: Endpoint,
     /// The switch that its port is cabled to; `None`: not known.
     pub leaf: Option<NodeId>,
+    /// Capacity of its link in bits per second, where somebody knows.
+    pub rate_bps: Option<f64>,
 }
 
 /// Whom to probe.
@@ -154,11 +156,33 @@ pub fn make(
             .collect();
         across(&leaves, &members, settings.seed, &mut plan);
     }
-    for list in plan.lists.values_mut() {
+    let mut slowest: BTreeMap<&NodeId, f64> = BTreeMap::new();
+    for placed in &usable {
+        if let Some(rate_bps) = placed.rate_bps {
+            let rate = slowest.entry(&placed.endpoint.node).or_insert(rate_bps);
+            *rate = rate.min(rate_bps);
+        }
+    }
+    for (node, list) in &mut plan.lists {
         let paths: u32 = list.targets.iter().map(|t| u32::from(t.paths)).sum();
-        list.packets_per_s = paths.min(settings.packets_per_s);
+        let slowest = slowest.get(node).copied();
+        let most = slowest.map_or(settings.packets_per_s, packets_of_link);
+        list.packets_per_s = paths.min(settings.packets_per_s).min(most);
     }
     plan
+}
+
+/// Probes that a link may carry in a second: 0.05 % of its rate, as the agents keep to where they know
+/// it, and their replies as much again. At 150 bytes on the wire.
+fn packets_of_link(rate_bps: f64) -> u32 {
+    // A float turns into the nearest number that there is, and into 0 below it.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "saturates, which is meant"
+    )]
+    let packets = (rate_bps / 2000.0 / 8.0 / 150.0) as u32;
+    packets
 }
 
 /// One owner for each address, so many for each node, and those in a known place if a node has one:

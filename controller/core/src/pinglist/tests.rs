@@ -13,6 +13,7 @@ fn endpoint(leaf: usize, host: usize, rail: usize) -> Placed {
             },
         },
         leaf: Some(NodeId::new(&format!("leaf{leaf}-{rail}"))),
+        rate_bps: None,
     }
 }
 
@@ -131,6 +132,7 @@ fn an_address_of_two_nodes_is_nobody_s_and_a_place_is_preferred() {
             },
         },
         leaf: None,
+        rate_bps: None,
     };
     endpoints.push(bridge("h0-0", [172, 17, 0, 1]));
     endpoints.push(bridge("lost1", [172, 17, 0, 1]));
@@ -149,6 +151,20 @@ fn an_address_of_two_nodes_is_nobody_s_and_a_place_is_preferred() {
     let alone = &plan.lists[&NodeId::new("lost2")];
     assert_eq!(alone.targets.len(), 1);
     assert_eq!(alone.targets[0].paths, PATHS_UNKNOWN);
+}
+
+#[test]
+fn a_slow_link_gets_a_thousandth_with_the_replies() {
+    let mut endpoints = fabric(2, 20, 1);
+    let free = plan(&endpoints);
+    let rates = |plan: &Plan| plan.lists.values().map(|l| l.packets_per_s).max();
+    assert!(rates(&free) > Some(5));
+    for placed in &mut endpoints {
+        placed.rate_bps = Some(12e6);
+    }
+    let slow = rates(&plan(&endpoints)).unwrap();
+    assert_eq!(slow, 5);
+    assert!(f64::from(slow) * 150.0 * 8.0 * 2.0 <= 12e6 / 1000.0);
 }
 
 #[test]
