@@ -404,11 +404,16 @@ fn probes(v: &Value) -> String {
                 .map_or_else(|| "-".into(), |s| format!("{:.1}", s * 1e6))
         };
         let worst = &p["worst_path"];
+        let worst = if worst["loss"].is_null() {
+            "-".into()
+        } else {
+            format!("{} (path {})", loss(&worst["loss"]), text(&worst["path"]))
+        };
         t.add_row([
             end(p, "source", "source_port"),
             end(p, "target", "target_port"),
             loss(&p["loss"]),
-            format!("{} (path {})", loss(&worst["loss"]), text(&worst["path"])),
+            worst,
             us("rtt_p50_s"),
             us("rtt_p99_s"),
             us("host_delay_s"),
