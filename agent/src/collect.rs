@@ -12,6 +12,8 @@ use crate::kmsg::From;
 use crate::netlink::links::Link;
 use crate::netlink::qdiscs::Qdisc;
 use crate::netlink::{Netlink, NetlinkError};
+use crate::probe::Probe;
+use crate::probe::list::List;
 use crate::sample::{
     CollectiveCall, EVENTS_MAX, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, Readings,
     RunningCall, Sample, Series,
@@ -21,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use weir_wire::signal::Signal;
+use weir_wire::v1;
 
 /// How long a sample waits for devices: what comes later goes into the next.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -82,6 +85,8 @@ pub struct Collector {
     owner_pids: Vec<u32>,
     drop_sums: BTreeMap<u32, u64>,
     devices: Devices,
+    /// Active probes, or why there are none; `None`: not wanted.
+    probe: Option<Result<Probe, String>>,
     /// How long a sample waits for devices.
     patience: Duration,
     events_dropped: u64,
@@ -120,6 +125,9 @@ impl Collector {
             owner_pids: Vec::new(),
             drop_sums: BTreeMap::new(),
             devices: Devices::start(config, from),
+            // A single look at the node sends nothing.
+            probe: (config.collectors.probe && from == From::Now)
+                .then(|| Probe::start(config.probe.options(&config.ports_exclude))),
             patience: match from {
                 From::Now => PATIENCE,
                 From::Boot => PATIENCE_ONCE,
@@ -140,6 +148,14 @@ impl Collector {
         let mut sources = vec![netdev];
         sources.extend(self.bpf_sources.iter().cloned());
         sources.extend(self.devices.sources().cloned());
+        sources.extend(self.probe.as_ref().map(|probe| match probe {
+            Ok(probe) => probe.source(),
+            Err(reason) => Source {
+                name: "probe",
+                up: false,
+                reason: reason.clone(),
+            },
+        }));
         sources
     }
 
@@ -147,6 +163,22 @@ impl Collector {
     #[must_use]
     pub fn verbs(&self) -> Option<&crate::verbs::Handle> {
         self.devices.verbs()
+    }
+
+    /// The controller says whom to probe and whom to answer.
+    pub fn pinglist(&self, list: &v1::Pinglist) {
+        if let Some(Ok(probe)) = &self.probe {
+            probe.set_list(List::from(list));
+        }
+    }
+
+    /// Where this node answers probes.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<v1::Endpoint> {
+        match &self.probe {
+            Some(Ok(probe)) => probe.endpoints(),
+            Some(Err(_)) | None => Vec::new(),
+        }
     }
 
     /// Looks for processes to probe, between samples.
@@ -198,6 +230,9 @@ impl Collector {
         let interfaces = names.values().cloned().collect();
         let (now, patience) = (sample.at, self.patience);
         took.extend(self.devices.poll(now, interfaces, patience, &mut gathered));
+        if let Some(Ok(probe)) = &self.probe {
+            probe.gather(&mut gathered);
+        }
         sample.columns = gathered.columns;
         let kept = gathered.events.len().min(EVENTS_MAX);
         self.events_dropped += (gathered.events.len() - kept) as u64;

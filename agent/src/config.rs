@@ -1,5 +1,7 @@
 //! The agent's configuration and its limits file: files that may be wrong, and values that cannot.
 
+use crate::probe::config as probe;
+pub use probe::RawProbe;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -86,6 +88,7 @@ pub struct RawConfig {
     pub verbs_program: Option<PathBuf>,
     pub collectors: RawCollectors,
     pub bpf: RawBpf,
+    pub probe: RawProbe,
 }
 
 /// Sources that can be switched off; those of eBPF are in `bpf`.
@@ -97,6 +100,7 @@ pub struct RawCollectors {
     pub gpu: Option<bool>,
     pub kmsg: Option<bool>,
     pub verbs: Option<bool>,
+    pub probe: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,6 +140,7 @@ pub struct Config {
     pub verbs_program: Option<PathBuf>,
     pub collectors: Collectors,
     pub bpf: Bpf,
+    pub probe: probe::Config,
 }
 
 /// Sources that are on.
@@ -146,6 +151,7 @@ pub struct Collectors {
     pub gpu: bool,
     pub kmsg: bool,
     pub verbs: bool,
+    pub probe: bool,
 }
 
 /// What to see by eBPF.
@@ -177,10 +183,10 @@ struct RawRouteLimits {
     groups: Option<Vec<u32>>,
 }
 
-struct Checker<'a>(&'a Path);
+pub(crate) struct Checker<'a>(&'a Path);
 
 impl Checker<'_> {
-    fn wrong(
+    pub(crate) fn wrong(
         &self,
         key: &'static str,
         value: &dyn std::fmt::Display,
@@ -194,7 +200,7 @@ impl Checker<'_> {
         }
     }
 
-    fn duration(
+    pub(crate) fn duration(
         &self,
         key: &'static str,
         value: Option<&String>,
@@ -223,7 +229,7 @@ impl Checker<'_> {
         })
     }
 
-    fn count(
+    pub(crate) fn count(
         &self,
         key: &'static str,
         value: Option<i64>,
@@ -311,7 +317,10 @@ impl RawConfig {
                 gpu: self.collectors.gpu.unwrap_or(is_host),
                 kmsg: self.collectors.kmsg.unwrap_or(true),
                 verbs: self.collectors.verbs.unwrap_or(is_host),
+                // A switch forwards in hardware and answers when it has time.
+                probe: self.collectors.probe.unwrap_or(is_host),
             },
+            probe: probe::check(&self.probe, &check)?,
             bpf: Bpf {
                 enabled: self.bpf.enabled.unwrap_or(true),
                 netns_filter: self.bpf.netns_filter.unwrap_or(false),
@@ -354,7 +363,9 @@ impl From<&Config> for RawConfig {
                 gpu: Some(config.collectors.gpu),
                 kmsg: Some(config.collectors.kmsg),
                 verbs: Some(config.collectors.verbs),
+                probe: Some(config.collectors.probe),
             },
+            probe: RawProbe::from(&config.probe),
             bpf: RawBpf {
                 enabled: Some(config.bpf.enabled),
                 netns_filter: Some(config.bpf.netns_filter),

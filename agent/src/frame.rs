@@ -267,6 +267,7 @@ fn entity_of(kind: Entity) -> v1::Entity {
         Entity::Node | Entity::Port => v1::Entity::Port,
         Entity::Rdma => v1::Entity::Rdma,
         Entity::Gpu => v1::Entity::Gpu,
+        Entity::Probe => v1::Entity::Probe,
     }
 }
 

@@ -82,11 +82,12 @@ pub fn read(
         ports: ports.collect(),
         groups: groups.collect(),
         routes_epoch,
+        endpoints: Vec::new(),
     })
 }
 
-/// Link speed by the driver; 0 where it does not know. veth always claims 10 Gbit/s, which means nothing.
-fn speed_bps(name: &str) -> u64 {
+/// Link speed by the driver in bits per second; 0 where it does not know. veth always claims 10 Gbit/s, which means nothing.
+pub(crate) fn speed_bps(name: &str) -> u64 {
     let base = format!("/sys/class/net/{name}");
     if !std::path::Path::new(&format!("{base}/device")).exists() {
         return 0;

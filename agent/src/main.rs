@@ -116,7 +116,7 @@ struct Options {
 struct CollectorFlags(Vec<(&'static str, bool)>);
 
 /// Name, flag that switches it on, flag that switches it off, environment, what it reads.
-const COLLECTORS: [(&str, &str, &str, &str, &str); 9] = [
+const COLLECTORS: [(&str, &str, &str, &str, &str); 10] = [
     (
         "ethtool",
         "collector.ethtool",
@@ -151,6 +151,13 @@ const COLLECTORS: [(&str, &str, &str, &str, &str); 9] = [
         "no-collector.verbs",
         "WEIR_AGENT_COLLECTOR_VERBS",
         "Events of verbs devices and pings between them (weir-verbs)",
+    ),
+    (
+        "probe",
+        "collector.probe",
+        "no-collector.probe",
+        "WEIR_AGENT_COLLECTOR_PROBE",
+        "Probes to other nodes, and answers to theirs (UDP port 9744)",
     ),
     (
         "collective",
@@ -240,6 +247,7 @@ impl CollectorFlags {
                 "gpu" => &mut collectors.gpu,
                 "kmsg" => &mut collectors.kmsg,
                 "verbs" => &mut collectors.verbs,
+                "probe" => &mut collectors.probe,
                 "collective" => &mut bpf.collective,
                 "tcp" => &mut bpf.tcp,
                 "qdisc" => &mut bpf.qdisc,

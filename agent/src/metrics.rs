@@ -4,6 +4,7 @@
 //! only while its subject does: absent is not zero.
 
 use crate::collect::{Extras, Source};
+use crate::probe;
 use crate::sample::{PORT_SIGNALS, Sample};
 use crate::source::Severity;
 use axum::routing::get;
@@ -92,6 +93,7 @@ fn metric_of(signal: Signal, entity: Entity) -> Option<Metric> {
         (Entity::Rdma, _) => &["device", "port"],
         (Entity::Gpu, None) => &["gpu"],
         (Entity::Gpu, Some(_)) => &["gpu", "link"],
+        (Entity::Probe, _) => &["source", "target", "port", "path"],
     };
     Some(Metric {
         name: signal.metric(entity),
@@ -381,7 +383,12 @@ fn own(page: &Page, families: &mut Families) {
 
 /// What the sources beside netdev and eBPF read.
 fn columns(page: &Page, families: &mut Families) {
+    let worst = probe::worst_paths(&page.sample.columns);
     for (key, reading) in &page.sample.columns {
+        let path = key.index.filter(|_| key.kind == Entity::Probe);
+        if path.is_some_and(|path| !worst.contains(&(key.entity.as_str(), path))) {
+            continue;
+        }
         let Some(metric) = metric_of(key.signal, key.kind) else {
             continue;
         };
@@ -390,6 +397,7 @@ fn columns(page: &Page, families: &mut Families) {
             // DEVICE/PORT has one label for each.
             Entity::Rdma => key.entity.splitn(2, '/').collect(),
             Entity::Node | Entity::Port | Entity::Gpu => vec![&key.entity],
+            Entity::Probe => probe::labels(&key.entity).to_vec(),
         };
         labels.extend(index.as_deref());
         families.value(metric, &labels, reading.value as f64 * key.signal.scale());
@@ -401,7 +409,7 @@ fn columns(page: &Page, families: &mut Families) {
         let (metric, own): (Metric, Vec<&str>) = match info.kind {
             Entity::Rdma => (RDMA_INFO, info.entity.splitn(2, '/').collect()),
             Entity::Gpu => (GPU_INFO, vec![&info.entity]),
-            Entity::Node | Entity::Port => (PORT_INFO, vec![&info.entity]),
+            Entity::Node | Entity::Port | Entity::Probe => (PORT_INFO, vec![&info.entity]),
         };
         let facts = metric.labels.iter().skip(own.len());
         let facts = facts.map(|label| info.labels.get(label).map_or("", String::as_str));

@@ -339,6 +339,7 @@ impl<B: Backend> Agent<B> {
         match body {
             controller_message::Body::Welcome(welcome) => self.welcome(&welcome),
             controller_message::Body::Resync(_) => self.encoder.resync(),
+            controller_message::Body::Pinglist(list) => self.collector.pinglist(&list),
             controller_message::Body::Path(query) => {
                 let answer = inventory::answer(&mut self.collector.netlink, &query);
                 self.send(Body::Path(answer));
@@ -400,11 +401,13 @@ impl<B: Backend> Agent<B> {
             &self.config.ports_exclude,
             self.routes_epoch,
         ) {
-            Ok(inventory) if self.told_inventory.as_ref() != Some(&inventory) => {
-                self.send(Body::Inventory(inventory.clone()));
-                self.told_inventory = Some(inventory);
+            Ok(mut inventory) => {
+                inventory.endpoints = self.collector.endpoints();
+                if self.told_inventory.as_ref() != Some(&inventory) {
+                    self.send(Body::Inventory(inventory.clone()));
+                    self.told_inventory = Some(inventory);
+                }
             }
-            Ok(_) => {}
             Err(error) => tracing::debug!("inventory: {error}"),
         }
     }

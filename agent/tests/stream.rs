@@ -225,3 +225,73 @@ async fn a_change_is_refused_without_limits_and_a_stop_ends_the_stream_in_order(
     let status = tokio::task::spawn_blocking(move || agent.0.wait().unwrap()).await;
     assert!(status.unwrap().success());
 }
+
+/// The next message of the agent that gives something.
+async fn wanted<T>(
+    messages: &mut Streaming<v1::AgentMessage>,
+    mut look: impl FnMut(Body) -> Option<T>,
+) -> T {
+    let next = async {
+        loop {
+            let message = messages.message().await.unwrap().unwrap();
+            if let Some(found) = message.body.and_then(&mut look) {
+                return found;
+            }
+        }
+    };
+    let found = tokio::time::timeout(DEADLINE, next).await;
+    found.expect("the agent does not say it")
+}
+
+#[tokio::test]
+async fn a_pinglist_is_probed_and_its_results_have_columns() {
+    let (port, mut streams) = controller().await;
+    let dir = tempfile::tempdir().unwrap();
+    let _agent = Agent::start(dir.path(), port);
+    let (mut messages, orders, _) = opened(&mut streams).await.welcome().await;
+    // A target of ours that answers nothing.
+    let target = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let udp = v1::UdpEndpoint {
+        address: "127.0.0.1".into(),
+        port: target.local_addr().unwrap().port().into(),
+        source_ports: vec![],
+    };
+    let ping = v1::PingTarget {
+        node: "t2".into(),
+        port: "eth0".into(),
+        from: String::new(),
+        paths: 2,
+        kind: Some(v1::ping_target::Kind::Udp(udp)),
+    };
+    let list = v1::Pinglist {
+        targets: vec![ping],
+        packets_per_second: 50,
+        probers: vec![],
+    };
+    order(&orders, Order::Pinglist(list)).await;
+    let mut ports = std::collections::BTreeSet::new();
+    let mut buffer = [0; 256];
+    while ports.len() < 2 {
+        let came = tokio::time::timeout(DEADLINE, target.recv_from(&mut buffer)).await;
+        let (length, from) = came.expect("no probe comes").unwrap();
+        assert!(length == 64 && buffer.starts_with(b"WPRB"), "{length}");
+        ports.insert(from.port());
+    }
+    let columns = wanted(&mut messages, |body| match body {
+        Body::Schema(schema) => {
+            let columns = schema.columns.into_iter();
+            let of_probes = columns.filter(|c| c.entity() == v1::Entity::Probe);
+            Some(of_probes.collect::<Vec<_>>()).filter(|columns| !columns.is_empty())
+        }
+        Body::Hello(_)
+        | Body::Frame(_)
+        | Body::Inventory(_)
+        | Body::Sources(_)
+        | Body::Path(_)
+        | Body::Lease(_) => None,
+    })
+    .await;
+    assert!(columns.iter().all(|column| column.port == "/t2:eth0"));
+    let paths: std::collections::BTreeSet<_> = columns.iter().map(|c| c.index).collect();
+    assert_eq!(paths, [None, Some(0), Some(1)].into());
+}

@@ -37,6 +37,8 @@ enum Command {
     Incidents,
     /// What the nodes saw happen, newest first: XIDs, lost GPUs, NIC faults, links that went down.
     Events,
+    /// Round trips and loss between nodes, as the agents' probes see them, the worst first.
+    Probes,
     /// All that is known of one incident: evidence, alternatives rejected, what was done, before and after.
     Explain {
         /// Such as I1; see `weir incidents`.
@@ -166,6 +168,7 @@ fn run(args: &Args) -> anyhow::Result<String> {
         Command::Links => (api.get("/api/v1/links")?, links),
         Command::Incidents => (api.get("/api/v1/incidents")?, incidents),
         Command::Events => (api.get("/api/v1/events")?, events),
+        Command::Probes => (api.get("/api/v1/probes")?, probes),
         Command::Explain { id } => (explained(&api, id)?, explain),
         Command::Leases => (api.get("/api/v1/leases")?, leases),
         Command::Freeze => (api.post("/api/v1/freeze", &nothing)?, |_| {
@@ -374,6 +377,59 @@ fn links(v: &Value) -> String {
             text(&l["queue_bytes"]),
             drops,
             hot.into(),
+        ]);
+    }
+    t.to_string()
+}
+
+fn probes(v: &Value) -> String {
+    if rows(v).is_empty() {
+        return "no node probes another".into();
+    }
+    let mut t = table(&[
+        "from",
+        "to",
+        "loss",
+        "worst path",
+        "RTT us",
+        "p99 us",
+        "host p99 us",
+        "their host",
+        "sent",
+        "lost",
+    ]);
+    let end = |p: &Value, node: &str, port: &str| match text(&p[port]).as_str() {
+        "" => text(&p[node]),
+        port => format!("{}:{port}", text(&p[node])),
+    };
+    for p in rows(v) {
+        let loss = |value: &Value| {
+            value
+                .as_f64()
+                .map_or_else(|| "-".into(), |loss| format!("{:.2} %", loss * 100.0))
+        };
+        let us = |key: &str| {
+            p[key]
+                .as_f64()
+                .map_or_else(|| "-".into(), |s| format!("{:.1}", s * 1e6))
+        };
+        let worst = &p["worst_path"];
+        let worst = if worst["loss"].is_null() {
+            "-".into()
+        } else {
+            format!("{} (path {})", loss(&worst["loss"]), text(&worst["path"]))
+        };
+        t.add_row([
+            end(p, "source", "source_port"),
+            end(p, "target", "target_port"),
+            loss(&p["loss"]),
+            worst,
+            us("rtt_p50_s"),
+            us("rtt_p99_s"),
+            us("host_delay_s"),
+            us("responder_delay_s"),
+            text(&p["sent"]),
+            text(&p["lost"]),
         ]);
     }
     t.to_string()

@@ -3,7 +3,7 @@
 use crate::brain::Event;
 use crate::driver::{Handle, Stopped, View};
 use crate::ingest::is_name;
-use crate::{metrics, views};
+use crate::{metrics, probes, views};
 use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, Request, State};
 use axum::http::header::{CONTENT_TYPE, HOST, ORIGIN};
@@ -41,6 +41,7 @@ pub fn router(handle: Handle) -> Router {
         .route("/api/v1/links", get(|s| read(s, views::links)))
         .route("/api/v1/incidents", get(|s| read(s, views::incidents)))
         .route("/api/v1/events", get(|s| read(s, views::events)))
+        .route("/api/v1/probes", get(|s| read(s, probes::shown)))
         .route("/api/v1/leases", get(|s| read(s, views::leases)))
         .route("/api/v1/leases/{id}/end", post(end_lease))
         .route("/api/v1/freeze", post(|s| freeze(s, true)))

@@ -4,6 +4,7 @@
 //! through [`Brain::handle`].
 
 use crate::ingest::{Ingest, IngestError, Ingested};
+use crate::pinglists::Pinglists;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use weir_controller_core::ids::{JobId, NodeId};
@@ -62,6 +63,11 @@ pub enum Action {
     Resync {
         node: String,
     },
+    /// Tell the node whom to probe and whom to answer.
+    Pinglist {
+        node: String,
+        list: v1::Pinglist,
+    },
     /// Close the node's stream with the reason.
     Close {
         node: String,
@@ -81,12 +87,14 @@ pub struct Brain {
     pub frames: u64,
     pub samples: u64,
     pub frames_refused: u64,
+    pub pinglists: Pinglists,
 }
 
 impl Brain {
     #[must_use]
     pub fn new(config: Config, plan: Plan, frozen: bool, lease_base: u64) -> Brain {
         Brain {
+            pinglists: Pinglists::new(config.probe.clone()),
             core: Core::new(config, plan, frozen, lease_base),
             streams: BTreeMap::new(),
             sources: BTreeMap::new(),
@@ -105,6 +113,7 @@ impl Brain {
             Event::Message { node, message } => self.message(node, message, now, &mut actions),
             Event::Lost { node } => {
                 self.sources.remove(&node);
+                self.pinglists.lost(&NodeId::new(&node), now);
                 if self.streams.remove(&node).is_some() {
                     self.core.handle_input(
                         Input::NodeLost {
@@ -126,7 +135,18 @@ impl Brain {
         while let Some(command) = self.core.poll_command() {
             actions.push(Action::Core(command));
         }
+        for (node, list) in self.pinglists.poll(self.core.topology(), now) {
+            let node = node.to_string();
+            actions.push(Action::Pinglist { node, list });
+        }
         actions
+    }
+
+    /// What each connected node's probes saw last.
+    pub fn probes(&self) -> impl Iterator<Item = (&str, &Ingest)> {
+        self.streams
+            .iter()
+            .map(|(node, ingest)| (node.as_str(), ingest))
     }
 
     fn connected(
@@ -147,6 +167,7 @@ impl Brain {
                     v1::Role::Host | v1::Role::Unspecified => Role::Host,
                 };
                 self.streams.insert(node.clone(), ingest);
+                self.pinglists.connected(&NodeId::new(&node));
                 let held_leases = hello.held_leases.clone();
                 self.core.handle_input(
                     Input::NodeConnected {
@@ -187,6 +208,10 @@ impl Brain {
                 });
             }
         }
+        if let Some(v1::agent_message::Body::Inventory(inventory)) = &message.body {
+            self.pinglists
+                .inventory(&NodeId::new(&node), inventory, now);
+        }
         let samples = ingest.samples;
         match ingest.message(message) {
             Ok(Ingested::Input(input)) => {
@@ -201,6 +226,7 @@ impl Brain {
             Ok(Ingested::Nothing) => {}
             Err(error) => {
                 self.streams.remove(&node);
+                self.pinglists.lost(&NodeId::new(&node), now);
                 self.core.handle_input(
                     Input::NodeLost {
                         node: NodeId::new(&node),

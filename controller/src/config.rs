@@ -59,6 +59,14 @@ pub struct RawConfig {
     pub lease: RawLease,
     pub trial: RawTrial,
     pub hotspot: RawHotspot,
+    pub probe: RawProbe,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawProbe {
+    /// Probes of one node in a second, at most; 0: agents are not told to probe.
+    pub packets_per_second: Option<i64>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -302,6 +310,14 @@ impl RawConfig {
             (2, 10_000),
             &mut hotspot.incast_senders,
         )?;
+        let mut packets = usize::try_from(core.probe.packets_per_s).unwrap_or(0);
+        check.count(
+            "probe.packets_per_second",
+            self.probe.packets_per_second,
+            (0, 1000),
+            &mut packets,
+        )?;
+        core.probe.packets_per_s = u32::try_from(packets).unwrap_or(0);
         let listen_grpc =
             check.address("listen_grpc", self.listen_grpc.as_ref(), loopback(9742))?;
         if !listen_grpc.ip().is_loopback() && self.allow_plaintext != Some(true) {
@@ -403,6 +419,13 @@ mod tests {
                 && text.contains("0.1 to 1"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_rate_of_probes_is_checked() {
+        let text = refusal("probe: {packets_per_second: 1001}");
+        let words = ["probe.packets_per_second", "1001", "0 to 1000"];
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
     }
 
     #[test]

@@ -451,6 +451,7 @@ impl Driver {
                 reason,
             }) => self.send(node.as_str(), Body::End(v1::LeaseEnd { id: lease, reason })),
             Action::Resync { node } => self.send(&node, Body::Resync(v1::Resync {})),
+            Action::Pinglist { node, list } => self.send(&node, Body::Pinglist(list)),
             Action::Close { node, reason } => {
                 tracing::warn!(node, "stream closed: {reason}");
                 if let Some(connection) = self.connections.remove(&node)

@@ -109,6 +109,27 @@ pub struct Ingest {
     running_rows: RunningRows,
     /// Values decoded so far, for the bytes-per-sample figure.
     pub samples: u64,
+    probes: Vec<ProbeColumn>,
+}
+
+/// A column of active probes.
+#[derive(Debug)]
+struct ProbeColumn {
+    column: usize,
+    target: Arc<str>,
+    path: Option<u32>,
+    signal: Signal,
+}
+
+/// One value that an agent's probes saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeValue<'a> {
+    /// `SOURCE/NODE:PORT`, as `Entity::Probe` has it.
+    pub target: &'a str,
+    /// `None`: of all paths.
+    pub path: Option<u32>,
+    pub signal: Signal,
+    pub value: u64,
 }
 
 /// A column that the core looks at.
@@ -150,6 +171,7 @@ impl Ingest {
             call_rows: CallRows::default(),
             running_rows: RunningRows::default(),
             samples: 0,
+            probes: Vec::new(),
         };
         if let Some(schema) = &hello.schema {
             ingest.schema(schema)?;
@@ -237,9 +259,42 @@ impl Ingest {
                 })
             })
             .collect();
+        let probes = schema.columns.iter().enumerate().filter_map(|(column, c)| {
+            let signal = Signal::from_number(c.signal)?;
+            (c.entity() == v1::Entity::Probe).then_some((column, c, signal))
+        });
+        // Many columns are of one target: they share its name.
+        let mut targets: BTreeSet<Arc<str>> = BTreeSet::new();
+        let mut shared = |name: &str| {
+            let known = targets.get(name).cloned();
+            let target = known.unwrap_or_else(|| Arc::from(name));
+            targets.insert(target.clone());
+            target
+        };
+        self.probes = probes
+            .map(|(column, c, signal)| ProbeColumn {
+                column,
+                target: shared(&c.port),
+                path: c.index,
+                signal,
+            })
+            .collect();
         self.state = Columns::new(schema.columns.len());
         self.in_sync = false;
         Ok(())
+    }
+
+    /// What the agent's probes saw last, in the order of its columns; nothing after a lost frame.
+    pub fn probes(&self) -> impl Iterator<Item = ProbeValue<'_>> {
+        let known = self.probes.iter().filter(|_| self.in_sync);
+        known.filter_map(|probe| {
+            Some(ProbeValue {
+                target: &probe.target,
+                path: probe.path,
+                signal: probe.signal,
+                value: self.state.values().get(probe.column).copied().flatten()?,
+            })
+        })
     }
 
     fn frame(&mut self, frame: v1::Frame) -> Result<Ingested, IngestError> {

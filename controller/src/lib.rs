@@ -6,6 +6,8 @@ pub mod config;
 pub mod driver;
 pub mod ingest;
 pub mod metrics;
+pub mod pinglists;
+pub mod probes;
 pub mod record;
 pub mod server;
 pub mod topology_file;

@@ -3,7 +3,7 @@
 //! All values are read from the brain at each scrape, so a series exists only while its subject does.
 
 use crate::driver::View;
-use crate::views;
+use crate::{probes, views};
 use prometheus::{Encoder, GaugeVec, Opts, Registry, TextEncoder};
 use std::collections::BTreeMap;
 use weir_controller_core::hotspot::Class;
@@ -64,7 +64,20 @@ catalogue! {
     LEASE Gauge "weir_lease_state" ["lease", "job", "state"] "1 for the state of each lease held in memory (at most 256).";
     TRIALS_KEPT Gauge "weir_trials_kept" [] "Changes of the leases in memory that were kept.";
     TRIALS_ENDED Counter "weir_trials_given_back_total" ["cause"] "Changes given back since the start, by cause.";
+    PAIR_LOSS Gauge "weir_probe_pair_loss_ratio" ["source", "source_port", "target", "target_port"] "Share of the last window's probes that was lost, 0 to 1 (the 512 worst pairs).";
+    PAIR_WORST Gauge "weir_probe_pair_worst_path_loss_ratio" ["source", "source_port", "target", "target_port"] "The same of the path with the most loss.";
+    PAIR_RTT Gauge "weir_probe_pair_rtt_seconds" ["source", "source_port", "target", "target_port"] "Round trip without the responder's delay, median of the last window.";
+    PAIR_RTT_P99 Gauge "weir_probe_pair_rtt_p99_seconds" ["source", "source_port", "target", "target_port"] "The same, 99th percentile.";
+    PAIR_HELD Gauge "weir_probe_pair_responder_delay_seconds" ["source", "source_port", "target", "target_port"] "Time for which the target's host held the probes, 99th percentile.";
+    PAIRS Gauge "weir_probe_pairs" [] "Pairs of endpoints that are probed.";
+    PAIRS_LOSSY Gauge "weir_probe_pairs_lossy" [] "Pairs that lost at least one probe in the last window.";
+    LEAF_PAIRS Gauge "weir_probe_leaf_pairs" [] "Ordered pairs of leaves in the pinglists.";
+    LEAF_PAIRS_UNCOVERED Gauge "weir_probe_leaf_pairs_uncovered" [] "Pairs of leaves that no endpoint has room to probe.";
+    ENDPOINTS_LEFT_OUT Gauge "weir_probe_endpoints_left_out" [] "Endpoints that are not probed: an address that several nodes claim, or more than eight of a node.";
 }
+
+/// Pairs with series of their own: the worst. Ten thousand nodes have a hundred thousand pairs.
+const PAIRS_MAX: usize = 512;
 
 /// A series: the metric, its label values, its value.
 struct Point {
@@ -220,6 +233,37 @@ fn all_points(view: &View<'_>) -> Vec<Point> {
     for cause in Cause::ALL {
         let count = core.given_back(cause);
         put(TRIALS_ENDED, &[cause.name()], count as f64);
+    }
+    let pairs = probes::pairs(view);
+    let lossy = pairs
+        .iter()
+        .filter(|p| p.loss.is_some_and(|loss| loss > 0.0));
+    put(PAIRS, &[], pairs.len() as f64);
+    put(PAIRS_LOSSY, &[], lossy.count() as f64);
+    let lists = &view.brain.pinglists;
+    put(LEAF_PAIRS, &[], lists.pairs as f64);
+    put(LEAF_PAIRS_UNCOVERED, &[], lists.pairs_uncovered as f64);
+    put(ENDPOINTS_LEFT_OUT, &[], lists.left_out as f64);
+    for pair in pairs.iter().take(PAIRS_MAX) {
+        let labels = [
+            &pair.source,
+            &pair.source_port,
+            &pair.target,
+            &pair.target_port,
+        ];
+        let labels = labels.map(String::as_str);
+        let values = [
+            (PAIR_LOSS, pair.loss),
+            (PAIR_WORST, pair.worst_path.as_ref().and_then(|p| p.loss)),
+            (PAIR_RTT, pair.rtt_p50_s),
+            (PAIR_RTT_P99, pair.rtt_p99_s),
+            (PAIR_HELD, pair.responder_delay_s),
+        ];
+        for (metric, value) in values {
+            if let Some(value) = value {
+                put(metric, &labels, value);
+            }
+        }
     }
     put(
         TRIALS_KEPT,

@@ -348,3 +348,138 @@ async fn a_freeze_that_cannot_be_kept_says_so_and_still_freezes() {
     handle.freeze(false).await.unwrap().unwrap();
     assert!(!frozen().await && !state.path().join("gone/frozen").exists());
 }
+
+fn udp_inventory(address: &str) -> Body {
+    let udp = v1::UdpEndpoint {
+        address: address.into(),
+        port: 9744,
+        source_ports: vec![40_000, 40_001],
+    };
+    Body::Inventory(v1::Inventory {
+        endpoints: vec![v1::Endpoint {
+            port: "eth0".into(),
+            kind: Some(v1::endpoint::Kind::Udp(udp)),
+        }],
+        ..v1::Inventory::default()
+    })
+}
+
+impl Agent {
+    /// The next pinglist that satisfies `wanted`.
+    async fn pinglist(&mut self, wanted: impl Fn(&v1::Pinglist) -> bool) -> v1::Pinglist {
+        let next = async {
+            loop {
+                let message = self.incoming.message().await.unwrap().unwrap();
+                if let Some(v1::controller_message::Body::Pinglist(list)) = message.body
+                    && wanted(&list)
+                {
+                    return list;
+                }
+            }
+        };
+        let list = tokio::time::timeout(Duration::from_secs(20), next).await;
+        list.expect("no such pinglist comes")
+    }
+}
+
+#[tokio::test]
+async fn pinglists_reach_agents_and_change_when_an_agent_goes() {
+    let controller = controller().await;
+    let mut agents = Vec::new();
+    for n in 1..=3 {
+        let agent = controller
+            .open(Body::Hello(hello(&format!("h{n}"), n)))
+            .await;
+        let agent = agent.unwrap();
+        agent.send(udp_inventory(&format!("10.0.0.{n}"))).await;
+        agents.push(agent);
+    }
+    for (n, agent) in (1..).zip(&mut agents) {
+        let list = agent.pinglist(|list| list.targets.len() == 2).await;
+        let others: Vec<String> = (1..=3)
+            .filter(|m| *m != n)
+            .map(|m| format!("h{m}"))
+            .collect();
+        let mut targets: Vec<&str> = list.targets.iter().map(|t| t.node.as_str()).collect();
+        targets.sort_unstable();
+        assert_eq!(targets, others);
+        assert!(list.targets.iter().all(|t| t.from == "eth0" && t.paths > 0));
+        assert!((1..=200).contains(&list.packets_per_second));
+        assert_eq!(list.probers.len(), 2);
+    }
+    // It goes without a word.
+    drop(agents.remove(0));
+    for agent in &mut agents {
+        let list = agent.pinglist(|list| list.targets.len() == 1).await;
+        assert!(list.targets[0].node != "h1" && !list.probers.contains(&"10.0.0.1".into()));
+    }
+}
+
+#[tokio::test]
+async fn what_probes_saw_is_shown_the_worst_first() {
+    use weir_wire::signal::Signal;
+    let controller = controller().await;
+    let column = |target: &str, signal: Signal, index| v1::Column {
+        port: target.into(),
+        signal: signal.number(),
+        entity: v1::Entity::Probe.into(),
+        index,
+    };
+    let mut columns = Vec::new();
+    for target in ["eth0/h2:eth0", "eth0/h3:eth1"] {
+        columns.push(column(target, Signal::ProbeLossPpm, None));
+        columns.push(column(target, Signal::ProbeRttNs, None));
+        columns.push(column(target, Signal::ProbeLossPpm, Some(4)));
+        columns.push(column(target, Signal::ProbeLossPpm, Some(9)));
+    }
+    let mut encoder = weir_wire::columns::Columns::new(columns.len());
+    let mut body = Vec::new();
+    let clean = [Some(0), Some(7_000), Some(0), Some(0)];
+    let lossy = [Some(250_000), None, Some(0), Some(500_000)];
+    encoder.encode(&[clean, lossy].concat(), &mut body);
+    let hello = v1::Hello {
+        schema: Some(v1::Schema { epoch: 1, columns }),
+        ..hello("h1", 1)
+    };
+    let agent = controller.open(Body::Hello(hello)).await.unwrap();
+    agent.send(frame(1, &body)).await;
+    controller.wait_for_frame().await;
+    let read = controller.handle.read(weir_controller::probes::shown);
+    let pairs = read.await.unwrap();
+    assert_eq!(pairs.len(), 2);
+    let (worst, best) = (&pairs[0], &pairs[1]);
+    assert_eq!(
+        (worst.source.as_str(), worst.source_port.as_str()),
+        ("h1", "eth0")
+    );
+    assert_eq!(
+        (worst.target.as_str(), worst.target_port.as_str()),
+        ("h3", "eth1")
+    );
+    assert_eq!(
+        (worst.loss, worst.rtt_p50_s, worst.paths),
+        (Some(0.25), None, 2)
+    );
+    let path = worst.worst_path.clone().unwrap();
+    assert_eq!((path.path, path.loss), (9, Some(0.5)));
+    assert_eq!((best.target.as_str(), best.loss), ("h2", Some(0.0)));
+    assert!(best.rtt_p50_s.is_some_and(|s| (s - 7e-6).abs() < 1e-12));
+    let page = controller
+        .handle
+        .read(weir_controller::metrics::render)
+        .await;
+    let page = page.unwrap().unwrap();
+    let labels = "{source=\"h1\",source_port=\"eth0\",target=\"h3\",target_port=\"eth1\"}";
+    for line in [
+        format!("weir_probe_pair_loss_ratio{labels} 0.25"),
+        format!("weir_probe_pair_worst_path_loss_ratio{labels} 0.5"),
+        "weir_probe_pairs 2".into(),
+        "weir_probe_pairs_lossy 1".into(),
+    ] {
+        assert!(page.contains(&line), "{line}\n{page}");
+    }
+    assert!(
+        !page.contains(&format!("weir_probe_pair_rtt_seconds{labels}")),
+        "absent is not zero"
+    );
+}

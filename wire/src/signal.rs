@@ -20,6 +20,9 @@ pub enum Entity {
     Rdma,
     /// A GPU, by its PCI address.
     Gpu,
+    /// A target of active probes, as `SOURCE/NODE:PORT`: by which interface of ours they leave (empty:
+    /// the kernel's choice), and whom they go to (PORT is empty where nobody told).
+    Probe,
 }
 
 macro_rules! signals {
@@ -67,6 +70,7 @@ macro_rules! signals {
                         Entity::Port => concat!("weir_port_", $metric),
                         Entity::Rdma => concat!("weir_rdma_", $metric),
                         Entity::Gpu => concat!("weir_gpu_", $metric),
+                        Entity::Probe => concat!("weir_probe_", $metric),
                     },)+
                 }
             }
@@ -240,10 +244,24 @@ signals! {
     FabricState = 82, "fabric_state", "state", Gauge, "fabric_state", 1.0, [Gpu];
     /// Critical XIDs since the agent started.
     Xids = 83, "xids", "events", Counter, "xids_total", 1.0, [Gpu];
-    /// Time to a peer and back without the responder's delay. Of one path.
-    ProbeRttNs = 90, "probe_rtt_ns", "nanoseconds", Gauge, "probe_rtt_seconds", 1e-9, [Port Rdma];
-    /// Probes that were not answered.
-    ProbesLost = 91, "probes_lost", "packets", Counter, "probes_lost_total", 1.0, [Port Rdma];
+    /// Time to a target and back without the responder's delay, median of the last window. Of one path, or of all.
+    ProbeRttNs = 90, "probe_rtt_ns", "nanoseconds", Gauge, "rtt_seconds", 1e-9, [Probe] by "path";
+    /// Probes that were not answered in time. Of one path, or of all.
+    ProbesLost = 91, "probes_lost", "packets", Counter, "lost_total", 1.0, [Probe] by "path";
+    /// Probes that were answered or lost. Of one path, or of all.
+    ProbesSent = 92, "probes_sent", "packets", Counter, "sent_total", 1.0, [Probe] by "path";
+    /// Share of the last window's probes that was lost, 0 to 1. Of one path, or of all.
+    ProbeLossPpm = 93, "probe_loss_ppm", "parts per million", Gauge, "loss_ratio", 1e-6, [Probe] by "path";
+    /// As probe_rtt_ns, the 99th percentile.
+    ProbeRttP99Ns = 94, "probe_rtt_p99_ns", "nanoseconds", Gauge, "rtt_p99_seconds", 1e-9, [Probe] by "path";
+    /// As probe_rtt_ns, the shortest. Of all paths.
+    ProbeRttMinNs = 95, "probe_rtt_min_ns", "nanoseconds", Gauge, "rtt_min_seconds", 1e-9, [Probe] by "path";
+    /// As probe_rtt_ns, the longest. Of all paths.
+    ProbeRttMaxNs = 96, "probe_rtt_max_ns", "nanoseconds", Gauge, "rtt_max_seconds", 1e-9, [Probe] by "path";
+    /// Time that probes and replies spent in this host, between the agent and the stamps; 99th percentile of the last window.
+    ProbeHostDelayNs = 97, "probe_host_delay_ns", "nanoseconds", Gauge, "host_delay_seconds", 1e-9, [Probe] by "path";
+    /// Time for which the responder held the probes; 99th percentile of the last window.
+    ProbeResponderDelayNs = 98, "probe_responder_delay_ns", "nanoseconds", Gauge, "responder_delay_seconds", 1e-9, [Probe] by "path";
 }
 
 #[cfg(test)]

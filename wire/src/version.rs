@@ -3,7 +3,7 @@
 /// Raised when an older peer must not ignore what is new.
 pub const PROTOCOL_MAJOR: u32 = 1;
 /// Raised when something was added that an older peer may ignore.
-pub const PROTOCOL_MINOR: u32 = 0;
+pub const PROTOCOL_MINOR: u32 = 1;
 
 /// The peer speaks another major version.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -46,7 +46,7 @@ mod tests {
     fn another_major_is_refused_and_both_versions_are_named() {
         let error = check("agent h11 (9.0.0)", 2, 3).unwrap_err().to_string();
         assert!(
-            error.contains("2.3") && error.contains("1.0") && error.contains("h11"),
+            error.contains("2.3") && error.contains("1.1") && error.contains("h11"),
             "{error}"
         );
     }

@@ -6,4 +6,5 @@ pub mod change;
 pub mod counter;
 pub mod lease;
 pub mod limits;
+pub mod probe;
 pub mod spool;

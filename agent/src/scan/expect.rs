@@ -146,7 +146,7 @@ impl Expect {
         let what = match self.kind {
             Entity::Gpu => "GPUs",
             Entity::Rdma => "verbs ports up",
-            Entity::Node | Entity::Port => "interfaces up",
+            Entity::Node | Entity::Port | Entity::Probe => "interfaces up",
         };
         let rate = self
             .rate_bps

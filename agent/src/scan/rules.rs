@@ -139,6 +139,7 @@ fn kind_text(kind: Entity) -> &'static str {
         Entity::Port => "port",
         Entity::Rdma => "verbs port",
         Entity::Gpu => "GPU",
+        Entity::Probe => "probes of",
     }
 }
 

@@ -32,6 +32,7 @@ pub struct Config {
     pub mode: Mode,
     pub hotspot: Hotspot,
     pub trial: Trial,
+    pub probe: crate::pinglist::Settings,
 }
 
 /// When a link counts as hot and what a hot link is called.
@@ -115,6 +116,7 @@ impl Default for Config {
                 cooldown: Duration::from_secs(30),
                 job_gone: Duration::from_secs(30),
             },
+            probe: crate::pinglist::Settings::default(),
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod io;
 pub mod jobs;
 pub mod links;
 pub mod maxmin;
+pub mod pinglist;
 pub mod plan;
 pub mod topology;
 pub mod trial;

@@ -196,6 +196,13 @@ impl Topology {
             .find(|g| g.members.len() > 1 && g.members.contains(&port.port))
     }
 
+    /// Members of the node's largest ECMP group; `None` if it reported none.
+    #[must_use]
+    pub fn largest_group(&self, node: &NodeId) -> Option<usize> {
+        let groups = &self.reported.get(node)?.1.groups;
+        groups.iter().map(|group| group.members.len()).max()
+    }
+
     /// A group of a node by its number.
     #[must_use]
     pub fn group(&self, node: &NodeId, id: u32) -> Option<&EcmpGroup> {
