@@ -11,6 +11,7 @@
 //! | [`stack`], [`api`], [`http`] | controller and agents as processes, and the controller's API |
 //! | [`demo`], [`progress`], [`report`], [`preflight`] | `weir-lab demo` |
 //! | [`bench`], `bench_node` | `weir-lab bench`: on the fabric, and on a full node |
+//! | [`guest`] | a virtual machine with real verbs devices |
 //! | [`sys`], [`shell`], [`output`] | system calls, external programs, lines for people |
 
 pub mod api;
@@ -18,6 +19,7 @@ pub mod bench;
 mod bench_node;
 pub mod demo;
 pub mod fabric;
+pub mod guest;
 pub mod http;
 pub mod job;
 pub mod output;

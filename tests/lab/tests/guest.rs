@@ -1,7 +1,7 @@
 //! The agent on real verbs devices: soft-RoCE in a virtual machine with Debian's stock kernel.
 //!
-//! `tests/guest/image.sh` makes the machine from packages, `tests/guest/rdma.sh` is what runs in
-//! it. Skipped, aloud, where QEMU is not installed or the packages cannot be had.
+//! `tests/guest/rdma.sh` is what runs in it. Skipped, aloud, where QEMU is not installed or the
+//! packages cannot be had.
 
 #![expect(
     clippy::unwrap_used,
@@ -10,110 +10,7 @@
 
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use weir_lab::output::say;
-use weir_lab::stack::bin_dir;
-
-/// Without KVM a boot and the job take half a minute; this is for a busy machine.
-const LIMIT_S: &str = "300";
-const APPEND: &str = "console=ttyS0 panic=-1 quiet loglevel=1 mitigations=off nokaslr random.trust_cpu=on tsc=reliable";
-
-fn root() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
-}
-
-fn bash(script: &str, args: &[&Path]) -> bool {
-    let mut command = Command::new("bash");
-    command.args(["-euo", "pipefail", "-c", script, "guest"]);
-    let status = command.args(args).stdout(Stdio::null()).status();
-    status.is_ok_and(|status| status.success())
-}
-
-/// What the machine printed, by section; `None`, said aloud, where there can be no machine.
-fn run() -> Option<BTreeMap<String, String>> {
-    let have = |program: &str| bash(&format!("command -v {program}"), &[]);
-    for program in ["qemu-system-x86_64", "cpio", "depmod", "xz", "apt-get"] {
-        if !have(program) {
-            say(&format!(
-                "SKIPPED guest: {program} is not installed (make setup-test)"
-            ));
-            return None;
-        }
-    }
-    let image = root().join("target/guest");
-    if !bash(
-        "bash \"$1\" \"$2\"",
-        &[&root().join("tests/guest/image.sh"), &image],
-    ) {
-        say("SKIPPED guest: its packages cannot be had");
-        return None;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let job = dir.path().join("job");
-    fs::create_dir(&job).unwrap();
-    fs::copy(bin_dir().join("weir-agent"), job.join("weir-agent")).unwrap();
-    fs::copy(root().join("tests/guest/rdma.sh"), job.join("job.sh")).unwrap();
-    let boot = dir.path().join("boot.cpio");
-    // A kernel takes several archives one after the other.
-    let packed = bash(
-        "(cd \"$1\" && find . | cpio --quiet -o -H newc -R 0:0) | cat \"$2\" - >\"$3\"",
-        &[&job, &image.join("base.cpio"), &boot],
-    );
-    assert!(packed, "the job cannot be packed");
-    let output = Command::new("timeout")
-        .args([
-            LIMIT_S,
-            "qemu-system-x86_64",
-            "-accel",
-            "tcg,thread=multi",
-            "-machine",
-            "q35",
-        ])
-        .args([
-            "-cpu",
-            "max",
-            "-smp",
-            "2",
-            "-m",
-            "2048",
-            "-nographic",
-            "-nodefaults",
-        ])
-        .args([
-            "-serial",
-            "stdio",
-            "-no-reboot",
-            "-append",
-            APPEND,
-            "-kernel",
-        ])
-        .arg(image.join("vmlinuz"))
-        .arg("-initrd")
-        .arg(&boot)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let console = String::from_utf8_lossy(&output.stdout).replace('\r', "");
-    let mut sections: BTreeMap<String, String> = BTreeMap::new();
-    let mut name = String::new();
-    for line in console.lines() {
-        match line.split_once("=== ") {
-            Some((_, section)) => name = section.to_owned(),
-            None => {
-                let section = sections.entry(name.clone()).or_default();
-                section.push_str(line);
-                section.push('\n');
-            }
-        }
-    }
-    assert!(
-        console.contains("=== end"),
-        "the job did not end:\n{console}"
-    );
-    Some(sections)
-}
+use weir_lab::guest;
 
 /// A metric of port 1 of a device.
 fn metric(page: &str, name: &str, device: &str) -> Option<f64> {
@@ -130,7 +27,9 @@ fn statistic(sections: &BTreeMap<String, String>, section: &str) -> Value {
 
 #[test]
 fn real_verbs_devices_are_read_as_the_kernel_counts_and_one_that_goes_costs_itself() {
-    let Some(sections) = run() else { return };
+    let Some(sections) = guest::run("rdma.sh") else {
+        return;
+    };
     // The signals of soft-RoCE and the counters behind them.
     let signals = [
         ("transmit_packets_total", "sent_pkts"),
