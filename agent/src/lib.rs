@@ -13,6 +13,7 @@ pub mod inventory;
 pub mod kmsg;
 pub mod metrics;
 pub mod netlink;
+pub mod qps;
 pub mod rdma;
 pub mod run;
 pub mod sample;

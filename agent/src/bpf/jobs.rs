@@ -14,6 +14,9 @@ use std::{
 /// More connections than this of one namespace are not looked at.
 const SOCKETS_MAX: usize = 65_536;
 
+/// A tick of USER_HZ, which is 100 on every architecture that we run on.
+const TICK_NS: u64 = 10_000_000;
+
 /// A process' place in its job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobIdentity {
@@ -32,6 +35,23 @@ pub struct JobIdentity {
 #[must_use]
 pub fn identify(pid: u32) -> Option<JobIdentity> {
     parse_identity(&fs::read(format!("/proc/{pid}/environ")).ok()?)
+}
+
+/// As [`identify`], for the process of that number that began `start_ns` after boot; another may have
+/// its number by now. Without a start the number has to do.
+#[must_use]
+pub fn identify_process(pid: u32, start_ns: Option<u64>) -> Option<JobIdentity> {
+    let job = identify(pid)?;
+    let same = start_ns.is_none_or(|ns| start_ticks(pid) == Some(ns / TICK_NS));
+    same.then_some(job)
+}
+
+/// Field 22 of `/proc/PID/stat`, ticks of USER_HZ since boot.
+fn start_ticks(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is a name in parentheses that may hold anything.
+    let mut after_name = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    after_name.nth(19)?.parse().ok()
 }
 
 /// Lists the processes that a launcher has told their job, in ascending order.
@@ -271,6 +291,29 @@ mod tests {
             Some(("torch:a:1", Some(2), Some(3))),
         );
         check("MASTER_ADDR= RANK=x", None);
+    }
+
+    #[test]
+    fn a_process_is_told_from_a_later_one_of_its_number() {
+        let child = std::process::Command::new("sleep")
+            .arg("60")
+            .env("SLURM_JOB_ID", "9")
+            .env_remove("SLURM_STEP_ID")
+            .spawn();
+        let mut child = child.expect("sleep");
+        let pid = child.id();
+        // Between fork and exec the environment is still ours.
+        let is_sleep = || fs::read(format!("/proc/{pid}/comm")).is_ok_and(|c| c == b"sleep\n");
+        while !is_sleep() {
+            std::thread::yield_now();
+        }
+        let start = start_ticks(pid).expect("it runs") * TICK_NS + 7;
+        let key = |start| identify_process(pid, start).map(|job| job.key);
+        assert_eq!(key(Some(start)), Some("slurm:9".to_owned()));
+        assert_eq!(key(None), Some("slurm:9".to_owned()));
+        assert_eq!(key(Some(start + 2 * TICK_NS)), None);
+        child.kill().expect("it runs");
+        child.wait().expect("killed");
     }
 
     #[test]
