@@ -64,6 +64,8 @@ pub struct Collector {
     collectives_by_bpf: bool,
     bpf_sources: Vec<Source>,
     netdev_error: Option<String>,
+    /// Ethernet ports by ifindex.
+    ethernet: BTreeMap<u32, String>,
     readings: Readings,
     exclude: Vec<String>,
     jobs: BTreeMap<u32, Option<JobIdentity>>,
@@ -110,6 +112,7 @@ impl Collector {
             collectives_by_bpf,
             bpf_sources: start.sources.into_iter().map(source_of).collect(),
             netdev_error: None,
+            ethernet: BTreeMap::new(),
             readings: Readings::default(),
             exclude: config.ports_exclude.clone(),
             jobs: BTreeMap::new(),
@@ -188,7 +191,7 @@ impl Collector {
             }
         };
         self.collectives(&bpf, &mut sample);
-        self.queue_pairs(&bpf, &names, &mut sample);
+        self.queue_pairs(&bpf, &mut sample);
         self.flows(&bpf, &mut sample);
         let mut took = vec![("netdev", started.elapsed())];
         let mut gathered = Gathered::default();
@@ -240,6 +243,7 @@ impl Collector {
             *self.drop_sums.entry(drops.ifindex).or_default() += drops.count;
         }
         let mut names = BTreeMap::new();
+        self.ethernet.clear();
         for link in links
             .into_iter()
             .filter(|l| !l.loopback && !excluded(&self.exclude, &l.name))
@@ -255,6 +259,9 @@ impl Collector {
                     kernel_drops,
                 ),
             );
+            if link.ethernet {
+                self.ethernet.insert(link.ifindex, link.name.clone());
+            }
             names.insert(link.ifindex, link.name);
         }
         Ok(names)
@@ -309,7 +316,7 @@ impl Collector {
         }
     }
 
-    fn queue_pairs(&mut self, bpf: &BpfSample, names: &BTreeMap<u32, String>, sample: &mut Sample) {
+    fn queue_pairs(&mut self, bpf: &BpfSample, sample: &mut Sample) {
         if !Arc::ptr_eq(&bpf.qps, &self.qps_seen) {
             let jobs = &mut self.qp_jobs;
             let mut present = BTreeSet::new();
@@ -331,7 +338,8 @@ impl Collector {
         }
         sample.qps = Arc::clone(&self.qps);
         sample.qps_sent = qps::sent(&self.qps, &bpf.roce);
-        let notes = self.bpf.as_mut().map(|bpf| bpf.watch_ports(names));
+        let ports = &self.ethernet;
+        let notes = self.bpf.as_mut().map(|bpf| bpf.watch_ports(ports));
         for note in notes.unwrap_or_default() {
             tracing::warn!("{note}");
         }

@@ -149,7 +149,7 @@ fn ask(mut stream: TcpStream) -> anyhow::Result<Vec<Row>> {
 
 fn body(answer: &[u8]) -> anyhow::Result<Vec<Row>> {
     let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
-    let (head, body) = answer.split_at(end.context("no HTTP answer")?);
+    let (head, body) = answer.split_at(end.context("no HTTP answer")? + 4);
     let status = String::from_utf8_lossy(head);
     let status = status.lines().next().unwrap_or_default();
     if status.split(' ').nth(1) != Some("200") {

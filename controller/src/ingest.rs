@@ -2,6 +2,7 @@
 //!
 //! Pure: no clock, no IO. One [`Ingest`] for each stream; it dies with the stream.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -232,7 +233,7 @@ impl Ingest {
                 delivered_ce: row.delivered_ce,
             })
         });
-        let flows = flows.collect();
+        let flows = merged(flows);
         let flows_closed = frame.flows_closed.iter().filter_map(|id| {
             self.flow_rows.forget(*id);
             Some(self.flows.remove(id)?.0)
@@ -370,6 +371,13 @@ impl Ingest {
                 port,
             })
         };
+        let is_roce = opened.kind() == v1::FlowKind::Roce;
+        if is_roce && (opened.src_ipv4 == 0 || opened.dst_ipv4 == 0 || opened.src_port == 0) {
+            // IPv6, or a source port that only firmware knows: no path can be asked for, and its rows
+            // name no flow. A number that is announced again means this one from now on.
+            self.flows.remove(&opened.id);
+            return Ok(());
+        }
         let key = FlowKey {
             src: Ipv4Addr::from(opened.src_ipv4),
             dst: Ipv4Addr::from(opened.dst_ipv4),
@@ -380,6 +388,25 @@ impl Ingest {
         self.flows.insert(opened.id, (key, job));
         Ok(())
     }
+}
+
+/// Several queue pairs may have the same ends: they take the same path and are one flow.
+fn merged(flows: impl Iterator<Item = io::FlowSample>) -> Vec<io::FlowSample> {
+    let mut by_key: BTreeMap<FlowKey, io::FlowSample> = BTreeMap::new();
+    for flow in flows {
+        match by_key.entry(flow.key) {
+            Entry::Vacant(place) => {
+                place.insert(flow);
+            }
+            Entry::Occupied(mut known) => {
+                let known = known.get_mut();
+                known.bytes += flow.bytes;
+                known.retransmits += flow.retransmits;
+                known.delivered_ce += flow.delivered_ce;
+            }
+        }
+    }
+    by_key.into_values().collect()
 }
 
 fn outcome_of(state: v1::lease_report::State) -> Option<io::LeaseOutcome> {

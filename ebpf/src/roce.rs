@@ -167,8 +167,15 @@ fn ipv6(ctx: &TcContext, at: usize) -> Result<Ip, Skip> {
     }
     match first[6] {
         PROTOCOL_UDP => {}
-        // Hop-by-hop, routing, fragment, destination options: whether RoCE follows is not looked for.
-        0 | 43 | 44 | 60 => return Err(Skip::Headers),
+        // Hop-by-hop, routing, fragment, destination options: RoCE behind one of them is skipped.
+        0 | 43 | 44 | 60 => {
+            let next: u8 = ctx.load(at + IPV6_LEN).map_err(|_| Skip::Other)?;
+            return Err(if next == PROTOCOL_UDP {
+                Skip::Headers
+            } else {
+                Skip::Other
+            });
+        }
         _ => return Err(Skip::Other),
     }
     Ok(Ip {

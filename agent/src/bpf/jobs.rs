@@ -302,9 +302,10 @@ mod tests {
             .spawn();
         let mut child = child.expect("sleep");
         let pid = child.id();
-        // Between fork and exec the environment is still ours.
-        let is_sleep = || fs::read(format!("/proc/{pid}/comm")).is_ok_and(|c| c == b"sleep\n");
-        while !is_sleep() {
+        // Until the child has executed its program, the environment is ours or none.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while identify(pid).is_none_or(|job| job.key != "slurm:9") {
+            assert!(std::time::Instant::now() < deadline, "it never started");
             std::thread::yield_now();
         }
         let start = start_ticks(pid).expect("it runs") * TICK_NS + 7;

@@ -138,7 +138,7 @@ impl Bpf {
         notes
     }
 
-    /// Ports to count RoCE packets on, by name; programs are attached to those that are new.
+    /// Ethernet ports to count RoCE packets on, by ifindex; programs are attached to those that are new.
     pub fn watch_ports(&mut self, ports: &BTreeMap<u32, String>) -> Vec<String> {
         match (&mut self.roce, &mut self.ebpf) {
             (Some(roce), Some(ebpf)) => roce.watch(ebpf, ports),

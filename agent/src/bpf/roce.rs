@@ -5,14 +5,14 @@
 //! is known by its name and removed at the next start. The discipline itself may be someone else's
 //! and is never removed.
 
-use std::{collections::BTreeMap, fs};
+use std::collections::BTreeMap;
 
 use aya::{
     Ebpf,
     maps::{PerCpuArray, PerCpuHashMap},
     programs::{
         SchedClassifier, TcAttachType,
-        tc::{self, SchedClassifierLinkId, TcError},
+        tc::{self, SchedClassifierLinkId},
     },
 };
 use weir_ebpf_abi::{RoceCounts, RoceKey, direction, roce_skipped};
@@ -29,8 +29,6 @@ const PROGRAMS: [(&str, TcAttachType); 2] = [
 ];
 /// Ports at a time: those of a large switch.
 const PORTS_MAX: usize = 256;
-/// `ARPHRD_ETHER`: the programs read Ethernet headers.
-const ETHERNET: &str = "1";
 
 /// RoCE packets by sender, queue pair and hook.
 pub struct Roce {
@@ -67,7 +65,7 @@ impl Roce {
         Ok(roce)
     }
 
-    /// Attaches to ports that are new; returns what is worth a line in the log.
+    /// Attaches to ports that are new, which are Ethernet's; returns what is worth a line in the log.
     pub fn watch(&mut self, ebpf: &mut Ebpf, ports: &BTreeMap<u32, String>) -> Vec<String> {
         let mut notes = Vec::new();
         // With the port its programs went; the links know nothing of it.
@@ -83,7 +81,7 @@ impl Roce {
             stays
         });
         for (ifindex, name) in ports {
-            if self.ports.contains_key(ifindex) || !is_ethernet(name) {
+            if self.ports.contains_key(ifindex) {
                 continue;
             }
             if self.ports.len() >= PORTS_MAX {
@@ -171,11 +169,6 @@ fn roce_sample(key: &RoceKey, counts: &RoceCounts) -> RoceSample {
     }
 }
 
-fn is_ethernet(port: &str) -> bool {
-    fs::read_to_string(format!("/sys/class/net/{port}/type"))
-        .is_ok_and(|kind| kind.trim() == ETHERNET)
-}
-
 /// Attaches both programs to a port, after what a killed agent left there is removed.
 fn attach(
     ebpf: &mut Ebpf,
@@ -189,13 +182,12 @@ fn attach(
             program(ebpf, name).map_err(|error| error.to_string())?;
         let link = classifier.attach(port, hook).or_else(|_| {
             // A kernel before 6.6: filters need the discipline, which may be there already.
-            match tc::qdisc_add_clsact(port) {
-                Ok(()) | Err(TcError::AlreadyAttached | TcError::NetlinkError(_)) => {}
-                Err(error) => return Err(error.to_string()),
-            }
-            classifier
-                .attach(port, hook)
-                .map_err(|error| explain(&error))
+            let discipline = tc::qdisc_add_clsact(port).err();
+            let attached = classifier.attach(port, hook);
+            attached.map_err(|error| match discipline {
+                Some(why) => format!("{}; clsact: {why}", explain(&error)),
+                None => explain(&error),
+            })
         });
         match link {
             Ok(link) => links.push((name, link)),
