@@ -441,10 +441,12 @@ impl Found {
     }
 }
 
+type Answer = Result<Vec<Found>, String>;
+
 /// Netlink on a thread of its own.
 #[derive(Default)]
 struct Dump {
-    channels: Option<(SyncSender<()>, Receiver<Result<Vec<Found>, String>>)>,
+    channels: Option<(SyncSender<()>, Receiver<Answer>)>,
     /// Why the last one failed.
     failure: Option<String>,
 }

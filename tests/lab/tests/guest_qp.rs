@@ -273,7 +273,7 @@ fn filters(sections: &Sections) {
     let watched = [
         "h1 ingress: weir_roce_in",
         "h1 egress: weir_roce_out",
-        "h2 ingress: matchall chain weir_roce_in",
+        "h2 ingress: matchall weir_roce_in",
         "h2 egress: weir_roce_out",
     ];
     assert_eq!(all("filters killed"), watched);
@@ -281,7 +281,7 @@ fn filters(sections: &Sections) {
     let stopped = [
         "h1 ingress:",
         "h1 egress:",
-        "h2 ingress: matchall chain",
+        "h2 ingress: matchall",
         "h2 egress:",
     ];
     assert_eq!(all("filters stopped"), stopped);
