@@ -21,15 +21,15 @@ wait_for() { # what, command...
 source_qp_is() { page 9741 | grep -qx "weir_agent_source_up{source=\"qp\"} $1"; }
 pairs_are() { [ "$(page "$1" | sed -n 's/^weir_rdma_qps{device="rxe[13]",type="RC",state="RT[RS]"} //p' | xargs)" = "$2" ]; }
 start_agent() { # port
-  WEIR_AGENT_COLLECTOR_ROCE=true /weir-agent run --node guest --config /tmp/agent.yaml --listen-metrics "127.0.0.1:$1" >>"/tmp/agent$1.log" 2>&1 &
+  WEIR_AGENT_COLLECTOR_ROCE=true /weir-agent run --node guest --config /tmp/agent$1.yaml --listen-metrics "127.0.0.1:$1" >>"/tmp/agent$1.log" 2>&1 &
 }
 filters() { for p in h1 h2; do for d in ingress egress; do echo "$p $d:" $(tc filter show dev $p $d | grep -oE 'weir_[a-z_]*|matchall' | sort -u); done; done; }
 sent_by_h1() { page 9741 | sed -n 's/^weir_roce_packets_total{port="h1",direction="transmit"} //p'; }
 h1_is_quiet() { local n; n=$(sent_by_h1); sleep 1.5; [ "$n" = "$(sent_by_h1)" ]; }
 
-mkdir -p /tmp/state /etc
+mkdir -p /tmp/state9741 /tmp/state9751 /etc
 echo 'root:x:0:0::/root:/bin/bash' >/etc/passwd # tcpdump asks for it
-echo 'state_dir: /tmp/state' >/tmp/agent.yaml
+for port in 9741 9751; do echo "state_dir: /tmp/state$port" >/tmp/agent$port.yaml; done
 start_agent 9741
 agent=$!
 wait_for 'source qp is told down' source_qp_is 0
@@ -53,8 +53,8 @@ for n in 1 2 3; do
   ip route add default via 10.0.$n.1 dev h$n src 10.0.$n.2 table 10$n
 done
 ip netns exec r bash -c 'echo 1 >/proc/sys/net/ipv4/ip_forward; for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done'
-ip netns exec r tc qdisc add dev p3 root handle 1: tbf rate 100mbit burst 50k limit 8m
-ip netns exec r tc qdisc add dev p3 parent 1:1 handle 2: red limit 8000000 min 3000 max 9000 avpkt 1000 burst 4 bandwidth 100mbit ecn
+ip netns exec r tc qdisc add dev p3 root handle 1: tbf rate 4mbit burst 20k limit 8m
+ip netns exec r tc qdisc add dev p3 parent 1:1 handle 2: red limit 8000000 min 3000 max 9000 avpkt 1000 burst 4 bandwidth 4mbit ecn
 modprobe -a rdma_rxe ib_uverbs rdma_ucm
 wait_for 'source qp comes up with ib_core' source_qp_is 1
 section after
@@ -70,11 +70,12 @@ tcpdump -i h3 -Q in -s 68 -B 16384 -Z root -w /tmp/h3.pcap udp dst port 4791 2>/
 d3=$!
 wait_for 'captures run' grep -q listening /tmp/h3.err
 wait_for 'captures run' grep -q listening /tmp/h1.err
-# DSCP 26, ECN-capable; few outstanding, so that the router's queue holds them all.
-SLURM_JOB_ID=77 ib_write_bw -d rxe3 -x 1 -q 4 -s 4096 -t 8 --tclass=106 -D 60 >/tmp/server.log 2>&1 &
+# DSCP 26, ECN-capable; few outstanding and a patient sender: the router's
+# queue holds them all, is always longer than where it begins to mark, and drops none.
+SLURM_JOB_ID=77 ib_write_bw -d rxe3 -x 1 -q 4 -s 4096 -t 4 -u 18 --tclass=106 -D 60 >/tmp/server.log 2>&1 &
 server=$!
 sleep 1
-SLURM_JOB_ID=77 ib_write_bw -d rxe1 -x 1 -q 4 -s 4096 -t 8 --tclass=106 -D 60 127.0.0.1 >/tmp/client.log 2>&1 &
+SLURM_JOB_ID=77 ib_write_bw -d rxe1 -x 1 -q 4 -s 4096 -t 4 -u 18 --tclass=106 -D 60 127.0.0.1 >/tmp/client.log 2>&1 &
 client=$!
 wait_for 'four pairs on each side' pairs_are 9741 '4 4'
 h1_sends() { [ "$(sent_by_h1)" -gt 500 ]; }
@@ -109,6 +110,8 @@ late=$!
 wait_for 'the late agent lists the pairs' pairs_are 9751 '4 4'
 section late
 qps 9751
+# The shell says what it kills.
+section killed
 kill -CONT $client $server
 sleep 1
 kill -KILL $client
@@ -120,6 +123,8 @@ section ended
 qps 9741
 section ended late
 qps 9751
+section late log
+cat /tmp/agent9751.log
 kill $late
 wait $late
 
