@@ -20,8 +20,8 @@ wait_for() { # what, command...
 }
 source_qp_is() { page 9741 | grep -qx "weir_agent_source_up{source=\"qp\"} $1"; }
 pairs_are() { [ "$(page "$1" | sed -n 's/^weir_rdma_qps{device="rxe[13]",type="RC",state="RT[RS]"} //p' | xargs)" = "$2" ]; }
-start_agent() { # port
-  WEIR_AGENT_COLLECTOR_ROCE=true /weir-agent run --node guest --config /tmp/agent$1.yaml --listen-metrics "127.0.0.1:$1" >>"/tmp/agent$1.log" 2>&1 &
+start_agent() { # port, whether it counts packets
+  WEIR_AGENT_COLLECTOR_ROCE=$2 /weir-agent run --node guest --config /tmp/agent$1.yaml --listen-metrics "127.0.0.1:$1" >>"/tmp/agent$1.log" 2>&1 &
 }
 filters() { for p in h1 h2; do for d in ingress egress; do echo "$p $d:" $(tc filter show dev $p $d | grep -oE 'weir_[a-z_]*|matchall' | sort -u); done; done; }
 sent_by_h1() { page 9741 | sed -n 's/^weir_roce_packets_total{port="h1",direction="transmit"} //p'; }
@@ -30,7 +30,7 @@ h1_is_quiet() { local n; n=$(sent_by_h1); sleep 1.5; [ "$n" = "$(sent_by_h1)" ];
 mkdir -p /tmp/state9741 /tmp/state9751 /etc
 echo 'root:x:0:0::/root:/bin/bash' >/etc/passwd # tcpdump asks for it
 for port in 9741 9751; do echo "state_dir: /tmp/state$port" >/tmp/agent$port.yaml; done
-start_agent 9741
+start_agent 9741 true
 agent=$!
 wait_for 'source qp is told down' source_qp_is 0
 section before
@@ -105,7 +105,7 @@ section capture h3
 gzip -9c /tmp/h3.pcap | base64
 
 # An agent that comes late knows what netlink tells.
-start_agent 9751
+start_agent 9751 false
 late=$!
 wait_for 'the late agent lists the pairs' pairs_are 9751 '4 4'
 section late
@@ -134,7 +134,7 @@ kill -KILL $agent
 wait $agent
 section filters killed
 filters
-start_agent 9741
+start_agent 9741 true
 agent=$!
 wait_for 'a new agent' source_qp_is 1
 sleep 2

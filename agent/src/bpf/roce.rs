@@ -2,8 +2,8 @@
 //!
 //! Where the kernel has tcx links (6.6) a program goes with the agent, however that ends. Older
 //! kernels take a filter of the `clsact` discipline, which stays behind when the agent is killed: it
-//! is known by its name and removed at the next start. The discipline itself may be someone else's
-//! and is never removed.
+//! is known by its name and removed at the next start (one agent counts in a network namespace). The
+//! discipline itself may be someone else's and is never removed.
 
 use std::collections::BTreeMap;
 
