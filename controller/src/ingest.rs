@@ -476,3 +476,45 @@ fn cidr(text: &str) -> Option<(Ipv4Addr, u8)> {
         prefix.parse().ok().filter(|p| *p <= 32)?,
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(id: u32, src_port: u32) -> v1::FlowOpened {
+        v1::FlowOpened {
+            id,
+            src_ipv4: 0x0a00_0102,
+            dst_ipv4: 0x0a00_0302,
+            src_port,
+            dst_port: 4791,
+            job: "slurm:77".into(),
+            pid: 5,
+            kind: v1::FlowKind::Roce.into(),
+            roce: Some(v1::RoceFlow::default()),
+        }
+    }
+
+    #[test]
+    fn queue_pairs_are_flows_by_their_ends_and_one_without_a_source_port_is_none() {
+        let mut ingest = Ingest::new(&v1::Hello::default()).unwrap();
+        let rows = [1, 2, 3].map(|id| (id, [100 * u64::from(id), 0, 0, 1]));
+        let frame = v1::Frame {
+            seq: 1,
+            key: true,
+            flows_opened: vec![opened(1, 0xc132), opened(2, 0xc132), opened(3, 0)],
+            flows: FlowRows::default().encode(rows),
+            ..v1::Frame::default()
+        };
+        let ingested = ingest.frame(frame).unwrap();
+        let Ingested::Input(Input::SampleReported { sample, .. }) = ingested else {
+            panic!("{ingested:?}");
+        };
+        let [flow] = sample.flows.as_slice() else {
+            panic!("{:?}", sample.flows);
+        };
+        assert_eq!(flow.key.to_string(), "10.0.1.2:49458 -> 10.0.3.2:4791");
+        assert_eq!((flow.bytes, flow.delivered_ce), (300, 2));
+        assert_eq!(flow.job, Some(JobId::new("slurm:77")));
+    }
+}
