@@ -5,7 +5,7 @@
 
 use crate::bpf::jobs::{self, JobIdentity};
 use crate::bpf::start_time;
-use crate::bpf::{Bpf, BpfOptions, BpfSample, SourceState};
+use crate::bpf::{Bpf, BpfOptions, BpfSample, QpSample, SourceState};
 use crate::config::{Config, excluded};
 use crate::devices::Devices;
 use crate::kmsg::From;
@@ -14,13 +14,15 @@ use crate::netlink::qdiscs::Qdisc;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::probe::Probe;
 use crate::probe::list::List;
+use crate::qps;
 use crate::sample::{
-    CollectiveCall, EVENTS_MAX, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, Readings,
-    RunningCall, Sample, Series,
+    CollectiveCall, EVENTS_MAX, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, QueuePair,
+    Readings, RunningCall, Sample, Series,
 };
 use crate::source::{Gathered, Info, RawCounter};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use weir_wire::signal::Signal;
 use weir_wire::v1;
@@ -75,11 +77,18 @@ pub struct Collector {
     collectives_by_bpf: bool,
     bpf_sources: Vec<Source>,
     netdev_error: Option<String>,
+    /// Ethernet ports by ifindex.
+    ethernet: BTreeMap<u32, String>,
     readings: Readings,
     exclude: Vec<String>,
     jobs: BTreeMap<u32, Known>,
     /// Taken so far.
     samples: u64,
+    /// The pairs as the programs gave them last, and with their jobs.
+    qps_seen: Arc<Vec<QpSample>>,
+    qps: Arc<Vec<QueuePair>>,
+    /// By process number and start.
+    qp_jobs: BTreeMap<(u32, Option<u64>), Option<JobIdentity>>,
     owners: BTreeMap<FlowEnds, (Option<u32>, Instant)>,
     /// Processes among which the owners were looked for last.
     owner_pids: Vec<u32>,
@@ -105,6 +114,9 @@ impl Collector {
             tcp: config.bpf.tcp,
             qdisc: config.bpf.enabled && config.bpf.qdisc,
             drop: config.bpf.enabled && config.bpf.drop,
+            // A single look lists no pairs: `weir-agent qps` does.
+            qp: config.bpf.qp && matches!(from, From::Now),
+            roce: config.bpf.enabled && config.bpf.roce,
             cgroup: config.bpf.cgroup.clone(),
             no_programs: !config.bpf.enabled,
             object: None,
@@ -117,10 +129,14 @@ impl Collector {
             collectives_by_bpf,
             bpf_sources: start.sources.into_iter().map(source_of).collect(),
             netdev_error: None,
+            ethernet: BTreeMap::new(),
             readings: Readings::default(),
             exclude: config.ports_exclude.clone(),
             jobs: BTreeMap::new(),
             samples: 0,
+            qps_seen: Arc::default(),
+            qps: Arc::default(),
+            qp_jobs: BTreeMap::new(),
             owners: BTreeMap::new(),
             owner_pids: Vec::new(),
             drop_sums: BTreeMap::new(),
@@ -209,6 +225,9 @@ impl Collector {
         for note in &bpf.notes {
             tracing::info!("{note}");
         }
+        for change in &bpf.source_changes {
+            self.source_changed(change);
+        }
         sample.lost_records = self.bpf.as_ref().map(|_| bpf.lost_records);
         let names = match self.netdev(&bpf, &mut sample) {
             Ok(names) => {
@@ -224,6 +243,7 @@ impl Collector {
             }
         };
         self.collectives(&bpf, &mut sample);
+        self.queue_pairs(&bpf, &mut sample);
         self.flows(&bpf, &mut sample);
         let mut took = vec![("netdev", started.elapsed())];
         let mut gathered = Gathered::default();
@@ -278,6 +298,7 @@ impl Collector {
             *self.drop_sums.entry(drops.ifindex).or_default() += drops.count;
         }
         let mut names = BTreeMap::new();
+        self.ethernet.clear();
         for link in links
             .into_iter()
             .filter(|l| !l.loopback && !excluded(&self.exclude, &l.name))
@@ -293,6 +314,9 @@ impl Collector {
                     kernel_drops,
                 ),
             );
+            if link.ethernet {
+                self.ethernet.insert(link.ifindex, link.name.clone());
+            }
             names.insert(link.ifindex, link.name);
         }
         Ok(names)
@@ -329,6 +353,50 @@ impl Collector {
                 },
                 running: before(call.start_ns),
             });
+        }
+    }
+
+    /// A source that came or went while the agent runs; said once.
+    fn source_changed(&mut self, change: &SourceState) {
+        let name = change.name;
+        let Some(source) = self.bpf_sources.iter_mut().find(|s| s.name == name) else {
+            return;
+        };
+        let reason = change.reason.clone().unwrap_or_default();
+        if (source.up, &source.reason) != (change.up, &reason) {
+            *source = source_of(change.clone());
+            if source.up && reason.is_empty() {
+                tracing::info!("source {name} is up");
+            }
+        }
+    }
+
+    fn queue_pairs(&mut self, bpf: &BpfSample, sample: &mut Sample) {
+        if !Arc::ptr_eq(&bpf.qps, &self.qps_seen) {
+            let jobs = &mut self.qp_jobs;
+            let mut present = BTreeSet::new();
+            let pairs = bpf.qps.iter().map(|qp| {
+                let job = qp.pid.and_then(|pid| {
+                    let process = (pid, qp.process_start_ns);
+                    present.insert(process);
+                    let identity = || jobs::identify_process(pid, qp.process_start_ns);
+                    jobs.entry(process).or_insert_with(identity).as_ref()
+                });
+                QueuePair {
+                    qp: qp.clone(),
+                    job: job.map_or_else(String::new, |job| job.key.clone()),
+                }
+            });
+            self.qps = Arc::new(pairs.collect());
+            self.qp_jobs.retain(|process, _| present.contains(process));
+            self.qps_seen = Arc::clone(&bpf.qps);
+        }
+        sample.qps = Arc::clone(&self.qps);
+        sample.qps_sent = qps::sent(&self.qps, &bpf.roce);
+        let ports = &self.ethernet;
+        let notes = self.bpf.as_mut().map(|bpf| bpf.watch_ports(ports));
+        for note in notes.unwrap_or_default() {
+            tracing::warn!("{note}");
         }
     }
 

@@ -114,6 +114,11 @@ pub struct RawBpf {
     pub tcp: Option<bool>,
     pub qdisc: Option<bool>,
     pub drop: Option<bool>,
+    /// Queue pairs of verbs devices: peers, source ports, owners.
+    pub qp: Option<bool>,
+    /// RoCE packets, marks and notifications per queue pair where they cross the kernel: Linux
+    /// switches and soft-RoCE. A NIC's own RDMA traffic passes the kernel by; hence off by default.
+    pub roce: Option<bool>,
     /// cgroup v2 directory for the TCP programs; default: where it is mounted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<PathBuf>,
@@ -164,6 +169,8 @@ pub struct Bpf {
     pub tcp: bool,
     pub qdisc: bool,
     pub drop: bool,
+    pub qp: bool,
+    pub roce: bool,
     pub cgroup: Option<PathBuf>,
 }
 
@@ -329,6 +336,8 @@ impl RawConfig {
                 tcp: self.bpf.tcp.unwrap_or(is_host),
                 qdisc: self.bpf.qdisc.unwrap_or(!is_host),
                 drop: self.bpf.drop.unwrap_or(true),
+                qp: self.bpf.qp.unwrap_or(is_host),
+                roce: self.bpf.roce.unwrap_or(false),
                 cgroup: self.bpf.cgroup.clone(),
             },
         })
@@ -373,6 +382,8 @@ impl From<&Config> for RawConfig {
                 tcp: Some(config.bpf.tcp),
                 qdisc: Some(config.bpf.qdisc),
                 drop: Some(config.bpf.drop),
+                qp: Some(config.bpf.qp),
+                roce: Some(config.bpf.roce),
                 cgroup: config.bpf.cgroup.clone(),
             },
         }

@@ -1,5 +1,7 @@
 //! From samples to frames, pure: what changed since the controller last heard of it.
 
+mod roce;
+
 use crate::sample::{FlowEnds, FlowReading, PORT_SIGNALS, Sample, Series, micros};
 use crate::source::{ColumnKey, Event, Severity};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +31,7 @@ pub struct FrameEncoder {
     flows: BTreeMap<FlowEnds, SentFlow>,
     flow_rows: FlowRows,
     next_flow: u32,
+    roce: roce::Sent,
     sent_any: bool,
     series: SeriesTable,
     call_rows: CallRows,
@@ -52,6 +55,7 @@ impl FrameEncoder {
         for flow in self.flows.values_mut() {
             flow.announced = false;
         }
+        self.roce.restart();
         match sample {
             Some(sample) => self.restart_columns(sample),
             None => self.new_schema(),
@@ -242,15 +246,14 @@ impl FrameEncoder {
             (flow.bytes, flow.retransmits, flow.delivered_ce) =
                 (reading.bytes, reading.retransmits, reading.delivered_ce);
         }
+        let mut moved = self.roce_flows(sample, frame);
+        rows.append(&mut moved);
         frame.flows = self.flow_rows.encode(rows);
         self.count(self.flow_rows.len() * FLOW_VALUES);
         let closed = |ends: &FlowEnds| sample.flows.get(ends).is_none_or(|f| f.closed);
-        frame.flows_closed = self
-            .flows
-            .iter()
-            .filter(|(ends, f)| f.announced && closed(ends))
-            .map(|(_, f)| f.id)
-            .collect();
+        let ended = self.flows.iter();
+        let ended = ended.filter(|(ends, f)| f.announced && closed(ends));
+        frame.flows_closed.extend(ended.map(|(_, f)| f.id));
         for id in &frame.flows_closed {
             self.flow_rows.forget(*id);
         }
@@ -297,6 +300,7 @@ fn opened(id: u32, ends: &FlowEnds, reading: &FlowReading) -> v1::FlowOpened {
         dst_port: u32::from(ends.1.port()),
         job: reading.job.clone(),
         pid: reading.pid,
+        ..v1::FlowOpened::default()
     }
 }
 

@@ -14,6 +14,7 @@ pub mod kmsg;
 pub mod metrics;
 pub mod netlink;
 pub mod probe;
+pub mod qps;
 pub mod rdma;
 pub mod run;
 pub mod sample;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use weir_agent::config::{self, Config, ConfigError, RawConfig};
 use weir_agent::scan::Level;
 use weir_agent::scan::expect::{Expect, Profile};
-use weir_agent::{metrics, run, scan};
+use weir_agent::{metrics, qps, run, scan};
 
 /// Exit code for a bad configuration (EX_USAGE of sysexits.h).
 const EXIT_CONFIG: u8 = 64;
@@ -39,6 +39,16 @@ enum Cmd {
         /// 8xa100-8xcx6.
         #[arg(long, value_name = "NAME")]
         profile: Option<Profile>,
+        /// As JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the queue pairs of this node: who talks to whom by which UDP source port, for which job.
+    ///
+    /// Asks the agent that runs here; without one RDMA netlink, which knows no addresses.
+    Qps {
+        #[command(flatten)]
+        options: Options,
         /// As JSON instead of a table.
         #[arg(long)]
         json: bool,
@@ -116,7 +126,7 @@ struct Options {
 struct CollectorFlags(Vec<(&'static str, bool)>);
 
 /// Name, flag that switches it on, flag that switches it off, environment, what it reads.
-const COLLECTORS: [(&str, &str, &str, &str, &str); 10] = [
+const COLLECTORS: [(&str, &str, &str, &str, &str); 12] = [
     (
         "ethtool",
         "collector.ethtool",
@@ -187,6 +197,20 @@ const COLLECTORS: [(&str, &str, &str, &str, &str); 10] = [
         "WEIR_AGENT_COLLECTOR_DROP",
         "Dropped packets by reason (eBPF)",
     ),
+    (
+        "qp",
+        "collector.qp",
+        "no-collector.qp",
+        "WEIR_AGENT_COLLECTOR_QP",
+        "Queue pairs: peers, source ports, owners (eBPF, or RDMA netlink)",
+    ),
+    (
+        "roce",
+        "collector.roce",
+        "no-collector.roce",
+        "WEIR_AGENT_COLLECTOR_ROCE",
+        "RoCE packets and marks that cross the kernel, off by default: a NIC's own pass it by (eBPF)",
+    ),
 ];
 
 impl clap::FromArgMatches for CollectorFlags {
@@ -251,6 +275,8 @@ impl CollectorFlags {
                 "collective" => &mut bpf.collective,
                 "tcp" => &mut bpf.tcp,
                 "qdisc" => &mut bpf.qdisc,
+                "qp" => &mut bpf.qp,
+                "roce" => &mut bpf.roce,
                 _ => &mut bpf.drop,
             };
             *key = Some(*wanted);
@@ -377,6 +403,18 @@ fn perform(command: Cmd) -> anyhow::Result<ExitCode> {
                 Some(Level::Warning) => ExitCode::from(1),
                 Some(Level::Critical) => ExitCode::from(2),
             });
+        }
+        Cmd::Qps { options, json } => {
+            let pairs = qps::list(options.load()?.listen_metrics)?;
+            writeln!(
+                out,
+                "{}",
+                if json {
+                    serde_json::to_string_pretty(&pairs)?
+                } else {
+                    qps::table(&pairs)
+                }
+            )?;
         }
         Cmd::Metrics { json: true } => {
             let rows = metrics::catalogue().into_iter().map(|m| serde_json::json!({ "name": m.name, "type": format!("{:?}", m.kind).to_lowercase(), "labels": m.labels, "help": m.help }));

@@ -5,12 +5,16 @@
 
 use crate::collect::{Extras, Source};
 use crate::probe;
+use crate::qps;
 use crate::sample::{PORT_SIGNALS, Sample};
 use crate::source::Severity;
+use axum::extract::ConnectInfo;
+use axum::http::StatusCode;
 use axum::routing::get;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use weir_wire::signal::{Entity, Kind, Signal};
@@ -68,6 +72,12 @@ catalogue! {
     REASONS Counter "weir_kernel_drops_total" ["port", "reason"] "Packets freed, by port and the kernel's drop reason (eBPF, kfree_skb).";
     FLOWS Gauge "weir_tcp_flows" [] "TCP flows seen in the last sample.";
     RETRANSMITS Counter "weir_tcp_retransmits_total" [] "Segments sent again by the flows seen since the agent started.";
+    QPS Gauge "weir_rdma_qps" ["device", "type", "state"] "Queue pairs by type and state, as modified last (eBPF on ib_core, or RDMA netlink).";
+    ROCE_BYTES Counter "weir_roce_bytes_total" ["port", "direction"] "Bytes of RoCE frames that crossed the kernel (tc); a NIC's own pass it by.";
+    ROCE_PACKETS Counter "weir_roce_packets_total" ["port", "direction"] "RoCE packets that crossed the kernel (tc).";
+    ROCE_CE Counter "weir_roce_ce_packets_total" ["port", "direction"] "Of those, packets marked with congestion experienced; transmit is before the port's own queue.";
+    ROCE_CNPS Counter "weir_roce_cnps_total" ["port", "direction"] "Of those, congestion notification packets.";
+    ROCE_SKIPPED Counter "weir_roce_skipped_total" [] "RoCE packets that were not counted: cut off, fragments, unread headers.";
     CALLS Counter "weir_collective_calls_total" ["op"] "Collective calls that returned (eBPF).";
     SECONDS Histogram "weir_collective_seconds" ["op"] "Duration of collective calls; for NCCL that of the enqueue (eBPF).";
     RUNNING Gauge "weir_collective_running" [] "Collective calls that have not returned.";
@@ -218,11 +228,16 @@ impl Shared {
     }
 }
 
-/// Serves `/metrics` and `/healthz`.
+/// Serves `/metrics`, `/healthz`, and to this machine `/qps`.
 ///
 /// # Errors
 /// The listener broke.
 pub async fn serve(listener: tokio::net::TcpListener, shared: Shared) -> std::io::Result<()> {
+    let for_pairs = shared.clone();
+    let own = listener
+        .local_addr()
+        .map(|own| own.ip().to_canonical())
+        .ok();
     let scrape = move || {
         let page = shared
             .0
@@ -231,10 +246,28 @@ pub async fn serve(listener: tokio::net::TcpListener, shared: Shared) -> std::io
             .clone();
         async move { ([("content-type", prometheus::TEXT_FORMAT)], render(&page)) }
     };
+    let pairs = move |ConnectInfo(from): ConnectInfo<SocketAddr>| {
+        let page = for_pairs.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sample = Arc::clone(&page.sample);
+        drop(page);
+        async move {
+            // Processes and jobs are nobody's business elsewhere.
+            let from = from.ip().to_canonical();
+            if !from.is_loopback() && Some(from) != own {
+                return Err(StatusCode::FORBIDDEN);
+            }
+            let rows = qps::rows(&sample.qps, &sample.qps_sent);
+            let json =
+                serde_json::to_string(&rows).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+            Ok(([("content-type", "application/json")], json))
+        }
+    };
     let router = axum::Router::new()
         .route("/metrics", get(scrape))
+        .route(qps::PATH, get(pairs))
         .route("/healthz", get(|| async { "ok\n" }));
-    axum::serve(listener, router).await
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).await
 }
 
 /// Families under construction.
@@ -332,6 +365,7 @@ pub fn render(page: &Page) -> String {
     families.value(RUNNING, &[], page.sample.running.len() as f64);
     families.value(FLOWS, &[], page.sample.flows.len() as f64);
     families.value(RETRANSMITS, &[], page.retransmits as f64);
+    roce(page, &mut families);
     let mut text = Vec::new();
     let families: Vec<MetricFamily> = families.0.into_values().collect();
     if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
@@ -445,6 +479,34 @@ fn ports(page: &Page, families: &mut Families) {
         if let Some(port) = page.extras.names.get(&drops.ifindex) {
             families.value(REASONS, &[port, &drops.reason], drops.count as f64);
         }
+    }
+}
+
+fn roce(page: &Page, families: &mut Families) {
+    for ((device, kind, state), count) in qps::count(&page.sample.qps) {
+        families.value(QPS, &[device, kind.name(), state.name()], count as f64);
+    }
+    let bpf = &page.extras.bpf;
+    for ((ifindex, ingress), total) in &bpf.roce_ports {
+        let Some(port) = page.extras.names.get(ifindex) else {
+            continue;
+        };
+        let labels: [&str; 2] = [port, if *ingress { "receive" } else { "transmit" }];
+        for (metric, value) in [
+            (ROCE_BYTES, total.bytes),
+            (ROCE_PACKETS, total.packets),
+            (ROCE_CE, total.ce),
+            (ROCE_CNPS, total.cnps),
+        ] {
+            families.value(metric, &labels, value as f64);
+        }
+    }
+    if page
+        .sources
+        .iter()
+        .any(|source| source.name == "roce" && source.up)
+    {
+        families.value(ROCE_SKIPPED, &[], bpf.roce_skipped as f64);
     }
 }
 

@@ -3,9 +3,11 @@
 //! The spool holds [`Sample`]s, not encoded frames: deltas are made when a frame is sent, against
 //! what was sent last ([`crate::frame`]). So a sample that had to be dropped costs resolution, never a wrong sum.
 
+use crate::bpf::{QpSample, RoceTotal};
 use crate::source::{ColumnKey, Event, Reading};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
+use std::sync::Arc;
 use std::time::Duration;
 use weir_agent_core::counter::{Counter, Observation};
 use weir_wire::signal::{Kind, Signal};
@@ -77,6 +79,24 @@ pub struct RunningCall {
     pub running: Duration,
 }
 
+/// A queue pair and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueuePair {
+    pub qp: QpSample,
+    /// Empty if its process is of no job that is known.
+    pub job: String,
+}
+
+/// Number of the device and of the pair.
+pub type QpId = (u32, u32);
+
+impl QueuePair {
+    #[must_use]
+    pub fn id(&self) -> QpId {
+        (self.qp.device_index, self.qp.qpn)
+    }
+}
+
 /// All readings of one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Sample {
@@ -92,6 +112,10 @@ pub struct Sample {
     pub collectives: Vec<CollectiveCall>,
     pub running: Vec<RunningCall>,
     pub flows: BTreeMap<FlowEnds, FlowReading>,
+    /// Queue pairs, ascending; the same allocation while none changes.
+    pub qps: Arc<Vec<QueuePair>>,
+    /// What those sent through the kernel, as far as that is counted; it only grows.
+    pub qps_sent: BTreeMap<QpId, RoceTotal>,
 }
 
 impl Sample {

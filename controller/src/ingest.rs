@@ -2,6 +2,7 @@
 //!
 //! Pure: no clock, no IO. One [`Ingest`] for each stream; it dies with the stream.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -353,7 +354,7 @@ impl Ingest {
                 delivered_ce: row.delivered_ce,
             })
         });
-        let flows = flows.collect();
+        let flows = merged(flows);
         let flows_closed = frame.flows_closed.iter().filter_map(|id| {
             self.flow_rows.forget(*id);
             Some(self.flows.remove(id)?.0)
@@ -483,6 +484,13 @@ impl Ingest {
                 port,
             })
         };
+        let is_roce = opened.kind() == v1::FlowKind::Roce;
+        if is_roce && (opened.src_ipv4 == 0 || opened.dst_ipv4 == 0 || opened.src_port == 0) {
+            // IPv6, or a source port that only firmware knows: no path can be asked for, and its rows
+            // name no flow. A number that is announced again means this one from now on.
+            self.flows.remove(&opened.id);
+            return Ok(());
+        }
         let key = FlowKey {
             src: Ipv4Addr::from(opened.src_ipv4),
             dst: Ipv4Addr::from(opened.dst_ipv4),
@@ -517,6 +525,25 @@ fn name(text: &str) -> Result<(), IngestError> {
         start: text.chars().take(32).collect(),
         bytes: text.len(),
     })
+}
+
+/// Several queue pairs may have the same ends: they take the same path and are one flow.
+fn merged(flows: impl Iterator<Item = io::FlowSample>) -> Vec<io::FlowSample> {
+    let mut by_key: BTreeMap<FlowKey, io::FlowSample> = BTreeMap::new();
+    for flow in flows {
+        match by_key.entry(flow.key) {
+            Entry::Vacant(place) => {
+                place.insert(flow);
+            }
+            Entry::Occupied(mut known) => {
+                let known = known.get_mut();
+                known.bytes += flow.bytes;
+                known.retransmits += flow.retransmits;
+                known.delivered_ce += flow.delivered_ce;
+            }
+        }
+    }
+    by_key.into_values().collect()
 }
 
 fn outcome_of(state: v1::lease_report::State) -> Option<io::LeaseOutcome> {
@@ -592,4 +619,46 @@ fn cidr(text: &str) -> Option<(Ipv4Addr, u8)> {
         address.parse().ok()?,
         prefix.parse().ok().filter(|p| *p <= 32)?,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(id: u32, src_port: u32) -> v1::FlowOpened {
+        v1::FlowOpened {
+            id,
+            src_ipv4: 0x0a00_0102,
+            dst_ipv4: 0x0a00_0302,
+            src_port,
+            dst_port: 4791,
+            job: "slurm:77".into(),
+            pid: 5,
+            kind: v1::FlowKind::Roce.into(),
+            roce: Some(v1::RoceFlow::default()),
+        }
+    }
+
+    #[test]
+    fn queue_pairs_are_flows_by_their_ends_and_one_without_a_source_port_is_none() {
+        let mut ingest = Ingest::new(&v1::Hello::default()).unwrap();
+        let rows = [1, 2, 3].map(|id| (id, [100 * u64::from(id), 0, 0, 1]));
+        let frame = v1::Frame {
+            seq: 1,
+            key: true,
+            flows_opened: vec![opened(1, 0xc132), opened(2, 0xc132), opened(3, 0)],
+            flows: FlowRows::default().encode(rows),
+            ..v1::Frame::default()
+        };
+        let ingested = ingest.frame(frame).unwrap();
+        let Ingested::Input(Input::SampleReported { sample, .. }) = ingested else {
+            panic!("{ingested:?}");
+        };
+        let [flow] = sample.flows.as_slice() else {
+            panic!("{:?}", sample.flows);
+        };
+        assert_eq!(flow.key.to_string(), "10.0.1.2:49458 -> 10.0.3.2:4791");
+        assert_eq!((flow.bytes, flow.delivered_ce), (300, 2));
+        assert_eq!(flow.job, Some(JobId::new("slurm:77")));
+    }
 }

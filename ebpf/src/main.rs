@@ -8,6 +8,8 @@
 //! | tcp | sock_ops of a cgroup | `FLOWS` |
 //! | qdisc | raw tracepoint `qdisc_enqueue` | `PORTS` |
 //! | drop | raw tracepoint `kfree_skb` | `DROPS` |
+//! | qp | kprobes and kretprobes on `ib_core` | `QPS` |
+//! | roce | tc (tcx, clsact) on ports | `ROCE` |
 //!
 //! Nothing here knows a kernel's structure layout: the agent finds the offsets
 //! in the kernel's BTF and sets them as globals before it loads the object
@@ -21,6 +23,8 @@ mod drop;
 mod lost;
 mod netns;
 mod qdisc;
+mod qp;
+mod roce;
 mod tcp;
 
 #[panic_handler]

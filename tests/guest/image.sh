@@ -8,7 +8,8 @@ dir=$1
 here=$(cd "$(dirname "$0")" && pwd)
 tools=(bash busybox-static iproute2 kmod perftest ibverbs-providers libibverbs1
   libgcc-s1 tcpdump)
-modules=(rdma_rxe ib_uverbs rdma_ucm crc32_generic veth sch_netem)
+modules=(rdma_rxe ib_uverbs rdma_ucm crc32_generic veth sch_netem sch_tbf sch_red sch_ingress cls_bpf
+  cls_matchall act_gact)
 
 if [[ -e $dir/base.cpio && $dir/base.cpio -nt $here/image.sh && $dir/base.cpio -nt $here/init ]]; then
   exit 0

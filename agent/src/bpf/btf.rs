@@ -4,11 +4,13 @@
 //! kernels, so the agent looks up what its programs read in
 //! `/sys/kernel/btf/vmlinux` and passes the offsets as globals. The format is
 //! that of Documentation/bpf/btf.rst; it is read in place, with one index of
-//! where each type begins (a type refers to others by number).
+//! where each type begins (a type refers to others by number). A module's own information (`split
+//! BTF`) goes on where the kernel's ends: its types and strings are numbered after the kernel's.
 
 use std::{collections::BTreeMap, fs, io};
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+const MODULES: &str = "/sys/kernel/btf";
 const MAGIC: u32 = 0xeb9f;
 /// How deep anonymous structures and aliases are followed; kernels stay below 10.
 const DEPTH_MAX: u32 = 32;
@@ -35,7 +37,7 @@ const KIND_ENUM64: u32 = 19;
 pub enum BtfError {
     #[error("the kernel gives no type information ({VMLINUX}; CONFIG_DEBUG_INFO_BTF)")]
     Unavailable(#[source] io::Error),
-    #[error("{VMLINUX} is not BTF as this agent knows it")]
+    #[error("the type information in {MODULES} is not BTF as this agent knows it")]
     Malformed,
 }
 
@@ -43,6 +45,10 @@ pub enum BtfError {
 pub struct Btf {
     data: Vec<u8>,
     strings: usize,
+    /// Length of the kernel's strings.
+    strings_end: usize,
+    /// Where a module's strings begin in `data`.
+    module_strings: usize,
     /// Where type n + 1 begins in `data`; type 0 is `void`.
     types: Vec<u32>,
 }
@@ -88,27 +94,51 @@ impl Btf {
         Self::parse(fs::read(VMLINUX).map_err(BtfError::Unavailable)?)
     }
 
+    /// Adds the types of a loaded module, once; one that is built into the kernel has none of its own.
+    ///
+    /// # Errors
+    ///
+    /// The module has type information that is not understood.
+    pub fn add_module(&mut self, module: &str) -> Result<(), BtfError> {
+        match fs::read(format!("{MODULES}/{module}")) {
+            Ok(data) => self.append(&data),
+            Err(_) => Ok(()),
+        }
+    }
+
     fn parse(data: Vec<u8>) -> Result<Self, BtfError> {
-        let word = |at: usize| read_u32(&data, at).ok_or(BtfError::Malformed);
+        let mut btf = Self {
+            data: Vec::new(),
+            strings: 0,
+            strings_end: 0,
+            module_strings: 0,
+            types: Vec::new(),
+        };
+        btf.append(&data)?;
+        btf.strings = btf.module_strings;
+        btf.strings_end = read_u32(&data, 20).ok_or(BtfError::Malformed)? as usize;
+        Ok(btf)
+    }
+
+    /// Takes in a file: header, types, strings.
+    fn append(&mut self, file: &[u8]) -> Result<(), BtfError> {
+        let word = |at: usize| read_u32(file, at).ok_or(BtfError::Malformed);
         if word(0)? & 0xffff != MAGIC {
             return Err(BtfError::Malformed);
         }
-        let header = word(4)? as usize;
+        let begin = self.data.len();
+        let header = begin + word(4)? as usize;
         let mut at = header + word(8)? as usize;
         let end = at + word(12)? as usize;
-        let strings = header + word(16)? as usize;
-        let mut btf = Self {
-            data,
-            strings,
-            types: Vec::new(),
-        };
+        self.module_strings = header + word(16)? as usize;
+        self.data.extend_from_slice(file);
         while at < end {
-            let entry = btf.type_at(at).ok_or(BtfError::Malformed)?;
-            btf.types
+            let entry = self.type_at(at).ok_or(BtfError::Malformed)?;
+            self.types
                 .push(u32::try_from(at).map_err(|_| BtfError::Malformed)?);
             at += 12 + entry.tail();
         }
-        Ok(btf)
+        Ok(())
     }
 
     /// Byte offset of a field within a structure, by the path of member names.
@@ -222,10 +252,12 @@ impl Btf {
 
     /// The string at an offset of the string section; empty if there is none.
     fn string(&self, offset: u32) -> &str {
-        let tail = self
-            .data
-            .get(self.strings + offset as usize..)
-            .unwrap_or_default();
+        let offset = offset as usize;
+        let at = match offset.checked_sub(self.strings_end) {
+            Some(offset) => self.module_strings + offset,
+            None => self.strings + offset,
+        };
+        let tail = self.data.get(at..).unwrap_or_default();
         let end = tail.iter().position(|byte| *byte == 0).unwrap_or(0);
         std::str::from_utf8(&tail[..end]).unwrap_or_default()
     }
@@ -262,6 +294,50 @@ mod tests {
                 .values()
                 .any(|name| name == "SKB_DROP_REASON_QDISC_DROP")
         );
+    }
+
+    /// A file of one structure: its name, and one member of the given type at a bit offset.
+    fn file(strings: &[u8], name: u32, member: (u32, u32, u32)) -> Vec<u8> {
+        // An int (type 1 of the file) and the structure (type 2).
+        let types = [
+            [1, KIND_INT << 24, 4, 32].as_slice(),
+            &[
+                name,
+                KIND_STRUCT << 24 | 1,
+                64,
+                member.0,
+                member.1,
+                member.2,
+            ],
+        ]
+        .concat();
+        let length = |n: usize| u32::try_from(n).unwrap();
+        let header = [
+            MAGIC | 1 << 16,
+            24,
+            0,
+            length(types.len() * 4),
+            length(types.len() * 4),
+            length(strings.len()),
+        ];
+        let words = header.iter().chain(&types).flat_map(|w| w.to_ne_bytes());
+        words.chain(strings.iter().copied()).collect()
+    }
+
+    #[test]
+    fn a_modules_types_go_on_where_the_kernels_end() {
+        // In the kernel: struct base { int field at 4; }.
+        let kernel = file(b"\0int\0base\0field\0", 5, (10, 1, 32));
+        let mut btf = Btf::parse(kernel).unwrap();
+        assert_eq!(btf.offset("base", &["field"]), Some(4));
+        // In the module: struct own { struct base inner at 8; }, the kernel's type 2.
+        let module = file(b"own\0inner\0", 16, (20, 2, 64));
+        btf.append(&module).unwrap();
+        assert_eq!(btf.offset("own", &["inner"]), Some(8));
+        assert_eq!(btf.offset("own", &["inner", "field"]), Some(12));
+        assert_eq!(btf.offset("base", &["field"]), Some(4));
+        assert_eq!(btf.offset("own", &["field"]), None);
+        assert!(matches!(btf.append(b"no file"), Err(BtfError::Malformed)));
     }
 
     #[test]

@@ -11,11 +11,15 @@ use std::{
     os::unix::fs::MetadataExt as _,
 };
 
+use super::scan::start_time;
+
 /// More connections than this of one namespace are not looked at.
 const SOCKETS_MAX: usize = 65_536;
 
 /// A longer key is cut: the controller refuses names of more than 255 bytes.
 const KEY_BYTES_MAX: usize = 200;
+/// A tick of USER_HZ, which is 100 on every architecture that we run on.
+const TICK_NS: u64 = 10_000_000;
 
 /// A process' place in its job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +39,15 @@ pub struct JobIdentity {
 #[must_use]
 pub fn identify(pid: u32) -> Option<JobIdentity> {
     parse_identity(&fs::read(format!("/proc/{pid}/environ")).ok()?)
+}
+
+/// As [`identify`], for the process of that number that began `start_ns` after boot; another may have
+/// its number by now. Without a start the number has to do.
+#[must_use]
+pub fn identify_process(pid: u32, start_ns: Option<u64>) -> Option<JobIdentity> {
+    let job = identify(pid)?;
+    let same = start_ns.is_none_or(|ns| start_time(pid) == Some(ns / TICK_NS));
+    same.then_some(job)
 }
 
 /// Lists the processes that a launcher has told their job, in ascending order.
@@ -288,6 +301,30 @@ mod tests {
                 None,
             )),
         );
+    }
+
+    #[test]
+    fn a_process_is_told_from_a_later_one_of_its_number() {
+        let child = std::process::Command::new("sleep")
+            .arg("60")
+            .env("SLURM_JOB_ID", "9")
+            .env_remove("SLURM_STEP_ID")
+            .spawn();
+        let mut child = child.expect("sleep");
+        let pid = child.id();
+        // Until the child has executed its program, the environment is ours or none.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while identify(pid).is_none_or(|job| job.key != "slurm:9") {
+            assert!(std::time::Instant::now() < deadline, "it never started");
+            std::thread::yield_now();
+        }
+        let start = start_time(pid).expect("it runs") * TICK_NS + 7;
+        let key = |start| identify_process(pid, start).map(|job| job.key);
+        assert_eq!(key(Some(start)), Some("slurm:9".to_owned()));
+        assert_eq!(key(None), Some("slurm:9".to_owned()));
+        assert_eq!(key(Some(start + 2 * TICK_NS)), None);
+        child.kill().expect("it runs");
+        child.wait().expect("killed");
     }
 
     #[test]

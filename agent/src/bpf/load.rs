@@ -147,6 +147,9 @@ pub fn load_object(options: &BpfOptions, globals: &Globals) -> Result<Ebpf, Load
         (options.tcp, "FLOWS", 1),
         (options.qdisc, "PORTS", 1),
         (options.drop, "DROPS", 1),
+        (options.qp, "QPS", 1),
+        (options.qp, "QP_CALLS", 1),
+        (options.roce, "ROCE", 1),
     ] {
         if !wanted {
             loader.map_max_entries(map, entries);

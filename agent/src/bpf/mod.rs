@@ -1,7 +1,7 @@
 //! The bpf collector: what eBPF programs see of collectives, flows, queues and drops.
 //!
 //! [`Bpf::load`] loads the programs of ebpf/ (embedded, see agent/build.rs) and
-//! attaches them; [`Bpf::poll`] reads their maps. Four families, each of which
+//! attaches them; [`Bpf::poll`] reads their maps. Six families, each of which
 //! can fail without the others: a verifier's refusal or a missing right costs
 //! that one source, with its reason, never the agent.
 //!
@@ -11,6 +11,8 @@
 //! | tcp | sock_ops on a cgroup v2, or socket diagnostics | counters per connection |
 //! | qdisc | raw tracepoints, BTF | queue depth per port |
 //! | drop | raw tracepoints, BTF (5.17) | packets dropped per port and reason |
+//! | qp | kprobes and BTF of ib_core, or RDMA netlink | queue pairs: peers, source ports, owners |
+//! | roce | tc on Ethernet ports | RoCE packets, marks and notifications that cross the kernel |
 //!
 //! Everything is read when the caller polls; nothing here waits or wakes.
 
@@ -26,14 +28,17 @@ pub mod jobs;
 mod load;
 mod maps;
 mod ports;
+mod qp;
+mod roce;
 mod sample;
 mod scan;
 pub mod sockdiag;
+pub mod sport;
 mod sys;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use aya::{Ebpf, maps::PerCpuArray, programs::UProbe};
 use weir_ebpf_abi::lost;
@@ -41,7 +46,7 @@ use weir_ebpf_abi::lost;
 pub use jobs::{JobIdentity, socket_owners};
 pub use sample::{
     BpfOptions, BpfSample, Collective, CollectiveOp, Drops, FlowSample, InFlightCall, PortDepth,
-    SourceState,
+    QpKind, QpSample, QpState, RoceSample, RoceTotal, SourceState,
 };
 pub use scan::start_time;
 
@@ -50,6 +55,8 @@ use collective::Collectives;
 use flows::Flows;
 use load::{Globals, LoadError, Owned};
 use ports::{DropCounts, Queues};
+use qp::QueuePairs;
+use roce::Roce;
 
 /// The outcome of loading.
 pub struct BpfStart {
@@ -68,6 +75,8 @@ pub struct Bpf {
     flows: Option<Flows>,
     queues: Option<Queues>,
     drops: Option<DropCounts>,
+    qps: Option<QueuePairs>,
+    roce: Option<Roce>,
 }
 
 impl Bpf {
@@ -107,6 +116,15 @@ impl Bpf {
         if let Some(drops) = &mut self.drops {
             drops.poll(&mut sample);
         }
+        if let Some(qps) = &mut self.qps {
+            let moved = qps.follow(self.ebpf.as_mut());
+            if qps.poll(now, &mut sample) || moved {
+                sample.source_changes.push(qps.state());
+            }
+        }
+        if let Some(roce) = &mut self.roce {
+            roce.poll(&mut sample);
+        }
         sample.lost_records = self.lost_records();
         sample
     }
@@ -119,6 +137,14 @@ impl Bpf {
             collectives.look(ebpf, now, &mut notes);
         }
         notes
+    }
+
+    /// Ethernet ports to count RoCE packets on, by ifindex; programs are attached to those that are new.
+    pub fn watch_ports(&mut self, ports: &BTreeMap<u32, String>) -> Vec<String> {
+        match (&mut self.roce, &mut self.ebpf) {
+            (Some(roce), Some(ebpf)) => roce.watch(ebpf, ports),
+            _ => Vec::new(),
+        }
     }
 
     /// Processes that run a communication library now, as of the last poll.
@@ -205,7 +231,19 @@ impl Loader {
             sources.push(source);
             flows = loaded;
         }
-        let is_up = sources.iter().any(|source| source.up);
+        let qps = options.qp.then(|| {
+            let mut qps = QueuePairs::new(Ok(&mut self.ebpf));
+            qps.follow(Some(&mut self.ebpf));
+            sources.push(qps.state());
+            qps
+        });
+        let mut roce = None;
+        if options.roce {
+            let loaded = Roce::load(&mut self.ebpf);
+            sources.push(source("roce", store(loaded, &mut roce)));
+        }
+        // Queue pairs may come later, with their subsystem.
+        let is_up = qps.is_some() || sources.iter().any(|source| source.up);
         let lost = load::take_map(&mut self.ebpf, "LOST").ok();
         let bpf = is_up.then_some(Bpf {
             ebpf: Some(self.ebpf),
@@ -214,6 +252,8 @@ impl Loader {
             flows,
             queues,
             drops,
+            qps,
+            roce,
         });
         BpfStart { bpf, sources }
     }
@@ -282,6 +322,7 @@ fn without_programs(options: &BpfOptions, error: &LoadError) -> BpfStart {
         ("collective", options.collective),
         ("qdisc", options.qdisc),
         ("drop", options.drop),
+        ("roce", options.roce),
     ];
     let mut sources: Vec<_> = asked
         .into_iter()
@@ -294,13 +335,21 @@ fn without_programs(options: &BpfOptions, error: &LoadError) -> BpfStart {
         sources.push(source);
         flows = loaded;
     }
-    let bpf = flows.map(|flows| Bpf {
+    let qps = options.qp.then(|| {
+        let mut qps = QueuePairs::new(Err(error.to_string()));
+        qps.follow(None);
+        sources.push(qps.state());
+        qps
+    });
+    let bpf = (flows.is_some() || qps.is_some()).then_some(Bpf {
         ebpf: None,
         lost: None,
         collectives: None,
-        flows: Some(flows),
+        flows,
         queues: None,
         drops: None,
+        qps,
+        roce: None,
     });
     BpfStart { bpf, sources }
 }

@@ -1,6 +1,11 @@
 //! What one poll of the programs gives: plain data, in the agent's terms.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
 
 /// What to load, and where.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +23,10 @@ pub struct BpfOptions {
     pub qdisc: bool,
     /// Dropped packets.
     pub drop: bool,
+    /// Queue pairs.
+    pub qp: bool,
+    /// RoCE packets that cross the kernel.
+    pub roce: bool,
     /// The cgroup (version 2) whose sockets are watched; `None` finds the root.
     pub cgroup: Option<PathBuf>,
     /// Another object than the embedded one.
@@ -27,7 +36,7 @@ pub struct BpfOptions {
 /// Whether a source is there; a source that is up may say what it lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceState {
-    /// `collective`, `tcp`, `qdisc` or `drop`.
+    /// `collective`, `tcp`, `qdisc`, `drop`, `qp` or `roce`.
     pub name: &'static str,
     pub up: bool,
     /// Why it is down, or what it does without.
@@ -49,6 +58,18 @@ pub struct BpfSample {
     pub ports: Vec<PortDepth>,
     /// Packets dropped since the programs were loaded.
     pub drops: Vec<Drops>,
+    /// Queue pairs of all devices, ascending by device and number; the same allocation while none
+    /// changes.
+    pub qps: Arc<Vec<QpSample>>,
+    /// RoCE packets that crossed the kernel, by sender, queue pair and hook.
+    pub roce: Vec<RoceSample>,
+    /// The same by port (ifindex) and direction (true: coming in), since the agent started.
+    pub roce_ports: BTreeMap<(u32, bool), RoceTotal>,
+    /// RoCE packets that were not counted, since the programs were loaded: cut off, fragments, and
+    /// with headers that are not read.
+    pub roce_skipped: u64,
+    /// Sources that came or went since the last poll.
+    pub source_changes: Vec<SourceState>,
     /// Records that found no room, since the programs were loaded.
     pub lost_records: u64,
     /// What is worth a line in the log, each said once: a library attached or
@@ -206,4 +227,176 @@ impl CollectiveOp {
             | Self::NcclCommInitRank => false,
         }
     }
+}
+
+/// Type of a queue pair (`enum ib_qp_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum QpKind {
+    Smi,
+    Gsi,
+    Rc,
+    Uc,
+    Ud,
+    RawPacket,
+    XrcInitiator,
+    XrcTarget,
+    /// The driver's own, or one that this agent does not know.
+    Other,
+}
+
+impl QpKind {
+    /// The type with a number of the kernel.
+    #[must_use]
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            0 => Self::Smi,
+            1 => Self::Gsi,
+            2 => Self::Rc,
+            3 => Self::Uc,
+            4 => Self::Ud,
+            8 => Self::RawPacket,
+            9 => Self::XrcInitiator,
+            10 => Self::XrcTarget,
+            _ => Self::Other,
+        }
+    }
+
+    /// As `rdma resource show qp` writes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Smi => "SMI",
+            Self::Gsi => "GSI",
+            Self::Rc => "RC",
+            Self::Uc => "UC",
+            Self::Ud => "UD",
+            Self::RawPacket => "RAW_PACKET",
+            Self::XrcInitiator => "XRC_INI",
+            Self::XrcTarget => "XRC_TGT",
+            Self::Other => "OTHER",
+        }
+    }
+
+    /// Whether a pair of this type talks to one other pair only.
+    #[must_use]
+    pub const fn is_connected(self) -> bool {
+        matches!(
+            self,
+            Self::Rc | Self::Uc | Self::XrcInitiator | Self::XrcTarget
+        )
+    }
+}
+
+/// State of a queue pair (`enum ib_qp_state`) as the last modification left it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum QpState {
+    Reset,
+    Init,
+    ReadyToReceive,
+    ReadyToSend,
+    SendQueueDrain,
+    SendQueueError,
+    Error,
+    Unknown,
+}
+
+impl QpState {
+    /// The state with a number of the kernel.
+    #[must_use]
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            0 => Self::Reset,
+            1 => Self::Init,
+            2 => Self::ReadyToReceive,
+            3 => Self::ReadyToSend,
+            4 => Self::SendQueueDrain,
+            5 => Self::SendQueueError,
+            6 => Self::Error,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// As `rdma resource show qp` writes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Reset => "RESET",
+            Self::Init => "INIT",
+            Self::ReadyToReceive => "RTR",
+            Self::ReadyToSend => "RTS",
+            Self::SendQueueDrain => "SQD",
+            Self::SendQueueError => "SQE",
+            Self::Error => "ERR",
+            Self::Unknown => "UNKNOWN",
+        }
+    }
+
+    /// Whether packets may be on the way.
+    #[must_use]
+    pub const fn is_open(self) -> bool {
+        matches!(
+            self,
+            Self::ReadyToReceive | Self::ReadyToSend | Self::SendQueueDrain
+        )
+    }
+}
+
+/// A queue pair. What is not known of it is `None`: of a pair that is older than the probes,
+/// everything that RDMA netlink does not tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QpSample {
+    /// The kernel's number of the device.
+    pub device_index: u32,
+    /// Its name, such as `mlx5_0`.
+    pub device: String,
+    pub port: Option<u8>,
+    pub qpn: u32,
+    pub kind: QpKind,
+    pub state: QpState,
+    /// IPv4 addresses as `::ffff:a.b.c.d`.
+    pub local_gid: Option<Ipv6Addr>,
+    pub peer_gid: Option<Ipv6Addr>,
+    pub peer_qpn: Option<u32>,
+    pub sgid_index: Option<u8>,
+    /// 20 bits; 0: the driver makes one up.
+    pub flow_label: Option<u32>,
+    /// The upper six bits are the DSCP.
+    pub traffic_class: Option<u8>,
+    /// It runs over RoCE version 2, as far as is known.
+    pub roce_v2: bool,
+    /// UDP source port of its packets; `None` also where the driver leaves it to firmware.
+    pub src_port: Option<u16>,
+    /// The process that made it; `None` for the kernel's own.
+    pub pid: Option<u32>,
+    /// When that process began, ns since boot, sleep included.
+    pub process_start_ns: Option<u64>,
+    /// It is older than the probes and has not been modified since.
+    pub older: bool,
+}
+
+/// RoCE packets of one sender to one queue pair, as one hook of one port sees them; since the
+/// entry was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoceSample {
+    pub ifindex: u32,
+    /// Coming in, or about to leave (before the port's queue).
+    pub ingress: bool,
+    /// IPv4 addresses as `::ffff:a.b.c.d`.
+    pub src: Ipv6Addr,
+    pub dst: Ipv6Addr,
+    pub dest_qpn: u32,
+    pub src_port: u16,
+    pub counts: RoceTotal,
+}
+
+/// RoCE packets, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoceTotal {
+    /// Frames with their Ethernet header, without the check sum.
+    pub bytes: u64,
+    pub packets: u64,
+    /// Marked "congestion experienced".
+    pub ce: u64,
+    /// Congestion notification packets.
+    pub cnps: u64,
 }

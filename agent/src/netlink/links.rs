@@ -10,6 +10,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_STATS64: u16 = 23;
 const IFF_UP: u32 = 1;
+const ARPHRD_ETHER: u16 = 1;
 const IFF_LOOPBACK: u32 = 8;
 const IFF_LOWER_UP: u32 = 1 << 16;
 const OPER_UP: u8 = 6;
@@ -25,6 +26,8 @@ pub struct Link {
     pub ifindex: u32,
     pub name: String,
     pub loopback: bool,
+    /// Its frames begin with an Ethernet header.
+    pub ethernet: bool,
     /// Administratively up with a carrier.
     pub up: bool,
     /// `None` where the driver gives no 64-bit statistics.
@@ -105,6 +108,7 @@ fn parse_link(message: &[u8]) -> Option<Link> {
         ifindex: u32_at(message, 4)?,
         name: String::new(),
         loopback: flags & IFF_LOOPBACK != 0,
+        ethernet: u16_at(message, 2)? == ARPHRD_ETHER,
         up: false,
         stats: None,
     };

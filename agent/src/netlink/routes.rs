@@ -84,6 +84,11 @@ impl Netlink {
     }
 
     fn get(&mut self, lookup: &Lookup, flags: u32) -> Result<Option<Route>, NetlinkError> {
+        // The kernel's choice among members may depend on it.
+        let protocol = match lookup.dst_port {
+            weir_ebpf_abi::ROCE_PORT => libc::IPPROTO_UDP,
+            _ => libc::IPPROTO_TCP,
+        };
         let mut header = header(32, 0, 0, flags);
         header[2] = 32;
         let request = Request::new(
@@ -95,7 +100,7 @@ impl Netlink {
         .attribute(RTA_DST, &lookup.dst.octets())
         .attribute(RTA_SRC, &lookup.src.octets())
         .u32(RTA_IIF, lookup.in_port)
-        .attribute(RTA_IP_PROTO, &[libc::IPPROTO_TCP.to_ne_bytes()[0]])
+        .attribute(RTA_IP_PROTO, &[protocol.to_ne_bytes()[0]])
         .attribute(RTA_SPORT, &lookup.src_port.to_be_bytes())
         .attribute(RTA_DPORT, &lookup.dst_port.to_be_bytes());
         self.route_of(request)

@@ -10,10 +10,14 @@
 mod collective;
 mod flow;
 mod port;
+mod qp;
+mod roce;
 
 pub use collective::{CallLayout, CollectiveRecord, InFlight, op};
 pub use flow::{FlowKey, FlowRecord, family, tcp_state};
 pub use port::{DropKey, HISTOGRAM_BUCKETS, PortQueue, histogram_bucket};
+pub use qp::{QP_DEVICE_NAME, QpCall, QpKey, QpLayout, QpRecord, qp_known, qp_state};
+pub use roce::{ROCE_CNP, ROCE_PORT, RoceCounts, RoceKey, direction, roce_skipped};
 
 /// Indices of the per-CPU array `LOST`: what could not be recorded, by cause.
 pub mod lost {
@@ -27,8 +31,14 @@ pub mod lost {
     pub const PORTS_FULL: u32 = 3;
     /// A drop could not be entered into the table of drops.
     pub const DROPS_FULL: u32 = 4;
+    /// A queue pair could not be entered into the table of queue pairs.
+    pub const QPS_FULL: u32 = 5;
+    /// A modification of a queue pair found the table of such calls full.
+    pub const QP_CALLS_FULL: u32 = 6;
+    /// A sender of RoCE packets could not be entered into their table.
+    pub const ROCE_FULL: u32 = 7;
     /// Length of the array.
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 8;
 }
 
 #[cfg(feature = "user")]
@@ -37,7 +47,10 @@ pub mod lost {
     reason = "Pod is an unsafe trait: the types below are plain old data"
 )]
 mod pod {
-    use super::{CollectiveRecord, DropKey, FlowKey, FlowRecord, InFlight, PortQueue};
+    use super::{
+        CollectiveRecord, DropKey, FlowKey, FlowRecord, InFlight, PortQueue, QpKey, QpLayout,
+        QpRecord, RoceCounts, RoceKey,
+    };
 
     // SAFETY (all): `repr(C)`, made of integers only, without implicit padding
     // (the size asserts beside each type prove it), so any bytes are a value.
@@ -53,6 +66,11 @@ mod pod {
         FlowKey,
         FlowRecord,
         PortQueue,
-        DropKey
+        DropKey,
+        QpLayout,
+        QpKey,
+        QpRecord,
+        RoceKey,
+        RoceCounts
     );
 }

@@ -8,4 +8,5 @@ mod loading;
 mod mpi;
 mod ports;
 pub(crate) mod rig;
+mod roce;
 mod tcp;
