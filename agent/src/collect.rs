@@ -6,6 +6,7 @@
 use crate::bpf::jobs::{self, JobIdentity};
 use crate::bpf::{Bpf, BpfOptions, BpfSample, SourceState};
 use crate::config::{Config, excluded};
+use crate::cost::{Costs, Meter};
 use crate::devices::Devices;
 use crate::kmsg::From;
 use crate::netlink::links::Link;
@@ -51,8 +52,7 @@ pub struct Extras {
     pub info: Vec<Info>,
     /// Events that one sample could not hold, since the start.
     pub events_dropped: u64,
-    /// Wall time of each source's part, in the order of collection.
-    pub took: Vec<(&'static str, Duration)>,
+    pub costs: Costs,
 }
 
 /// All sources of this node.
@@ -73,6 +73,7 @@ pub struct Collector {
     /// How long a sample waits for devices.
     patience: Duration,
     events_dropped: u64,
+    costs: Costs,
     epoch: Instant,
 }
 
@@ -112,6 +113,7 @@ impl Collector {
                 From::Boot => PATIENCE_ONCE,
             },
             events_dropped: 0,
+            costs: Costs::default(),
             epoch,
         })
     }
@@ -149,11 +151,13 @@ impl Collector {
             at: started.duration_since(self.epoch),
             ..Sample::default()
         };
-        let bpf = self
+        let mut bpf = self
             .bpf
             .as_mut()
             .map(|b| b.poll(started))
             .unwrap_or_default();
+        let mut read = std::mem::take(&mut bpf.costs);
+        let mut meter = Meter::start();
         for note in &bpf.notes {
             tracing::info!("{note}");
         }
@@ -171,13 +175,17 @@ impl Collector {
                 BTreeMap::new()
             }
         };
+        read.push(meter.lap("netdev", self.netdev_error.is_none()));
         self.collectives(&bpf, &mut sample);
         self.flows(&bpf, &mut sample);
-        let mut took = vec![("netdev", started.elapsed())];
         let mut gathered = Gathered::default();
         let interfaces = names.values().cloned().collect();
         let (now, patience) = (sample.at, self.patience);
-        took.extend(self.devices.poll(now, interfaces, patience, &mut gathered));
+        read.extend(self.devices.poll(now, interfaces, patience, &mut gathered));
+        let ended = Instant::now();
+        for reading in read {
+            self.costs.note(reading, ended);
+        }
         sample.columns = gathered.columns;
         let kept = gathered.events.len().min(EVENTS_MAX);
         self.events_dropped += (gathered.events.len() - kept) as u64;
@@ -200,7 +208,7 @@ impl Collector {
             raw: gathered.raw,
             info: gathered.info,
             events_dropped: self.events_dropped,
-            took,
+            costs: self.costs.clone(),
         };
         (sample, extras)
     }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use weir_agent::config::{self, Config, ConfigError, RawConfig};
 use weir_agent::scan::Level;
 use weir_agent::scan::expect::{Expect, Profile};
-use weir_agent::{metrics, run, scan};
+use weir_agent::{document, metrics, run, scan};
 
 /// Exit code for a bad configuration (EX_USAGE of sysexits.h).
 const EXIT_CONFIG: u8 = 64;
@@ -367,20 +367,7 @@ fn perform(command: Cmd) -> anyhow::Result<ExitCode> {
             )?;
         }
         Cmd::Metrics { json: false } => {
-            writeln!(
-                out,
-                "| metric | type | labels | meaning |\n|---|---|---|---|"
-            )?;
-            for m in metrics::catalogue() {
-                writeln!(
-                    out,
-                    "| `{}` | {} | {} | {} |",
-                    m.name,
-                    format!("{:?}", m.kind).to_lowercase(),
-                    m.labels.join(", "),
-                    m.help
-                )?;
-            }
+            out.write_all(document::markdown().as_bytes())?;
         }
         Cmd::Config(ConfigCmd::Check(options)) => {
             options.load()?;

@@ -4,11 +4,10 @@
 //! only while its subject does: absent is not zero.
 
 use crate::collect::{Extras, Source};
+use crate::exposition::{CONTENT_TYPE, Families};
 use crate::sample::{PORT_SIGNALS, Sample};
 use crate::source::Severity;
 use axum::routing::get;
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, MetricFamily, MetricType};
-use prometheus::{Encoder, TextEncoder};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -43,7 +42,10 @@ catalogue! {
     CPU Counter "weir_agent_process_cpu_seconds_total" [] "CPU time of the process (/proc/self/stat).";
     RSS Gauge "weir_agent_process_resident_bytes" [] "Resident memory of the process (VmRSS of /proc/self/status).";
     SOURCE_UP Gauge "weir_agent_source_up" ["source"] "1 while the source delivers; 0 costs its columns, not the agent.";
-    COLLECT Gauge "weir_agent_collect_seconds" ["source"] "Wall time of the source's part of the last collection; netdev includes eBPF.";
+    SOURCE_AGE Gauge "weir_agent_source_age_seconds" ["source"] "Time since the source was last read with success; absent until it is.";
+    SOURCE_READS Counter "weir_agent_source_reads_total" ["source"] "Readings of the source, successful or not.";
+    SOURCE_CPU Counter "weir_agent_source_cpu_seconds_total" ["source"] "CPU time that reading the source cost: over the readings, the cost of one.";
+    COLLECT Gauge "weir_agent_collect_seconds" ["source"] "Wall time of the last reading of the source.";
     EVENTS Counter "weir_agent_events_total" ["source", "name", "code", "subject", "severity"] "Events seen since the agent started (at most 1,024 series); code is the number of an XID or SXID.";
     EVENT_TIME Gauge "weir_agent_event_timestamp_seconds" ["source", "name", "code", "subject", "severity"] "When the event was seen last, in seconds since 1970.";
     EVENTS_DROPPED Counter "weir_agent_events_dropped_total" [] "Events that a sample had no room for.";
@@ -203,14 +205,12 @@ impl Page {
 
 /// The page as the HTTP task sees it.
 #[derive(Debug, Clone, Default)]
-pub struct Shared(Arc<Mutex<Page>>);
+pub struct Shared(Arc<Mutex<Arc<Page>>>);
 
 impl Shared {
     pub fn publish(&self, page: &Page) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone_from(page);
+        let page = Arc::new(page.clone());
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = page;
     }
 }
 
@@ -220,91 +220,13 @@ impl Shared {
 /// The listener broke.
 pub async fn serve(listener: tokio::net::TcpListener, shared: Shared) -> std::io::Result<()> {
     let scrape = move || {
-        let page = shared
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        async move { ([("content-type", prometheus::TEXT_FORMAT)], render(&page)) }
+        let page = Arc::clone(&shared.0.lock().unwrap_or_else(PoisonError::into_inner));
+        async move { ([("content-type", CONTENT_TYPE)], render(&page)) }
     };
     let router = axum::Router::new()
         .route("/metrics", get(scrape))
         .route("/healthz", get(|| async { "ok\n" }));
     axum::serve(listener, router).await
-}
-
-/// Families under construction.
-#[derive(Default)]
-struct Families(BTreeMap<&'static str, MetricFamily>);
-
-impl Families {
-    fn put(
-        &mut self,
-        metric: Metric,
-        values: &[&str],
-        set: impl FnOnce(&mut prometheus::proto::Metric),
-    ) {
-        let family = self.0.entry(metric.name).or_insert_with(|| {
-            let mut family = MetricFamily::default();
-            family.set_name(metric.name.into());
-            family.set_help(metric.help.into());
-            family.set_field_type(match metric.kind {
-                Type::Gauge => MetricType::GAUGE,
-                Type::Counter => MetricType::COUNTER,
-                Type::Histogram => MetricType::HISTOGRAM,
-            });
-            family
-        });
-        let mut point = prometheus::proto::Metric::default();
-        let labels = metric.labels.iter().zip(values).map(|(name, value)| {
-            let mut pair = LabelPair::default();
-            pair.set_name((*name).into());
-            pair.set_value((*value).into());
-            pair
-        });
-        point.set_label(labels.collect());
-        set(&mut point);
-        family.mut_metric().push(point);
-    }
-
-    fn value(&mut self, metric: Metric, labels: &[&str], value: f64) {
-        self.put(metric, labels, |point| match metric.kind {
-            Type::Gauge => {
-                let mut gauge = Gauge::default();
-                gauge.set_value(value);
-                point.set_gauge(gauge);
-            }
-            Type::Counter | Type::Histogram => {
-                let mut counter = Counter::default();
-                counter.set_value(value);
-                point.set_counter(counter);
-            }
-        });
-    }
-
-    /// `counts` holds one more entry than `bounds`: what lies above the last.
-    fn histogram(
-        &mut self,
-        metric: Metric,
-        labels: &[&str],
-        bounds: &[f64],
-        counts: &[u64],
-        sum: f64,
-    ) {
-        let mut cumulative = 0;
-        let buckets = bounds.iter().zip(counts).map(|(bound, count)| {
-            cumulative += count;
-            let mut bucket = Bucket::default();
-            bucket.set_cumulative_count(cumulative);
-            bucket.set_upper_bound(*bound);
-            bucket
-        });
-        let mut histogram = Histogram::default();
-        histogram.set_bucket(buckets.collect());
-        histogram.set_sample_count(counts.iter().sum());
-        histogram.set_sample_sum(sum);
-        self.put(metric, labels, |point| point.set_histogram(histogram));
-    }
 }
 
 /// The page as text.
@@ -328,12 +250,7 @@ pub fn render(page: &Page) -> String {
     families.value(RUNNING, &[], page.sample.running.len() as f64);
     families.value(FLOWS, &[], page.sample.flows.len() as f64);
     families.value(RETRANSMITS, &[], page.retransmits as f64);
-    let mut text = Vec::new();
-    let families: Vec<MetricFamily> = families.0.into_values().collect();
-    if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
-        tracing::error!("/metrics: {error}");
-    }
-    String::from_utf8_lossy(&text).into_owned()
+    families.text()
 }
 
 fn own(page: &Page, families: &mut Families) {
@@ -364,8 +281,13 @@ fn own(page: &Page, families: &mut Families) {
     for (metric, value) in values {
         families.value(metric, &[], value);
     }
-    for (source, took) in &page.extras.took {
-        families.value(COLLECT, &[source], took.as_secs_f64());
+    for (source, cost) in page.extras.costs.iter() {
+        if let Some(at) = cost.read_at {
+            families.value(SOURCE_AGE, &[source], at.elapsed().as_secs_f64());
+        }
+        families.value(SOURCE_READS, &[source], cost.reads as f64);
+        families.value(SOURCE_CPU, &[source], cost.cpu.as_secs_f64());
+        families.value(COLLECT, &[source], cost.took.as_secs_f64());
     }
     for (key, seen) in &page.events {
         let code = key.code.map_or_else(String::new, |c| c.to_string());

@@ -29,11 +29,12 @@ mod ports;
 mod sample;
 mod scan;
 pub mod sockdiag;
-mod sys;
+pub(crate) mod sys;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::time::Instant;
+use crate::cost::Meter;
+use std::time::{Duration, Instant};
 
 use aya::{Ebpf, maps::PerCpuArray, programs::UProbe};
 use weir_ebpf_abi::lost;
@@ -67,6 +68,8 @@ pub struct Bpf {
     flows: Option<Flows>,
     queues: Option<Queues>,
     drops: Option<DropCounts>,
+    /// CPU time of the looks between polls.
+    looked: Duration,
 }
 
 impl Bpf {
@@ -94,17 +97,24 @@ impl Bpf {
             now_ns: sys::monotonic_ns(),
             ..BpfSample::default()
         };
+        let mut meter = Meter::start();
         if let (Some(collectives), Some(ebpf)) = (&mut self.collectives, &mut self.ebpf) {
             collectives.poll(ebpf, now, &mut sample);
+            let mut reading = meter.lap("collective", true);
+            reading.cpu += std::mem::take(&mut self.looked);
+            sample.costs.push(reading);
         }
         if let Some(flows) = &mut self.flows {
-            flows.poll(&mut sample);
+            let ok = flows.poll(&mut sample);
+            sample.costs.push(meter.lap("tcp", ok));
         }
         if let Some(queues) = &mut self.queues {
             queues.poll(&mut sample);
+            sample.costs.push(meter.lap("qdisc", true));
         }
         if let Some(drops) = &mut self.drops {
             drops.poll(&mut sample);
+            sample.costs.push(meter.lap("drop", true));
         }
         sample.lost_records = self.lost_records();
         sample
@@ -115,7 +125,9 @@ impl Bpf {
     pub fn look_for_jobs(&mut self, now: Instant) -> Vec<String> {
         let mut notes = Vec::new();
         if let (Some(collectives), Some(ebpf)) = (&mut self.collectives, &mut self.ebpf) {
+            let mut meter = Meter::start();
             collectives.look(ebpf, now, &mut notes);
+            self.looked += meter.lap("collective", true).cpu;
         }
         notes
     }
@@ -213,6 +225,7 @@ impl Loader {
             flows,
             queues,
             drops,
+            looked: Duration::ZERO,
         });
         BpfStart { bpf, sources }
     }
@@ -300,6 +313,7 @@ fn without_programs(options: &BpfOptions, error: &LoadError) -> BpfStart {
         flows: Some(flows),
         queues: None,
         drops: None,
+        looked: Duration::ZERO,
     });
     BpfStart { bpf, sources }
 }

@@ -107,6 +107,32 @@ pub fn meaning(driver: &str, name: &str) -> Option<Meaning> {
     })
 }
 
+/// Heads of the columns of [`documented`].
+pub const DOCUMENT_HEADS: [&str; 4] = ["driver", "statistic", "signal", "unit"];
+
+/// The rows as words, for documents.
+pub fn documented() -> impl Iterator<Item = [String; 4]> {
+    let own = |name: &str| name.to_owned();
+    let drivers: [(&str, &[Row], fn(&str) -> String); 6] = [
+        ("mlx5_core", MLX5, own),
+        ("bnxt_en", BNXT, own),
+        ("ice", INTEL, |name| format!("{name}.nic")),
+        ("i40e", INTEL, |name| format!("port.{name}")),
+        ("ionic", IONIC, own),
+        ("ena", ENA, own),
+    ];
+    drivers.into_iter().flat_map(|(driver, rows, spelt)| {
+        rows.iter().map(move |Row(name, signal)| {
+            [
+                driver.to_owned(),
+                spelt(name),
+                signal.name().to_owned(),
+                signal.unit().to_owned(),
+            ]
+        })
+    })
+}
+
 /// Whether the name is the pattern's, and its index.
 fn index_in(pattern: &str, name: &str) -> Option<Option<u8>> {
     let Some((before, after)) = pattern.split_once('#') else {
@@ -189,6 +215,18 @@ mod tests {
             "that is the VSI's, not the port's"
         );
         assert_eq!(of("virtio_net", "rx_dropped"), None);
+    }
+
+    #[test]
+    fn what_is_documented_is_what_is_meant() {
+        for [driver, name, signal, _] in documented() {
+            let meant = of(&driver, &name.replace('#', "5"));
+            assert_eq!(
+                meant.map(|(s, _)| s.name()),
+                Some(signal.as_str()),
+                "{name}"
+            );
+        }
     }
 
     #[test]

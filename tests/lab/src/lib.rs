@@ -10,12 +10,12 @@
 //! | [`job`], [`traffic`] | load: an MPI all-reduce, and plain TCP |
 //! | [`stack`], [`api`], [`http`] | controller and agents as processes, and the controller's API |
 //! | [`demo`], [`progress`], [`report`], [`preflight`] | `weir-lab demo` |
-//! | [`bench`], `bench_node` | `weir-lab bench`: on the fabric, and on a full node |
+//! | [`bench`], [`bench_node`] | `weir-lab bench`: on the fabric, and on a full node |
 //! | [`sys`], [`shell`], [`output`] | system calls, external programs, lines for people |
 
 pub mod api;
 pub mod bench;
-mod bench_node;
+pub mod bench_node;
 pub mod demo;
 pub mod fabric;
 pub mod http;
