@@ -112,20 +112,19 @@ pub const DOCUMENT_HEADS: [&str; 4] = ["driver", "statistic", "signal", "unit"];
 
 /// The rows as words, for documents.
 pub fn documented() -> impl Iterator<Item = [String; 4]> {
-    let own = |name: &str| name.to_owned();
-    let drivers: [(&str, &[Row], fn(&str) -> String); 6] = [
-        ("mlx5_core", MLX5, own),
-        ("bnxt_en", BNXT, own),
-        ("ice", INTEL, |name| format!("{name}.nic")),
-        ("i40e", INTEL, |name| format!("port.{name}")),
-        ("ionic", IONIC, own),
-        ("ena", ENA, own),
+    let drivers = [
+        ("mlx5_core", MLX5, ("", "")),
+        ("bnxt_en", BNXT, ("", "")),
+        ("ice", INTEL, ("", ".nic")),
+        ("i40e", INTEL, ("port.", "")),
+        ("ionic", IONIC, ("", "")),
+        ("ena", ENA, ("", "")),
     ];
-    drivers.into_iter().flat_map(|(driver, rows, spelt)| {
+    drivers.into_iter().flat_map(|(driver, rows, around)| {
         rows.iter().map(move |Row(name, signal)| {
             [
                 driver.to_owned(),
-                spelt(name),
+                format!("{}{name}{}", around.0, around.1),
                 signal.name().to_owned(),
                 signal.unit().to_owned(),
             ]
