@@ -11,6 +11,7 @@ pub mod document;
 pub mod ethtool;
 mod exposition;
 pub mod frame;
+pub mod fuzz;
 pub mod gpu;
 pub mod inventory;
 pub mod kmsg;

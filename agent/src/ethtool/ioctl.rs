@@ -94,11 +94,7 @@ impl Ethtool {
             .map_err(io::Error::other)?
             .min(length);
         let bytes: Vec<u8> = request[3..].iter().flat_map(|w| w.to_ne_bytes()).collect();
-        Ok(bytes
-            .chunks_exact(STRING_BYTES)
-            .take(returned)
-            .map(text)
-            .collect())
+        Ok(parse_names(&bytes).take(returned).collect())
     }
 
     /// Values of the statistics, in the order of their names.
@@ -148,6 +144,11 @@ impl Ethtool {
         }
         Ok(())
     }
+}
+
+/// Names of 32 bytes each, as the driver laid them out.
+pub(crate) fn parse_names(bytes: &[u8]) -> impl Iterator<Item = String> {
+    bytes.chunks_exact(STRING_BYTES).map(text)
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -175,6 +175,14 @@ impl EthtoolSource {
     }
 }
 
+/// How many names of a driver become columns, and how many of all are kept.
+pub(crate) fn understood(driver: &str, names: Vec<String>) -> (usize, usize) {
+    let slots = slots(driver, names);
+    let columns = slots.iter().filter(|s| matches!(s, Slot::Column(..)));
+    let kept = slots.iter().filter(|s| **s != Slot::Skip);
+    (columns.count(), kept.count())
+}
+
 /// What becomes of each statistic of a driver.
 fn slots(driver: &str, names: Vec<String>) -> Vec<Slot> {
     let mut seen = BTreeSet::new();

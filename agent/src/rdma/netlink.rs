@@ -263,6 +263,15 @@ fn walk(
     None
 }
 
+/// Takes one reply apart in every way there is; gives how much of it was understood.
+pub(crate) fn understood(message: &[u8]) -> usize {
+    let port = parse_port(message);
+    usize::from(parse_device(message).is_some())
+        + usize::from(port != Port::default())
+        + HwCounters(message).iter().count()
+        + parse_qps(message).count()
+}
+
 fn u8_at(value: &[u8]) -> Option<u8> {
     value.first().copied()
 }
