@@ -49,6 +49,7 @@ pub struct Extras {
     /// Interface names by ifindex.
     pub names: BTreeMap<u32, String>,
     pub raw: Vec<RawCounter>,
+    pub verbatim: Vec<RawCounter>,
     pub info: Vec<Info>,
     /// Events that one sample could not hold, since the start.
     pub events_dropped: u64,
@@ -206,6 +207,7 @@ impl Collector {
             bpf,
             names,
             raw: gathered.raw,
+            verbatim: gathered.verbatim,
             info: gathered.info,
             events_dropped: self.events_dropped,
             costs: self.costs.clone(),

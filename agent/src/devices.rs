@@ -172,7 +172,8 @@ impl Devices {
 }
 
 fn ethtool(config: &Config) -> Read {
-    let mut source = EthtoolSource::open(&config.path_sysfs).map_err(|e| e.to_string());
+    let verbatim = config.compat_node_exporter;
+    let mut source = EthtoolSource::open(&config.path_sysfs, verbatim).map_err(|e| e.to_string());
     Box::new(move |question, out| {
         let source = source.as_mut().map_err(|reason| reason.clone())?;
         let interfaces = question.interfaces.iter().map(String::as_str).collect();
@@ -188,6 +189,7 @@ fn rdma(config: &Config) -> Read {
         include: Vec::new(),
         exclude: config.devices_exclude.clone(),
         netlink: true,
+        verbatim: config.compat_node_exporter,
     });
     Box::new(move |question, out| match source.poll(question.now, out) {
         // A node without verbs devices lacks nothing.

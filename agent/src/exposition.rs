@@ -2,6 +2,7 @@
 //! thousand series at each scrape, and each costs but its line.
 
 use crate::metrics::{Metric, Type};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -13,21 +14,47 @@ const LINE: usize = 128;
 
 /// Families under construction, by name.
 #[derive(Debug, Default)]
-pub struct Families(BTreeMap<&'static str, Family>);
+pub struct Families(BTreeMap<Cow<'static, str>, Family>);
 
 #[derive(Debug)]
 struct Family {
-    metric: Metric,
+    kind: &'static str,
+    help: &'static str,
     lines: String,
 }
 
 impl Families {
     fn lines(&mut self, metric: Metric) -> &mut String {
-        let family = self.0.entry(metric.name).or_insert_with(|| Family {
-            metric,
+        let name = Cow::Borrowed(metric.name);
+        let family = self.0.entry(name).or_insert_with(|| Family {
+            kind: match metric.kind {
+                Type::Gauge => "gauge",
+                Type::Counter => "counter",
+                Type::Histogram => "histogram",
+            },
+            help: metric.help,
             lines: String::with_capacity(LINE),
         });
         &mut family.lines
+    }
+
+    /// A series whose name is known only now, and its kind not at all.
+    pub fn untyped(
+        &mut self,
+        name: &str,
+        help: &'static str,
+        label: (&'static str, &str),
+        value: f64,
+    ) {
+        let owned = Cow::Owned(name.to_owned());
+        let family = self.0.entry(owned).or_insert_with(|| Family {
+            kind: "untyped",
+            help,
+            lines: String::with_capacity(LINE),
+        });
+        family.lines.push_str(name);
+        put_labels(&mut family.lines, &[label.0], &[label.1], None);
+        put_value(&mut family.lines, value);
     }
 
     /// A series of a gauge or counter; `labels` are the values, in the order of the metric's names.
@@ -69,14 +96,9 @@ impl Families {
         let heads = self.0.len() * 2 * LINE;
         let length: usize = self.0.values().map(|f| f.lines.len()).sum();
         let mut text = String::with_capacity(length + heads);
-        for (name, Family { metric, lines }) in &self.0 {
+        for (name, Family { kind, help, lines }) in &self.0 {
             text.extend(["# HELP ", name, " "]);
-            put_escaped(&mut text, metric.help, false);
-            let kind = match metric.kind {
-                Type::Gauge => "gauge",
-                Type::Counter => "counter",
-                Type::Histogram => "histogram",
-            };
+            put_escaped(&mut text, help, false);
             text.extend(["\n# TYPE ", name, " ", kind, "\n", lines]);
         }
         text

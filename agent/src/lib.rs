@@ -4,6 +4,7 @@
 pub mod actuate;
 pub mod bpf;
 pub mod collect;
+mod compat;
 pub mod config;
 pub mod cost;
 pub mod devices;

@@ -104,6 +104,9 @@ struct Options {
     /// NVML library; default: libnvidia-ml.so.1 of the loader's path.
     #[arg(long, env = "WEIR_AGENT_NVML_LIBRARY", value_name = "FILE")]
     nvml_library: Option<PathBuf>,
+    /// Show another exporter's names as well, so that its dashboards keep working: node-exporter.
+    #[arg(long, env = "WEIR_AGENT_COMPAT", value_name = "EXPORTER")]
+    compat: Option<String>,
     #[command(flatten)]
     collectors: CollectorFlags,
 }
@@ -255,6 +258,7 @@ impl Options {
             (&self.controller, &mut raw.controller),
             (&self.listen_metrics, &mut raw.listen_metrics),
             (&self.sample_interval, &mut raw.sample_interval),
+            (&self.compat, &mut raw.compat),
         ];
         for (given, key) in overrides {
             if given.is_some() {

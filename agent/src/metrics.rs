@@ -4,6 +4,7 @@
 //! only while its subject does: absent is not zero.
 
 use crate::collect::{Extras, Source};
+use crate::compat;
 use crate::exposition::{CONTENT_TYPE, Families};
 use crate::sample::{PORT_SIGNALS, Sample};
 use crate::source::Severity;
@@ -156,6 +157,8 @@ pub struct Page {
     pub leases_applied: u64,
     pub leases_refused: u64,
     pub leases_ended: u64,
+    /// Whether the names of node_exporter are shown as well.
+    pub compat_node_exporter: bool,
     sample: Arc<Sample>,
     extras: Arc<Extras>,
     durations: BTreeMap<&'static str, Durations>,
@@ -250,6 +253,9 @@ pub fn render(page: &Page) -> String {
     families.value(RUNNING, &[], page.sample.running.len() as f64);
     families.value(FLOWS, &[], page.sample.flows.len() as f64);
     families.value(RETRANSMITS, &[], page.retransmits as f64);
+    if page.compat_node_exporter {
+        compat::put(&page.sample, &page.extras, &mut families);
+    }
     families.text()
 }
 

@@ -29,6 +29,9 @@ use weir_wire::version;
 
 /// A new job is probed within this time; the scanner itself rests as long between looks.
 const LOOK_FOR_JOBS: Duration = Duration::from_millis(500);
+/// The kernel says when links, routes and neighbours change; what it does not say, such as the speed
+/// of a link whose carrier stays, is seen after this.
+const INVENTORY_EVERY: Duration = Duration::from_secs(10);
 /// Lease reports that wait for a stream.
 const REPORTS_MAX: usize = 256;
 /// How long an orderly end of the stream may take when the agent stops.
@@ -87,6 +90,7 @@ async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow
         said: None,
         told_sources: Vec::new(),
         told_inventory: None,
+        inventory_due: Duration::ZERO,
         page: Page::default(),
         instance: u64::try_from(
             std::time::SystemTime::now()
@@ -100,6 +104,7 @@ async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow
         shared,
         epoch,
     };
+    agent.page.compat_node_exporter = agent.config.compat_node_exporter;
     let result = agent.serve(&mut uplink, &mut stop).await;
     agent.shut_down(&mut uplink).await;
     page.abort();
@@ -127,6 +132,8 @@ struct Agent<B> {
     routes_epoch: u64,
     told_sources: Vec<Source>,
     told_inventory: Option<v1::Inventory>,
+    /// When the inventory is read again at the latest, on the agent's clock.
+    inventory_due: Duration,
     /// Last reason logged for a lost stream.
     said: Option<(String, Instant)>,
     instance: u64,
@@ -153,6 +160,9 @@ impl<B: Backend> Agent<B> {
                     let changes = changes?;
                     if changes.routing {
                         self.routing_changed();
+                    } else if changes.neighbours {
+                        // They come in swarms: with the next sample.
+                        self.inventory_due = Duration::ZERO;
                     }
                 }
                 event = next(uplink) => self.uplink_event(event),
@@ -177,7 +187,9 @@ impl<B: Backend> Agent<B> {
         {
             carry(&dropped, Arc::make_mut(oldest));
         }
-        self.tell_inventory();
+        if self.now() >= self.inventory_due {
+            self.tell_inventory();
+        }
         self.tell_sources();
         self.flush();
         self.publish();
@@ -355,6 +367,7 @@ impl<B: Backend> Agent<B> {
         if !self.is_up() {
             return;
         }
+        self.inventory_due = self.now() + INVENTORY_EVERY;
         match inventory::read(
             &mut self.collector.netlink,
             &self.config.ports_exclude,
@@ -365,7 +378,10 @@ impl<B: Backend> Agent<B> {
                 self.told_inventory = Some(inventory);
             }
             Ok(_) => {}
-            Err(error) => tracing::debug!("inventory: {error}"),
+            Err(error) => {
+                tracing::debug!("inventory: {error}");
+                self.inventory_due = Duration::ZERO;
+            }
         }
     }
 

@@ -113,6 +113,9 @@ pub struct Info {
 pub struct Gathered {
     pub columns: BTreeMap<ColumnKey, Reading>,
     pub raw: Vec<RawCounter>,
+    /// Every counter under its own name, those with a canonical signal too; only where that was
+    /// asked for.
+    pub verbatim: Vec<RawCounter>,
     pub info: Vec<Info>,
     pub events: Vec<Event>,
 }
@@ -122,6 +125,7 @@ impl Gathered {
     pub fn append(&mut self, mut other: Gathered) {
         self.columns.append(&mut other.columns);
         self.raw.append(&mut other.raw);
+        self.verbatim.append(&mut other.verbatim);
         self.info.append(&mut other.info);
         self.events.append(&mut other.events);
     }

@@ -62,12 +62,7 @@ fn text_of_sysfs() {
             "pcie",
             "ras",
         ],
-        &[
-            "no_pma",
-            "empty",
-            "not_text",
-            "gid_empty",
-        ],
+        &["no_pma", "empty", "not_text"],
     );
 }
 

@@ -5,7 +5,7 @@ use super::netlink::RdmaNetlink;
 use super::sysfs::{self, Device};
 use super::table::{Driver, Merged};
 use super::text;
-use crate::source::{Gathered, Info, Reading};
+use crate::source::{Gathered, Info, RawCounter, Reading};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -103,6 +103,31 @@ impl OpenDevice {
         }
         merged.clear();
         self.own.raw(&self.device.name, merged, &mut out.raw);
+    }
+
+    /// Gives every port counter of sysfs under the name of its file, and the state of each port as
+    /// `state`, `phys_state` and `rate` (bits per second). Files of `counters_ext/` have that before
+    /// their name.
+    pub fn verbatim(&self, out: &mut Vec<RawCounter>) {
+        for (open, port) in self.ports.iter().zip(&self.device.ports) {
+            let mut put = |name: &str, value: Option<u64>| {
+                out.extend(value.map(|value| RawCounter {
+                    source: "rdma",
+                    device: open.entity.clone(),
+                    name: name.to_owned(),
+                    value,
+                }));
+            };
+            put("state", port.state.as_ref().map(|s| s.number.into()));
+            put(
+                "phys_state",
+                port.physical.as_ref().map(|s| s.number.into()),
+            );
+            put("rate", port.rate.as_ref().map(|r| r.bps));
+            let [counters, old] = &open.counters;
+            counters.each(|name, value| put(name, Some(value)));
+            old.each(|name, value| put(&format!("counters_ext/{name}"), Some(value)));
+        }
     }
 
     /// Files held open.
