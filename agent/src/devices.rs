@@ -206,10 +206,14 @@ fn gpu(config: &Config) -> Read {
         sysfs: sysfs.clone(),
         meaning: catalogue::meaning,
     });
-    Box::new(move |question, out| match source.poll(question.now, out) {
-        // A node without GPUs lacks nothing.
-        Err(_) if !named && !has_nvidia(&sysfs) => Ok(()),
-        other => other,
+    Box::new(move |question, out| {
+        let result = source.poll(question.now, out);
+        out.gpu_processes = source.processes();
+        match result {
+            // A node without GPUs lacks nothing.
+            Err(_) if !named && !has_nvidia(&sysfs) => Ok(()),
+            other => other,
+        }
     })
 }
 

@@ -54,6 +54,9 @@ catalogue! {
     PORT_INFO Gauge "weir_port_info" ["port", "driver", "firmware", "pci_address"] "Always 1; facts of a port, for joins.";
     RDMA_INFO Gauge "weir_rdma_info" ["device", "port", "driver", "firmware", "board", "pci_address", "netdev", "link_layer", "node_guid", "state", "phys_state"] "Always 1; facts of a port of a verbs device, for joins.";
     GPU_INFO Gauge "weir_gpu_info" ["gpu", "name", "uuid", "serial", "driver", "vbios"] "Always 1; facts of a GPU, for joins.";
+    GPU_PART Gauge "weir_gpu_part_info" ["gpu", "part", "uuid"] "Always 1; a part of a GPU that is split (MIG). Its values are in those of the GPU.";
+    GPU_PROCESSES Gauge "weir_gpu_processes" ["gpu"] "Processes that compute on the GPU.";
+    GPU_PROCESS Gauge "weir_gpu_process_info" ["gpu", "pid", "job", "rank"] "Always 1; a process that computes on the GPU, and its job as its launcher told it (at most 1,024).";
     LOST Counter "weir_agent_bpf_lost_records_total" [] "Records that the eBPF programs could not hand over.";
     UPLINK Gauge "weir_agent_uplink_up" [] "1 while a stream to the controller is open.";
     FRAMES Counter "weir_agent_frames_sent_total" [] "Frames sent to the controller.";
@@ -239,6 +242,7 @@ pub fn render(page: &Page) -> String {
     own(page, &mut families);
     ports(page, &mut families);
     columns(page, &mut families);
+    gpus(&page.extras, &mut families);
     for (op, durations) in &page.durations {
         let calls: u64 = durations.counts.iter().sum();
         families.value(CALLS, &[op], calls as f64);
@@ -332,6 +336,27 @@ fn columns(page: &Page, families: &mut Families) {
         let facts = facts.map(|label| info.labels.get(label).map_or("", String::as_str));
         let labels: Vec<&str> = own.iter().copied().chain(facts).collect();
         families.value(metric, &labels, 1.0);
+    }
+}
+
+fn gpus(extras: &Extras, families: &mut Families) {
+    for part in &extras.gpu_parts {
+        let labels = [part.gpu.as_str(), &part.index.to_string(), &part.uuid];
+        families.value(GPU_PART, &labels, 1.0);
+    }
+    for (gpu, count) in &extras.gpu_process_counts {
+        families.value(GPU_PROCESSES, &[gpu], *count as f64);
+    }
+    for process in &extras.gpu_processes {
+        let job = process.job.as_ref();
+        let rank = job.and_then(|j| j.rank).map(|r| r.to_string());
+        let labels = [
+            process.gpu.as_str(),
+            &process.pid.to_string(),
+            job.map_or("", |j| &j.key),
+            rank.as_deref().unwrap_or_default(),
+        ];
+        families.value(GPU_PROCESS, &labels, 1.0);
     }
 }
 

@@ -108,6 +108,17 @@ pub struct Info {
     pub labels: BTreeMap<&'static str, String>,
 }
 
+/// A part of a GPU that was split (MIG). Its memory and its work are the GPU's: they are counted there,
+/// and nowhere else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuPart {
+    /// PCI address of the GPU.
+    pub gpu: String,
+    /// Place in the GPU's list of parts.
+    pub index: u32,
+    pub uuid: String,
+}
+
 /// What one reading of a source gives. What is absent is not there.
 #[derive(Debug, Clone, Default)]
 pub struct Gathered {
@@ -117,6 +128,9 @@ pub struct Gathered {
     /// asked for.
     pub verbatim: Vec<RawCounter>,
     pub info: Vec<Info>,
+    pub gpu_parts: Vec<GpuPart>,
+    /// Processes that compute on a GPU, by its PCI address; a GPU that does not tell is not there.
+    pub gpu_processes: BTreeMap<String, Vec<u32>>,
     pub events: Vec<Event>,
 }
 
@@ -127,6 +141,8 @@ impl Gathered {
         self.raw.append(&mut other.raw);
         self.verbatim.append(&mut other.verbatim);
         self.info.append(&mut other.info);
+        self.gpu_parts.append(&mut other.gpu_parts);
+        self.gpu_processes.append(&mut other.gpu_processes);
         self.events.append(&mut other.events);
     }
 

@@ -32,6 +32,7 @@ enum {
     INVALID = 2,
     UNSUPPORTED = 3,
     INSUFFICIENT = 7,
+    NOT_FOUND = 6,
     NOT_LOADED = 9,
     TIMEOUT = 10,
     LOST = 15,
@@ -42,6 +43,9 @@ enum { GPUS = 8, BLACKWELL = 5, AMPERE = 6, PLAIN = 7 };
 
 struct gpu { int index; };
 static struct gpu gpus[GPUS] = {{0}, {1}, {2}, {3}, {4}, {5}, {6}, {7}};
+/* Parts of the one with MIG on: of three places the second is not taken. */
+enum { PART = 100, PLACES = 3 };
+static struct gpu parts[PLACES] = {{PART}, {PART + 1}, {PART + 2}};
 
 static void path_of(char *path, size_t size, const char *format, va_list arguments)
 {
@@ -171,7 +175,32 @@ int nvmlDeviceGetName(struct gpu *gpu, char *text, unsigned size)
 
 int nvmlDeviceGetUUID(struct gpu *gpu, char *text, unsigned size)
 {
-    snprintf(text, size, "GPU-00000000-0000-0000-0000-%012d", gpu->index);
+    const char *kind = gpu->index >= PART ? "MIG" : "GPU";
+    snprintf(text, size, "%s-00000000-0000-0000-0000-%012d", kind, gpu->index);
+    return OK;
+}
+
+int nvmlDeviceGetMigMode(struct gpu *gpu, unsigned *current, unsigned *pending)
+{
+    if (gpu->index == AMPERE)
+        return UNSUPPORTED;
+    *current = *pending = gpu->index == PLAIN;
+    return live(gpu);
+}
+
+int nvmlDeviceGetMaxMigDeviceCount(struct gpu *gpu, unsigned *count)
+{
+    *count = gpu->index == PLAIN ? PLACES : 0;
+    return OK;
+}
+
+int nvmlDeviceGetMigDeviceHandleByIndex(struct gpu *gpu, unsigned index, struct gpu **part)
+{
+    if (gpu->index != PLAIN || index >= PLACES)
+        return INVALID;
+    if (index == 1)
+        return NOT_FOUND;
+    *part = &parts[index];
     return OK;
 }
 
