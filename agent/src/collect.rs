@@ -16,7 +16,7 @@ use crate::sample::{
     CollectiveCall, EVENTS_MAX, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, Readings,
     RunningCall, Sample, Series,
 };
-use crate::source::{Gathered, GpuPart, Info, RawCounter};
+use crate::source::{Gathered, GpuPart, Info, OptionalCounter, RawCounter};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -63,6 +63,7 @@ pub struct Extras {
     pub raw: Vec<RawCounter>,
     pub verbatim: Vec<RawCounter>,
     pub info: Vec<Info>,
+    pub optional_counters: Vec<OptionalCounter>,
     pub gpu_parts: Vec<GpuPart>,
     /// Processes on each GPU that tells.
     pub gpu_process_counts: BTreeMap<String, usize>,
@@ -228,6 +229,7 @@ impl Collector {
             raw: gathered.raw,
             verbatim: gathered.verbatim,
             info: gathered.info,
+            optional_counters: gathered.optional_counters,
             gpu_parts: gathered.gpu_parts,
             gpu_process_counts: gathered
                 .gpu_processes

@@ -53,6 +53,7 @@ catalogue! {
     RAW Counter "weir_raw_total" ["source", "device", "name"] "Counters of drivers and devices that no canonical signal stands for, under their own names.";
     PORT_INFO Gauge "weir_port_info" ["port", "driver", "firmware", "pci_address"] "Always 1; facts of a port, for joins.";
     RDMA_INFO Gauge "weir_rdma_info" ["device", "port", "driver", "firmware", "board", "pci_address", "netdev", "link_layer", "node_guid", "state", "phys_state"] "Always 1; facts of a port of a verbs device, for joins.";
+    RDMA_OPTIONAL Gauge "weir_rdma_optional_counter_enabled" ["device", "port", "name"] "Optional counters that the port supports: 1 if it counts, 0 until `rdma statistic set` turns it on.";
     GPU_INFO Gauge "weir_gpu_info" ["gpu", "name", "uuid", "serial", "driver", "vbios"] "Always 1; facts of a GPU, for joins.";
     GPU_PART Gauge "weir_gpu_part_info" ["gpu", "part", "uuid"] "Always 1; a part of a GPU that is split (MIG). Its values are in those of the GPU.";
     GPU_PROCESSES Gauge "weir_gpu_processes" ["gpu"] "Processes that compute on the GPU.";
@@ -242,7 +243,7 @@ pub fn render(page: &Page) -> String {
     own(page, &mut families);
     ports(page, &mut families);
     columns(page, &mut families);
-    gpus(&page.extras, &mut families);
+    listed(&page.extras, &mut families);
     for (op, durations) in &page.durations {
         let calls: u64 = durations.counts.iter().sum();
         families.value(CALLS, &[op], calls as f64);
@@ -339,7 +340,12 @@ fn columns(page: &Page, families: &mut Families) {
     }
 }
 
-fn gpus(extras: &Extras, families: &mut Families) {
+fn listed(extras: &Extras, families: &mut Families) {
+    for counter in &extras.optional_counters {
+        let mut labels: Vec<&str> = counter.entity.splitn(2, '/').collect();
+        labels.push(&counter.name);
+        families.value(RDMA_OPTIONAL, &labels, f64::from(u8::from(counter.enabled)));
+    }
     for part in &extras.gpu_parts {
         let labels = [part.gpu.as_str(), &part.index.to_string(), &part.uuid];
         families.value(GPU_PART, &labels, 1.0);

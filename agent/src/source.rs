@@ -119,6 +119,16 @@ pub struct GpuPart {
     pub uuid: String,
 }
 
+/// A counter of a verbs port that costs the device something, so that an operator has to turn it on
+/// (`rdma statistic set link DEVICE/PORT optional-counters NAME`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OptionalCounter {
+    /// `DEVICE/PORT`.
+    pub entity: String,
+    pub name: String,
+    pub enabled: bool,
+}
+
 /// What one reading of a source gives. What is absent is not there.
 #[derive(Debug, Clone, Default)]
 pub struct Gathered {
@@ -128,6 +138,7 @@ pub struct Gathered {
     /// asked for.
     pub verbatim: Vec<RawCounter>,
     pub info: Vec<Info>,
+    pub optional_counters: Vec<OptionalCounter>,
     pub gpu_parts: Vec<GpuPart>,
     /// Processes that compute on a GPU, by its PCI address; a GPU that does not tell is not there.
     pub gpu_processes: BTreeMap<String, Vec<u32>>,
@@ -141,6 +152,7 @@ impl Gathered {
         self.raw.append(&mut other.raw);
         self.verbatim.append(&mut other.verbatim);
         self.info.append(&mut other.info);
+        self.optional_counters.append(&mut other.optional_counters);
         self.gpu_parts.append(&mut other.gpu_parts);
         self.gpu_processes.append(&mut other.gpu_processes);
         self.events.append(&mut other.events);

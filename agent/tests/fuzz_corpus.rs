@@ -95,6 +95,7 @@ fn attributes_of_netlink() {
             "rdma_device",
             "rdma_port",
             "rdma_qps",
+            "rdma_status",
             "ethtool_fec",
             "ethtool_mode",
             "link",
