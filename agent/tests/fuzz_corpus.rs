@@ -9,6 +9,63 @@ use std::panic::catch_unwind;
 use std::path::Path;
 use weir_agent::fuzz;
 
+/// Changed copies of the corpus that are fed as well; `WEIR_FUZZ_ROUNDS` asks for more.
+const ROUNDS: u64 = 3_000;
+
+/// Numbers that look random and are the same in each run (xorshift of 64 bits).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 11).unwrap() % end.max(1)
+    }
+
+    fn byte(&mut self) -> u8 {
+        const ODD: [u8; 8] = [0, 1, 0x7f, 0x80, 0xff, b'\n', b' ', b'9'];
+        match self.below(2) {
+            0 => ODD[self.below(ODD.len())],
+            _ => u8::try_from(self.below(256)).unwrap(),
+        }
+    }
+
+    /// One seed with bytes changed, cut out, doubled, or the end of another behind it.
+    fn change(&mut self, seeds: &[Vec<u8>]) -> Vec<u8> {
+        let mut bytes = seeds[self.below(seeds.len())].clone();
+        for _ in 0..=self.below(6) {
+            let at = self.below(bytes.len() + 1);
+            let end = (at + self.below(16)).min(bytes.len());
+            match self.below(5) {
+                0 if at < bytes.len() => bytes[at] = self.byte(),
+                1 => bytes.insert(at, self.byte()),
+                2 => drop(bytes.drain(at..end)),
+                3 => bytes.extend_from_within(at..end),
+                4 => {
+                    let other = &seeds[self.below(seeds.len())];
+                    let from = self.below(other.len() + 1);
+                    bytes.truncate(at);
+                    bytes.extend_from_slice(&other[from..]);
+                }
+                _ => bytes.truncate(at),
+            }
+        }
+        bytes
+    }
+}
+
+/// Feeds changed copies of the seeds: not what a fuzzer does, but at each run of the tests.
+fn stir(target: &str, body: fn(&[u8]) -> usize, seeds: &[Vec<u8>]) {
+    let rounds = std::env::var("WEIR_FUZZ_ROUNDS").map_or(ROUNDS, |text| text.parse().unwrap());
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    for _ in 0..rounds {
+        let bytes = random.change(seeds);
+        let outcome = catch_unwind(|| body(&bytes));
+        assert!(outcome.is_ok(), "{target}: a parser panicked at {bytes:?}");
+    }
+}
+
 /// Feeds every file of a target's corpus; gives the names of those of which something was understood.
 fn replay(target: &str, body: fn(&[u8]) -> usize) -> Vec<String> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -21,6 +78,7 @@ fn replay(target: &str, body: fn(&[u8]) -> usize) -> Vec<String> {
     files.sort();
     assert!(!files.is_empty(), "{} is empty", dir.display());
     let mut understood = Vec::new();
+    let mut seeds = Vec::new();
     for file in files {
         let bytes = std::fs::read(&file).unwrap();
         let outcome = catch_unwind(|| body(&bytes));
@@ -28,7 +86,9 @@ fn replay(target: &str, body: fn(&[u8]) -> usize) -> Vec<String> {
         if things > 0 {
             understood.push(file.file_name().unwrap().to_string_lossy().into_owned());
         }
+        seeds.push(bytes);
     }
+    stir(target, body, &seeds);
     understood
 }
 
