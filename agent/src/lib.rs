@@ -14,6 +14,7 @@ mod exposition;
 pub mod frame;
 pub mod fuzz;
 pub mod gpu;
+pub mod gpu_jobs;
 pub mod inventory;
 pub mod kmsg;
 pub mod metrics;

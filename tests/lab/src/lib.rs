@@ -16,6 +16,7 @@
 pub mod api;
 pub mod bench;
 pub mod bench_node;
+mod bench_tree;
 pub mod demo;
 pub mod fabric;
 pub mod http;
