@@ -7,7 +7,9 @@ use crate::bpf::jobs::{self, JobIdentity};
 use crate::bpf::start_time;
 use crate::bpf::{Bpf, BpfOptions, BpfSample, QpSample, SourceState};
 use crate::config::{Config, excluded};
+use crate::cost::{Costs, Meter};
 use crate::devices::Devices;
+use crate::gpu_jobs::{self, GpuProcess};
 use crate::kmsg::From;
 use crate::netlink::links::Link;
 use crate::netlink::qdiscs::Qdisc;
@@ -19,7 +21,7 @@ use crate::sample::{
     CollectiveCall, EVENTS_MAX, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, QueuePair,
     Readings, RunningCall, Sample, Series,
 };
-use crate::source::{Gathered, Info, RawCounter};
+use crate::source::{Gathered, GpuPart, Info, OptionalCounter, RawCounter};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -54,11 +56,16 @@ pub struct Extras {
     /// Interface names by ifindex.
     pub names: BTreeMap<u32, String>,
     pub raw: Vec<RawCounter>,
+    pub verbatim: Vec<RawCounter>,
     pub info: Vec<Info>,
+    pub optional_counters: Vec<OptionalCounter>,
+    pub gpu_parts: Vec<GpuPart>,
+    /// Processes on each GPU that tells.
+    pub gpu_process_counts: BTreeMap<String, usize>,
+    pub gpu_processes: Vec<GpuProcess>,
     /// Events that one sample could not hold, since the start.
     pub events_dropped: u64,
-    /// Wall time of each source's part, in the order of collection.
-    pub took: Vec<(&'static str, Duration)>,
+    pub costs: Costs,
 }
 
 /// What is known of a process.
@@ -93,12 +100,15 @@ pub struct Collector {
     /// Processes among which the owners were looked for last.
     owner_pids: Vec<u32>,
     drop_sums: BTreeMap<u32, u64>,
+    /// Jobs of the processes on GPUs, while they are there.
+    gpu_jobs: BTreeMap<u32, Option<JobIdentity>>,
     devices: Devices,
     /// Active probes, or why there are none; `None`: not wanted.
     probe: Option<Result<Probe, String>>,
     /// How long a sample waits for devices.
     patience: Duration,
     events_dropped: u64,
+    costs: Costs,
     epoch: Instant,
 }
 
@@ -140,6 +150,7 @@ impl Collector {
             owners: BTreeMap::new(),
             owner_pids: Vec::new(),
             drop_sums: BTreeMap::new(),
+            gpu_jobs: BTreeMap::new(),
             devices: Devices::start(config, from),
             // A single look at the node sends nothing.
             probe: (config.collectors.probe && from == From::Now)
@@ -149,6 +160,7 @@ impl Collector {
                 From::Boot => PATIENCE_ONCE,
             },
             events_dropped: 0,
+            costs: Costs::default(),
             epoch,
         })
     }
@@ -217,11 +229,13 @@ impl Collector {
             at: started.duration_since(self.epoch),
             ..Sample::default()
         };
-        let bpf = self
+        let mut bpf = self
             .bpf
             .as_mut()
             .map(|b| b.poll(started))
             .unwrap_or_default();
+        let mut read = std::mem::take(&mut bpf.costs);
+        let mut meter = Meter::start();
         for note in &bpf.notes {
             tracing::info!("{note}");
         }
@@ -242,16 +256,20 @@ impl Collector {
                 BTreeMap::new()
             }
         };
+        read.push(meter.lap("netdev", self.netdev_error.is_none()));
         self.collectives(&bpf, &mut sample);
         self.queue_pairs(&bpf, &mut sample);
         self.flows(&bpf, &mut sample);
-        let mut took = vec![("netdev", started.elapsed())];
         let mut gathered = Gathered::default();
         let interfaces = names.values().cloned().collect();
         let (now, patience) = (sample.at, self.patience);
-        took.extend(self.devices.poll(now, interfaces, patience, &mut gathered));
         if let Some(Ok(probe)) = &self.probe {
             probe.gather(&mut gathered);
+        }
+        read.extend(self.devices.poll(now, interfaces, patience, &mut gathered));
+        let ended = Instant::now();
+        for reading in read {
+            self.costs.note(reading, ended);
         }
         sample.columns = gathered.columns;
         let kept = gathered.events.len().min(EVENTS_MAX);
@@ -273,9 +291,22 @@ impl Collector {
             bpf,
             names,
             raw: gathered.raw,
+            verbatim: gathered.verbatim,
             info: gathered.info,
+            optional_counters: gathered.optional_counters,
+            gpu_parts: gathered.gpu_parts,
+            gpu_process_counts: gathered
+                .gpu_processes
+                .iter()
+                .map(|(gpu, pids)| (gpu.clone(), pids.len()))
+                .collect(),
+            gpu_processes: gpu_jobs::join(
+                &gathered.gpu_processes,
+                &mut self.gpu_jobs,
+                jobs::identify,
+            ),
             events_dropped: self.events_dropped,
-            took,
+            costs: self.costs.clone(),
         };
         (sample, extras)
     }

@@ -11,6 +11,9 @@ use weir_agent_core::limits::Limits;
 /// All addresses, as exporters do: who scrapes is another machine.
 const LISTEN_METRICS: &str = "0.0.0.0:9741";
 
+/// The only exporter whose names can be shown.
+const NODE_EXPORTER: &str = "node-exporter";
+
 /// Why a configuration is refused. Names file, key, value, range and remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -86,6 +89,9 @@ pub struct RawConfig {
     /// The program weir-verbs; default: beside the agent's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verbs_program: Option<PathBuf>,
+    /// Names of another exporter to show as well: "node-exporter".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compat: Option<String>,
     pub collectors: RawCollectors,
     pub bpf: RawBpf,
     pub probe: RawProbe,
@@ -143,6 +149,8 @@ pub struct Config {
     pub path_sysfs: PathBuf,
     pub nvml_library: Option<PathBuf>,
     pub verbs_program: Option<PathBuf>,
+    /// Whether the names of node_exporter are shown beside our own.
+    pub compat_node_exporter: bool,
     pub collectors: Collectors,
     pub bpf: Bpf,
     pub probe: probe::Config,
@@ -287,6 +295,11 @@ impl RawConfig {
                 "give an address and a port, such as \"0.0.0.0:9741\"",
             )
         })?;
+        let compat_node_exporter = match self.compat.as_deref() {
+            None => false,
+            Some(NODE_EXPORTER) => true,
+            Some(other) => return Err(check.wrong("compat", &other, "give node-exporter")),
+        };
         let second = Duration::from_secs(1);
         let is_host = role == Role::Host;
         let limits = match &self.limits {
@@ -318,6 +331,7 @@ impl RawConfig {
             path_sysfs: self.path_sysfs.clone().unwrap_or_else(|| "/sys".into()),
             nvml_library: self.nvml_library.clone(),
             verbs_program: self.verbs_program.clone(),
+            compat_node_exporter,
             collectors: Collectors {
                 ethtool: self.collectors.ethtool.unwrap_or(true),
                 rdma: self.collectors.rdma.unwrap_or(true),
@@ -366,6 +380,9 @@ impl From<&Config> for RawConfig {
             path_sysfs: Some(config.path_sysfs.clone()),
             nvml_library: config.nvml_library.clone(),
             verbs_program: config.verbs_program.clone(),
+            compat: config
+                .compat_node_exporter
+                .then(|| NODE_EXPORTER.to_owned()),
             collectors: RawCollectors {
                 ethtool: Some(config.collectors.ethtool),
                 rdma: Some(config.collectors.rdma),
@@ -503,7 +520,7 @@ mod tests {
     fn what_is_shown_gives_the_same_configuration() {
         for text in [
             "node: n",
-            "{node: s1, role: switch, controller: 'http://c:1', sample_interval: 250ms, bpf: {enabled: false, tcp: true}}",
+            "{node: s1, role: switch, controller: 'http://c:1', sample_interval: 250ms, compat: node-exporter, bpf: {enabled: false, tcp: true}}",
         ] {
             let raw: RawConfig = serde_norway::from_str(text).unwrap();
             let shown = RawConfig::from(&raw.check(Path::new("x")).unwrap());

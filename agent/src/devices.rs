@@ -7,6 +7,7 @@
 
 use crate::collect::Source;
 use crate::config::Config;
+use crate::cost::{self, Meter};
 use crate::ethtool::EthtoolSource;
 use crate::gpu::{self, Gpu};
 use crate::kmsg::{From, Kmsg, catalogue};
@@ -34,7 +35,7 @@ struct Question {
 struct Answer {
     result: Result<(), String>,
     gathered: Gathered,
-    took: Duration,
+    cost: cost::Reading,
 }
 
 type Read = Box<dyn FnMut(&Question, &mut Gathered) -> Result<(), String> + Send>;
@@ -56,14 +57,13 @@ impl Device {
             .spawn(move || {
                 // Ends when either end of the main loop's is gone.
                 for question in questions {
-                    let started = Instant::now();
+                    let mut meter = Meter::start();
                     let mut gathered = Gathered::default();
                     let result = read(&question, &mut gathered);
-                    let took = started.elapsed();
                     let answered = Answer {
+                        cost: meter.lap(name, result.is_ok()),
                         result,
                         gathered,
-                        took,
                     };
                     if answer.send(answered).is_err() {
                         return;
@@ -89,19 +89,19 @@ impl Device {
         }
     }
 
-    /// Takes the answer, if it comes within `patience`; gives how long the reading took.
+    /// Takes the answer, if it comes within `patience`; gives what the reading cost.
     fn answer(
         &mut self,
         patience: Duration,
         stuck: Duration,
         out: &mut Gathered,
-    ) -> Option<Duration> {
+    ) -> Option<cost::Reading> {
         match self.answers.recv_timeout(patience) {
             Ok(answer) => {
                 self.asked = None;
                 self.state(answer.result.err().unwrap_or_default());
                 out.append(answer.gathered);
-                return Some(answer.took);
+                return Some(answer.cost);
             }
             Err(RecvTimeoutError::Timeout) => {
                 if self.asked.is_some_and(|asked| asked.elapsed() >= stuck) {
@@ -168,32 +168,32 @@ impl Devices {
         self.devices.iter().map(|device| &device.source)
     }
 
-    /// Reads all at once, and waits at most `patience`; gives how long each took.
+    /// Reads all at once, and waits at most `patience`; gives what each cost.
     pub fn poll(
         &mut self,
         now: Duration,
         interfaces: BTreeSet<String>,
         patience: Duration,
         out: &mut Gathered,
-    ) -> Vec<(&'static str, Duration)> {
+    ) -> Vec<cost::Reading> {
         let interfaces = Arc::new(interfaces);
         let question = Question { now, interfaces };
         for device in &mut self.devices {
             device.ask(&question);
         }
         let deadline = Instant::now() + patience;
-        let mut took = Vec::new();
+        let mut costs = Vec::new();
         for device in &mut self.devices {
             let left = deadline.saturating_duration_since(Instant::now());
-            let time = device.answer(left, STUCK, out);
-            took.extend(time.map(|time| (device.source.name, time)));
+            costs.extend(device.answer(left, STUCK, out));
         }
-        took
+        costs
     }
 }
 
 fn ethtool(config: &Config) -> Read {
-    let mut source = EthtoolSource::open(&config.path_sysfs).map_err(|e| e.to_string());
+    let verbatim = config.compat_node_exporter;
+    let mut source = EthtoolSource::open(&config.path_sysfs, verbatim).map_err(|e| e.to_string());
     Box::new(move |question, out| {
         let source = source.as_mut().map_err(|reason| reason.clone())?;
         let interfaces = question.interfaces.iter().map(String::as_str).collect();
@@ -209,6 +209,7 @@ fn rdma(config: &Config) -> Read {
         include: Vec::new(),
         exclude: config.devices_exclude.clone(),
         netlink: true,
+        verbatim: config.compat_node_exporter,
     });
     Box::new(move |question, out| match source.poll(question.now, out) {
         // A node without verbs devices lacks nothing.
@@ -233,10 +234,14 @@ fn gpu(config: &Config) -> Read {
         sysfs: sysfs.clone(),
         meaning: catalogue::meaning,
     });
-    Box::new(move |question, out| match source.poll(question.now, out) {
-        // A node without GPUs lacks nothing.
-        Err(_) if !named && !has_nvidia(&sysfs) => Ok(()),
-        other => other,
+    Box::new(move |question, out| {
+        let result = source.poll(question.now, out);
+        out.gpu_processes = source.processes();
+        match result {
+            // A node without GPUs lacks nothing.
+            Err(_) if !named && !has_nvidia(&sysfs) => Ok(()),
+            other => other,
+        }
     })
 }
 
@@ -316,12 +321,10 @@ mod tests {
         let mut device = Device::start("test", Box::new(read));
         let mut out = Gathered::default();
         device.ask(&question());
-        assert_eq!(device.answer(Duration::ZERO, LONG, &mut out), None);
+        assert!(device.answer(Duration::ZERO, LONG, &mut out).is_none());
         assert!(device.source.up, "not so soon");
-        assert_eq!(
-            device.answer(Duration::ZERO, Duration::ZERO, &mut out),
-            None
-        );
+        let late = device.answer(Duration::ZERO, Duration::ZERO, &mut out);
+        assert!(late.is_none());
         assert!(!device.source.up && device.source.reason.contains("hangs"));
         // It is not asked again while it hangs.
         device.ask(&question());
@@ -336,7 +339,7 @@ mod tests {
         let mut device = Device::start("test", Box::new(read));
         device.ask(&question());
         let mut out = Gathered::default();
-        assert_eq!(device.answer(LONG, LONG, &mut out), None);
+        assert!(device.answer(LONG, LONG, &mut out).is_none());
         assert_eq!(device.source.reason, "its thread has ended");
     }
 
@@ -360,7 +363,8 @@ mod tests {
         let mut device = Device::start("test", Box::new(read));
         device.ask(&question());
         let mut out = Gathered::default();
-        assert!(device.answer(LONG, LONG, &mut out).is_some());
+        let cost = device.answer(LONG, LONG, &mut out);
+        assert!(cost.is_some_and(|c| c.source == "test" && !c.ok));
         assert_eq!(device.source.reason, "half of it is away");
         assert_eq!(out.raw.len(), 1);
     }

@@ -102,7 +102,9 @@ impl FrameEncoder {
     /// Whether the schema has a place for every value. A value that comes and goes keeps its own,
     /// unless most of them stay away.
     fn fits(&self, sample: &Sample) -> bool {
-        let known = |key: &ColumnKey| self.others.binary_search(key).is_ok();
+        // Both are in order.
+        let mut places = self.others.iter();
+        let known = |key: &ColumnKey| places.any(|place| place == key);
         self.ports.iter().eq(sample.ports.keys())
             && sample.columns.keys().all(known)
             && self.others.len() <= 2 * sample.columns.len() + OTHERS_SPARE
@@ -161,8 +163,12 @@ impl FrameEncoder {
 
     fn columns(&mut self, sample: &Sample, frame: &mut v1::Frame) {
         let ports = sample.ports.values().flatten().copied();
-        let others = self.others.iter();
-        let others = others.map(|key| sample.columns.get(key).map(|r| r.value));
+        // Both are in order, and every column has its place.
+        let mut read = sample.columns.iter().peekable();
+        let others = self.others.iter().map(|key| {
+            let found = read.next_if(|(column, _)| *column == key);
+            found.map(|(_, reading)| reading.value)
+        });
         let values = ports.chain([sample.lost_records]).chain(others);
         let values: Vec<Option<u64>> = values.collect();
         let mut body = Vec::new();

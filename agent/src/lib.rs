@@ -4,11 +4,17 @@
 pub mod actuate;
 pub mod bpf;
 pub mod collect;
+mod compat;
 pub mod config;
+pub mod cost;
 pub mod devices;
+pub mod document;
 pub mod ethtool;
+mod exposition;
 pub mod frame;
+pub mod fuzz;
 pub mod gpu;
+pub mod gpu_jobs;
 pub mod inventory;
 pub mod kmsg;
 pub mod metrics;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use weir_agent::config::{self, Config, ConfigError, RawConfig};
 use weir_agent::scan::Level;
 use weir_agent::scan::expect::{Expect, Profile};
-use weir_agent::{metrics, qps, run, scan};
+use weir_agent::{document, metrics, qps, run, scan};
 
 /// Exit code for a bad configuration (EX_USAGE of sysexits.h).
 const EXIT_CONFIG: u8 = 64;
@@ -117,6 +117,9 @@ struct Options {
     /// The program weir-verbs; default: beside weir-agent.
     #[arg(long, env = "WEIR_AGENT_VERBS_PROGRAM", value_name = "FILE")]
     verbs_program: Option<PathBuf>,
+    /// Show another exporter's names as well, so that its dashboards keep working: node-exporter.
+    #[arg(long, env = "WEIR_AGENT_COMPAT", value_name = "EXPORTER")]
+    compat: Option<String>,
     #[command(flatten)]
     collectors: CollectorFlags,
 }
@@ -300,6 +303,7 @@ impl Options {
             (&self.controller, &mut raw.controller),
             (&self.listen_metrics, &mut raw.listen_metrics),
             (&self.sample_interval, &mut raw.sample_interval),
+            (&self.compat, &mut raw.compat),
         ];
         for (given, key) in overrides {
             if given.is_some() {
@@ -425,20 +429,7 @@ fn perform(command: Cmd) -> anyhow::Result<ExitCode> {
             )?;
         }
         Cmd::Metrics { json: false } => {
-            writeln!(
-                out,
-                "| metric | type | labels | meaning |\n|---|---|---|---|"
-            )?;
-            for m in metrics::catalogue() {
-                writeln!(
-                    out,
-                    "| `{}` | {} | {} | {} |",
-                    m.name,
-                    format!("{:?}", m.kind).to_lowercase(),
-                    m.labels.join(", "),
-                    m.help
-                )?;
-            }
+            out.write_all(document::markdown().as_bytes())?;
         }
         Cmd::Config(ConfigCmd::Check(options)) => {
             options.load()?;

@@ -4,6 +4,8 @@
 //! only while its subject does: absent is not zero.
 
 use crate::collect::{Extras, Source};
+use crate::compat;
+use crate::exposition::{CONTENT_TYPE, Families};
 use crate::probe;
 use crate::qps;
 use crate::sample::{PORT_SIGNALS, Sample};
@@ -11,8 +13,6 @@ use crate::source::Severity;
 use axum::extract::ConnectInfo;
 use axum::http::StatusCode;
 use axum::routing::get;
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, MetricFamily, MetricType};
-use prometheus::{Encoder, TextEncoder};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,14 +48,21 @@ catalogue! {
     CPU Counter "weir_agent_process_cpu_seconds_total" [] "CPU time of the process (/proc/self/stat).";
     RSS Gauge "weir_agent_process_resident_bytes" [] "Resident memory of the process (VmRSS of /proc/self/status).";
     SOURCE_UP Gauge "weir_agent_source_up" ["source"] "1 while the source delivers; 0 costs its columns, not the agent.";
-    COLLECT Gauge "weir_agent_collect_seconds" ["source"] "Wall time of the source's part of the last collection; netdev includes eBPF.";
+    SOURCE_AGE Gauge "weir_agent_source_age_seconds" ["source"] "Time since the source was last read with success; absent until it is.";
+    SOURCE_READS Counter "weir_agent_source_reads_total" ["source"] "Readings of the source, successful or not.";
+    SOURCE_CPU Counter "weir_agent_source_cpu_seconds_total" ["source"] "CPU time that reading the source cost: over the readings, the cost of one.";
+    COLLECT Gauge "weir_agent_collect_seconds" ["source"] "Wall time of the last reading of the source.";
     EVENTS Counter "weir_agent_events_total" ["source", "name", "code", "subject", "severity"] "Events seen since the agent started (at most 1,024 series); code is the number of an XID or SXID.";
     EVENT_TIME Gauge "weir_agent_event_timestamp_seconds" ["source", "name", "code", "subject", "severity"] "When the event was seen last, in seconds since 1970.";
     EVENTS_DROPPED Counter "weir_agent_events_dropped_total" [] "Events that a sample had no room for.";
     RAW Counter "weir_raw_total" ["source", "device", "name"] "Counters of drivers and devices that no canonical signal stands for, under their own names.";
     PORT_INFO Gauge "weir_port_info" ["port", "driver", "firmware", "pci_address"] "Always 1; facts of a port, for joins.";
     RDMA_INFO Gauge "weir_rdma_info" ["device", "port", "driver", "firmware", "board", "pci_address", "netdev", "link_layer", "node_guid", "state", "phys_state"] "Always 1; facts of a port of a verbs device, for joins.";
+    RDMA_OPTIONAL Gauge "weir_rdma_optional_counter_enabled" ["device", "port", "name"] "Optional counters that the port supports: 1 if it counts, 0 until `rdma statistic set` turns it on.";
     GPU_INFO Gauge "weir_gpu_info" ["gpu", "name", "uuid", "serial", "driver", "vbios"] "Always 1; facts of a GPU, for joins.";
+    GPU_PART Gauge "weir_gpu_part_info" ["gpu", "part", "uuid"] "Always 1; a part of a GPU that is split (MIG). Its values are in those of the GPU.";
+    GPU_PROCESSES Gauge "weir_gpu_processes" ["gpu"] "Processes that compute on the GPU.";
+    GPU_PROCESS Gauge "weir_gpu_process_info" ["gpu", "pid", "job", "rank"] "Always 1; a process that computes on the GPU, and its job as its launcher told it (at most 1,024).";
     LOST Counter "weir_agent_bpf_lost_records_total" [] "Records that the eBPF programs could not hand over.";
     UPLINK Gauge "weir_agent_uplink_up" [] "1 while a stream to the controller is open.";
     FRAMES Counter "weir_agent_frames_sent_total" [] "Frames sent to the controller.";
@@ -168,6 +175,8 @@ pub struct Page {
     pub leases_applied: u64,
     pub leases_refused: u64,
     pub leases_ended: u64,
+    /// Whether the names of node_exporter are shown as well.
+    pub compat_node_exporter: bool,
     sample: Arc<Sample>,
     extras: Arc<Extras>,
     durations: BTreeMap<&'static str, Durations>,
@@ -217,14 +226,12 @@ impl Page {
 
 /// The page as the HTTP task sees it.
 #[derive(Debug, Clone, Default)]
-pub struct Shared(Arc<Mutex<Page>>);
+pub struct Shared(Arc<Mutex<Arc<Page>>>);
 
 impl Shared {
     pub fn publish(&self, page: &Page) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone_from(page);
+        let page = Arc::new(page.clone());
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = page;
     }
 }
 
@@ -239,12 +246,8 @@ pub async fn serve(listener: tokio::net::TcpListener, shared: Shared) -> std::io
         .map(|own| own.ip().to_canonical())
         .ok();
     let scrape = move || {
-        let page = shared
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        async move { ([("content-type", prometheus::TEXT_FORMAT)], render(&page)) }
+        let page = Arc::clone(&shared.0.lock().unwrap_or_else(PoisonError::into_inner));
+        async move { ([("content-type", CONTENT_TYPE)], render(&page)) }
     };
     let pairs = move |ConnectInfo(from): ConnectInfo<SocketAddr>| {
         let page = for_pairs.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -270,80 +273,6 @@ pub async fn serve(listener: tokio::net::TcpListener, shared: Shared) -> std::io
     axum::serve(listener, service).await
 }
 
-/// Families under construction.
-#[derive(Default)]
-struct Families(BTreeMap<&'static str, MetricFamily>);
-
-impl Families {
-    fn put(
-        &mut self,
-        metric: Metric,
-        values: &[&str],
-        set: impl FnOnce(&mut prometheus::proto::Metric),
-    ) {
-        let family = self.0.entry(metric.name).or_insert_with(|| {
-            let mut family = MetricFamily::default();
-            family.set_name(metric.name.into());
-            family.set_help(metric.help.into());
-            family.set_field_type(match metric.kind {
-                Type::Gauge => MetricType::GAUGE,
-                Type::Counter => MetricType::COUNTER,
-                Type::Histogram => MetricType::HISTOGRAM,
-            });
-            family
-        });
-        let mut point = prometheus::proto::Metric::default();
-        let labels = metric.labels.iter().zip(values).map(|(name, value)| {
-            let mut pair = LabelPair::default();
-            pair.set_name((*name).into());
-            pair.set_value((*value).into());
-            pair
-        });
-        point.set_label(labels.collect());
-        set(&mut point);
-        family.mut_metric().push(point);
-    }
-
-    fn value(&mut self, metric: Metric, labels: &[&str], value: f64) {
-        self.put(metric, labels, |point| match metric.kind {
-            Type::Gauge => {
-                let mut gauge = Gauge::default();
-                gauge.set_value(value);
-                point.set_gauge(gauge);
-            }
-            Type::Counter | Type::Histogram => {
-                let mut counter = Counter::default();
-                counter.set_value(value);
-                point.set_counter(counter);
-            }
-        });
-    }
-
-    /// `counts` holds one more entry than `bounds`: what lies above the last.
-    fn histogram(
-        &mut self,
-        metric: Metric,
-        labels: &[&str],
-        bounds: &[f64],
-        counts: &[u64],
-        sum: f64,
-    ) {
-        let mut cumulative = 0;
-        let buckets = bounds.iter().zip(counts).map(|(bound, count)| {
-            cumulative += count;
-            let mut bucket = Bucket::default();
-            bucket.set_cumulative_count(cumulative);
-            bucket.set_upper_bound(*bound);
-            bucket
-        });
-        let mut histogram = Histogram::default();
-        histogram.set_bucket(buckets.collect());
-        histogram.set_sample_count(counts.iter().sum());
-        histogram.set_sample_sum(sum);
-        self.put(metric, labels, |point| point.set_histogram(histogram));
-    }
-}
-
 /// The page as text.
 #[must_use]
 pub fn render(page: &Page) -> String {
@@ -351,6 +280,7 @@ pub fn render(page: &Page) -> String {
     own(page, &mut families);
     ports(page, &mut families);
     columns(page, &mut families);
+    listed(&page.extras, &mut families);
     for (op, durations) in &page.durations {
         let calls: u64 = durations.counts.iter().sum();
         families.value(CALLS, &[op], calls as f64);
@@ -366,12 +296,10 @@ pub fn render(page: &Page) -> String {
     families.value(FLOWS, &[], page.sample.flows.len() as f64);
     families.value(RETRANSMITS, &[], page.retransmits as f64);
     roce(page, &mut families);
-    let mut text = Vec::new();
-    let families: Vec<MetricFamily> = families.0.into_values().collect();
-    if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
-        tracing::error!("/metrics: {error}");
+    if page.compat_node_exporter {
+        compat::put(&page.sample, &page.extras, &mut families);
     }
-    String::from_utf8_lossy(&text).into_owned()
+    families.text()
 }
 
 fn own(page: &Page, families: &mut Families) {
@@ -403,8 +331,13 @@ fn own(page: &Page, families: &mut Families) {
     for (metric, value) in values {
         families.value(metric, &[], value);
     }
-    for (source, took) in &page.extras.took {
-        families.value(COLLECT, &[source], took.as_secs_f64());
+    for (source, cost) in page.extras.costs.iter() {
+        if let Some(at) = cost.read_at {
+            families.value(SOURCE_AGE, &[source], at.elapsed().as_secs_f64());
+        }
+        families.value(SOURCE_READS, &[source], cost.reads as f64);
+        families.value(SOURCE_CPU, &[source], cost.cpu.as_secs_f64());
+        families.value(COLLECT, &[source], cost.took.as_secs_f64());
     }
     for (key, seen) in &page.events {
         let code = key.code.map_or_else(String::new, |c| c.to_string());
@@ -449,6 +382,32 @@ fn columns(page: &Page, families: &mut Families) {
         let facts = facts.map(|label| info.labels.get(label).map_or("", String::as_str));
         let labels: Vec<&str> = own.iter().copied().chain(facts).collect();
         families.value(metric, &labels, 1.0);
+    }
+}
+
+fn listed(extras: &Extras, families: &mut Families) {
+    for counter in &extras.optional_counters {
+        let mut labels: Vec<&str> = counter.entity.splitn(2, '/').collect();
+        labels.push(&counter.name);
+        families.value(RDMA_OPTIONAL, &labels, f64::from(u8::from(counter.enabled)));
+    }
+    for part in &extras.gpu_parts {
+        let labels = [part.gpu.as_str(), &part.index.to_string(), &part.uuid];
+        families.value(GPU_PART, &labels, 1.0);
+    }
+    for (gpu, count) in &extras.gpu_process_counts {
+        families.value(GPU_PROCESSES, &[gpu], *count as f64);
+    }
+    for process in &extras.gpu_processes {
+        let job = process.job.as_ref();
+        let rank = job.and_then(|j| j.rank).map(|r| r.to_string());
+        let labels = [
+            process.gpu.as_str(),
+            &process.pid.to_string(),
+            job.map_or("", |j| &j.key),
+            rank.as_deref().unwrap_or_default(),
+        ];
+        families.value(GPU_PROCESS, &labels, 1.0);
     }
 }
 

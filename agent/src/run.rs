@@ -115,6 +115,7 @@ async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow
         shared,
         epoch,
     };
+    agent.page.compat_node_exporter = agent.config.compat_node_exporter;
     let result = agent.serve(&mut uplink, &mut stop).await;
     let restored = agent.shut_down(&mut uplink).await;
     page.abort();
@@ -408,7 +409,10 @@ impl<B: Backend> Agent<B> {
                     self.told_inventory = Some(inventory);
                 }
             }
-            Err(error) => tracing::debug!("inventory: {error}"),
+            Err(error) => {
+                tracing::debug!("inventory: {error}");
+                self.inventory_read = None;
+            }
         }
     }
 

@@ -135,8 +135,11 @@ impl Sample {
 /// Finds resets and widens narrow counters.
 #[derive(Debug, Default)]
 pub struct Readings {
-    counters: BTreeMap<ColumnKey, Judged>,
+    ports: BTreeMap<String, JudgedPort>,
+    columns: BTreeMap<ColumnKey, Judged>,
 }
+
+type JudgedPort = [Option<Judged>; PORT_SIGNALS.len()];
 
 /// A counter under judgement.
 #[derive(Debug)]
@@ -150,10 +153,22 @@ struct Judged {
 impl Readings {
     /// Judges every counter of `sample`: marks resets, replaces narrow values by 64-bit sums.
     pub fn judge(&mut self, sample: &mut Sample) {
-        let at = sample.at;
+        self.judge_ports(sample);
+        self.judge_columns(sample);
+    }
+
+    fn judge_ports(&mut self, sample: &mut Sample) {
+        self.ports.retain(|port, _| sample.ports.contains_key(port));
         for (port, readings) in &mut sample.ports {
-            for (signal, reading) in PORT_SIGNALS.iter().zip(readings.iter_mut()) {
+            if !self.ports.contains_key(port) {
+                self.ports.insert(port.clone(), Default::default());
+            }
+            let Some(known) = self.ports.get_mut(port) else {
+                continue;
+            };
+            for ((signal, reading), known) in PORT_SIGNALS.iter().zip(readings).zip(known) {
                 let (Kind::Counter, Some(raw)) = (signal.kind(), *reading) else {
+                    *known = None;
                     continue;
                 };
                 // The kernel counts these in 32 bits (gnet_stats_queue, tc_red_xstats, tc_fq_codel_qd_stats).
@@ -162,48 +177,78 @@ impl Readings {
                     bits: if narrow { 32 } else { 64 },
                     ..Reading::wide(raw)
                 };
-                let key = ColumnKey::port(port, *signal);
-                *reading = Some(self.counter(&key, raw, at, &mut sample.resets));
+                let (value, sound) = match known {
+                    Some(judged) => judged.judge(raw, sample.at),
+                    None => {
+                        *known = Some(Judged::first(raw, sample.at));
+                        (raw.value, true)
+                    }
+                };
+                *reading = Some(value);
+                if !sound {
+                    sample.resets.insert(ColumnKey::port(port, *signal));
+                }
             }
         }
-        for (key, reading) in &mut sample.columns {
-            if key.signal.kind() == Kind::Counter {
-                reading.value = self.counter(key, *reading, at, &mut sample.resets);
-            }
-        }
-        self.counters.retain(|_, judged| judged.at == at);
     }
 
-    fn counter(
-        &mut self,
-        key: &ColumnKey,
-        raw: Reading,
-        at: Duration,
-        resets: &mut BTreeSet<ColumnKey>,
-    ) -> u64 {
-        let Some(known) = self.counters.get_mut(key) else {
-            let mut counter = Counter::new(u32::from(raw.bits), raw.overflow);
-            counter.observe(raw.value, at);
-            let judged = Judged {
-                counter,
-                sum: raw.value,
-                at,
+    /// Both sides are in order, so one walk along them finds every counter's past.
+    fn judge_columns(&mut self, sample: &mut Sample) {
+        let at = sample.at;
+        let mut new = Vec::new();
+        let mut known = self.columns.iter_mut().peekable();
+        for (key, reading) in &mut sample.columns {
+            if key.signal.kind() != Kind::Counter {
+                continue;
+            }
+            while known.next_if(|(past, _)| *past < key).is_some() {}
+            let (value, sound) = match known.next_if(|(past, _)| *past == key) {
+                Some((_, judged)) => judged.judge(*reading, at),
+                None => {
+                    new.push((key.clone(), Judged::first(*reading, at)));
+                    (reading.value, true)
+                }
             };
-            self.counters.insert(key.clone(), judged);
-            return raw.value;
-        };
-        known.at = at;
-        match known.counter.observe(raw.value, at) {
-            Observation::Delta { delta, .. } => known.sum += delta,
-            Observation::First => known.sum = raw.value,
+            reading.value = value;
+            if !sound {
+                sample.resets.insert(key.clone());
+            }
+        }
+        self.columns.retain(|_, judged| judged.at == at);
+        self.columns.extend(new);
+    }
+}
+
+impl Judged {
+    fn first(raw: Reading, at: Duration) -> Judged {
+        let mut counter = Counter::new(u32::from(raw.bits), raw.overflow);
+        counter.observe(raw.value, at);
+        Judged {
+            counter,
+            sum: raw.value,
+            at,
+        }
+    }
+
+    /// The value to go on with, and whether the counter ran on since the reading before.
+    fn judge(&mut self, raw: Reading, at: Duration) -> (u64, bool) {
+        self.at = at;
+        let sound = match self.counter.observe(raw.value, at) {
+            Observation::Delta { delta, .. } => {
+                self.sum += delta;
+                true
+            }
+            Observation::First => {
+                self.sum = raw.value;
+                true
+            }
             Observation::Reset
             | Observation::Gap
             | Observation::Saturated
-            | Observation::Implausible => {
-                resets.insert(key.clone());
-            }
-        }
-        if raw.bits < 64 { known.sum } else { raw.value }
+            | Observation::Implausible => false,
+        };
+        let value = if raw.bits < 64 { self.sum } else { raw.value };
+        (value, sound)
     }
 }
 
@@ -298,6 +343,49 @@ mod tests {
         assert_eq!(last.resets.len(), 1);
         let last = judged(&[saturating(1, 65_000), saturating(2, 65_010)]);
         assert!(last.resets.is_empty());
+    }
+
+    #[test]
+    fn a_first_reading_stands_as_it_is() {
+        let last = judged(&[saturating(1, 65_535)]);
+        assert!(last.resets.is_empty());
+        assert_eq!(last.columns.values().next().map(|r| r.value), Some(65_535));
+    }
+
+    #[test]
+    fn every_counter_is_held_against_its_own_past() {
+        let key = |device: u8, signal| ColumnKey {
+            kind: Entity::Rdma,
+            entity: format!("mlx5_{device}/1"),
+            signal,
+            index: None,
+        };
+        let signals = [Signal::TxBytes, Signal::LinkUp, Signal::CnpTx];
+        let sample = |at_s: u64, devices: &[u8], fallen: u8| {
+            let of = |device: &u8| {
+                let value = if *device == fallen { 1 } else { 1000 + at_s };
+                signals.map(|s| (key(*device, s), Reading::wide(value)))
+            };
+            Sample {
+                at: Duration::from_secs(at_s),
+                columns: devices.iter().flat_map(of).collect(),
+                ..Sample::default()
+            }
+        };
+        let mut readings = Readings::default();
+        let none = u8::MAX;
+        let mut check = |mut sample: Sample, reset: &[u8]| {
+            readings.judge(&mut sample);
+            let gone = |device: &u8| [key(*device, Signal::TxBytes), key(*device, Signal::CnpTx)];
+            let expected: BTreeSet<ColumnKey> = reset.iter().flat_map(gone).collect();
+            assert_eq!(sample.resets, expected, "at {:?}", sample.at);
+        };
+        check(sample(1, &[0, 1, 3], none), &[]);
+        check(sample(2, &[0, 1, 2, 3], 1), &[1]);
+        check(sample(3, &[2, 3], 2), &[2]);
+        check(sample(4, &[0, 1, 2, 3], 0), &[]);
+        check(sample(5, &[0, 1, 2, 3], none), &[]);
+        check(sample(6, &[0, 1, 2, 3], 3), &[3]);
     }
 
     #[test]

@@ -108,12 +108,40 @@ pub struct Info {
     pub labels: BTreeMap<&'static str, String>,
 }
 
+/// A part of a GPU that was split (MIG). Its memory and its work are the GPU's: they are counted there,
+/// and nowhere else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuPart {
+    /// PCI address of the GPU.
+    pub gpu: String,
+    /// Place in the GPU's list of parts.
+    pub index: u32,
+    pub uuid: String,
+}
+
+/// A counter of a verbs port that costs the device something, so that an operator has to turn it on
+/// (`rdma statistic set link DEVICE/PORT optional-counters NAME`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OptionalCounter {
+    /// `DEVICE/PORT`.
+    pub entity: String,
+    pub name: String,
+    pub enabled: bool,
+}
+
 /// What one reading of a source gives. What is absent is not there.
 #[derive(Debug, Clone, Default)]
 pub struct Gathered {
     pub columns: BTreeMap<ColumnKey, Reading>,
     pub raw: Vec<RawCounter>,
+    /// Every counter under its own name, those with a canonical signal too; only where that was
+    /// asked for.
+    pub verbatim: Vec<RawCounter>,
     pub info: Vec<Info>,
+    pub optional_counters: Vec<OptionalCounter>,
+    pub gpu_parts: Vec<GpuPart>,
+    /// Processes that compute on a GPU, by its PCI address; a GPU that does not tell is not there.
+    pub gpu_processes: BTreeMap<String, Vec<u32>>,
     pub events: Vec<Event>,
 }
 
@@ -122,7 +150,11 @@ impl Gathered {
     pub fn append(&mut self, mut other: Gathered) {
         self.columns.append(&mut other.columns);
         self.raw.append(&mut other.raw);
+        self.verbatim.append(&mut other.verbatim);
         self.info.append(&mut other.info);
+        self.optional_counters.append(&mut other.optional_counters);
+        self.gpu_parts.append(&mut other.gpu_parts);
+        self.gpu_processes.append(&mut other.gpu_processes);
         self.events.append(&mut other.events);
     }
 

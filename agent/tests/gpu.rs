@@ -306,6 +306,46 @@ fn a_sample_costs_few_calls() {
 }
 
 #[test]
+fn parts_of_a_split_gpu_are_listed_and_counted_once() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let mut gpu = fake.open();
+    let out = poll(&mut gpu, SECOND);
+    let parts: Vec<_> = out
+        .gpu_parts
+        .iter()
+        .map(|part| (part.gpu.as_str(), part.index, part.uuid.as_str()))
+        .collect();
+    let split = address(7);
+    let expected = [
+        (
+            split.as_str(),
+            0,
+            "MIG-00000000-0000-0000-0000-000000000100",
+        ),
+        (
+            split.as_str(),
+            2,
+            "MIG-00000000-0000-0000-0000-000000000102",
+        ),
+    ];
+    assert_eq!(parts, expected);
+    assert_eq!(raw(&out, &split, "mig_mode"), Some(1));
+    assert_eq!(raw(&out, &address(0), "mig_mode"), Some(0));
+    assert_eq!(raw(&out, &address(6), "mig_mode"), None, "not supported");
+    // The parts are no GPUs: neither in the list nor in any sum.
+    assert_eq!(out.info.len(), 8);
+    let with_memory = |key: &&ColumnKey| key.signal == Signal::GpuMemoryTotal;
+    assert_eq!(out.columns.keys().filter(with_memory).count(), 8);
+    // Between two slow readings they stand.
+    assert_eq!(poll(&mut gpu, 2 * SECOND).gpu_parts, out.gpu_parts);
+    fake.set("lost.7");
+    assert_eq!(poll(&mut gpu, 20 * SECOND).gpu_parts, []);
+    let processes = gpu.processes();
+    assert_eq!(processes.get(&split), None, "a lost GPU does not tell");
+    assert_eq!(processes.len(), 7);
+}
+
+#[test]
 fn a_lost_gpu_leaves_the_others_and_comes_back() {
     let Some(fake) = Fake::build(&[]) else { return };
     let mut gpu = fake.open();

@@ -92,12 +92,11 @@ impl Flows {
         })
     }
 
-    /// Reads every flow; one that has ended is reported once more, as closed.
-    pub fn poll(&mut self, sample: &mut BpfSample) {
+    /// Reads every flow; one that has ended is reported once more, as closed. False if some cannot
+    /// be read.
+    pub fn poll(&mut self, sample: &mut BpfSample) -> bool {
         self.read_table(sample);
-        if self.table.is_none() || !self.polled.is_empty() {
-            self.read_polled(sample);
-        }
+        (self.table.is_some() && self.polled.is_empty()) || self.read_polled(sample)
     }
 
     fn read_table(&mut self, sample: &mut BpfSample) {
@@ -116,7 +115,7 @@ impl Flows {
         }
     }
 
-    fn read_polled(&mut self, sample: &mut BpfSample) {
+    fn read_polled(&mut self, sample: &mut BpfSample) -> bool {
         let present = match sockdiag::flows() {
             Ok(present) => present,
             Err(error) => {
@@ -124,7 +123,7 @@ impl Flows {
                     sample.notes.push(format!("socket diagnostics: {error}"));
                 }
                 self.dump_failed = true;
-                return;
+                return false;
             }
         };
         let only_known = self.table.is_some();
@@ -143,6 +142,7 @@ impl Flows {
         }));
         sample.flows.extend(present.values().cloned());
         self.polled = present;
+        true
     }
 
     /// Called right after the attachment: a flow that is not in the table then

@@ -34,11 +34,15 @@ mod sample;
 mod scan;
 pub mod sockdiag;
 pub mod sport;
-mod sys;
+pub(crate) mod sys;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::{collections::BTreeMap, time::Instant};
+use crate::cost::Meter;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use aya::{Ebpf, maps::PerCpuArray, programs::UProbe};
 use weir_ebpf_abi::lost;
@@ -77,6 +81,8 @@ pub struct Bpf {
     drops: Option<DropCounts>,
     qps: Option<QueuePairs>,
     roce: Option<Roce>,
+    /// CPU time of the looks between polls.
+    looked: Duration,
 }
 
 impl Bpf {
@@ -104,17 +110,24 @@ impl Bpf {
             now_ns: sys::monotonic_ns(),
             ..BpfSample::default()
         };
+        let mut meter = Meter::start();
         if let (Some(collectives), Some(ebpf)) = (&mut self.collectives, &mut self.ebpf) {
             collectives.poll(ebpf, now, &mut sample);
+            let mut reading = meter.lap("collective", true);
+            reading.cpu += std::mem::take(&mut self.looked);
+            sample.costs.push(reading);
         }
         if let Some(flows) = &mut self.flows {
-            flows.poll(&mut sample);
+            let ok = flows.poll(&mut sample);
+            sample.costs.push(meter.lap("tcp", ok));
         }
         if let Some(queues) = &mut self.queues {
             queues.poll(&mut sample);
+            sample.costs.push(meter.lap("qdisc", true));
         }
         if let Some(drops) = &mut self.drops {
             drops.poll(&mut sample);
+            sample.costs.push(meter.lap("drop", true));
         }
         if let Some(qps) = &mut self.qps {
             let moved = qps.follow(self.ebpf.as_mut());
@@ -134,7 +147,9 @@ impl Bpf {
     pub fn look_for_jobs(&mut self, now: Instant) -> Vec<String> {
         let mut notes = Vec::new();
         if let (Some(collectives), Some(ebpf)) = (&mut self.collectives, &mut self.ebpf) {
+            let mut meter = Meter::start();
             collectives.look(ebpf, now, &mut notes);
+            self.looked += meter.lap("collective", true).cpu;
         }
         notes
     }
@@ -254,6 +269,7 @@ impl Loader {
             drops,
             qps,
             roce,
+            looked: Duration::ZERO,
         });
         BpfStart { bpf, sources }
     }
@@ -350,6 +366,7 @@ fn without_programs(options: &BpfOptions, error: &LoadError) -> BpfStart {
         drops: None,
         qps,
         roce: None,
+        looked: Duration::ZERO,
     });
     BpfStart { bpf, sources }
 }

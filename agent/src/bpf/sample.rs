@@ -1,5 +1,6 @@
 //! What one poll of the programs gives: plain data, in the agent's terms.
 
+use crate::cost;
 use std::{
     collections::BTreeMap,
     net::{Ipv6Addr, SocketAddr},
@@ -75,6 +76,8 @@ pub struct BpfSample {
     /// What is worth a line in the log, each said once: a library attached or
     /// given up, a library without the functions.
     pub notes: Vec<String>,
+    /// What each family cost.
+    pub costs: Vec<cost::Reading>,
 }
 
 /// The function that was called.

@@ -101,7 +101,7 @@ fn receive(socket: &Socket, flows: &mut Vec<FlowSample>) -> io::Result<bool> {
 }
 
 /// `struct inet_diag_msg` and its attributes.
-fn parse_message(body: &[u8]) -> Option<FlowSample> {
+pub(crate) fn parse_message(body: &[u8]) -> Option<FlowSample> {
     let family = *body.first()?;
     let local = SocketAddr::new(parse_addr(family, body.get(8..24)?)?, read_port(body, 4)?);
     let remote = SocketAddr::new(parse_addr(family, body.get(24..40)?)?, read_port(body, 6)?);

@@ -14,7 +14,8 @@ pub fn boot_time() -> Duration {
     clock(libc::CLOCK_BOOTTIME)
 }
 
-fn clock(which: libc::clockid_t) -> Duration {
+/// Reads a clock that always exists: monotonic, since boot, CPU time of the thread.
+pub fn clock(which: libc::clockid_t) -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

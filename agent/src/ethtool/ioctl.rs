@@ -42,6 +42,9 @@ pub struct Driver {
     pub firmware: String,
     /// PCI address or what the bus calls the device; empty for virtual ones.
     pub bus: String,
+    /// Of the driver, or of the kernel where it has none of its own.
+    pub version: String,
+    pub expansion_rom: String,
 }
 
 impl Ethtool {
@@ -55,7 +58,8 @@ impl Ethtool {
     /// # Errors
     /// The interface has gone, or has no driver that answers (EOPNOTSUPP).
     pub fn driver(&self, interface: &str) -> io::Result<Driver> {
-        // cmd, then driver[32], version[32], fw_version[32], bus_info[32] and numbers: 196 bytes.
+        // cmd, then driver, version, fw_version, bus_info, erom_version of 32 bytes each and numbers:
+        // 196 bytes.
         let mut request = vec![0u32; 49];
         request[0] = ETHTOOL_GDRVINFO;
         self.ask(interface, &mut request)?;
@@ -65,6 +69,8 @@ impl Ethtool {
             name: field(0),
             firmware: field(2),
             bus: field(3),
+            version: field(1),
+            expansion_rom: field(4),
         })
     }
 
@@ -94,11 +100,7 @@ impl Ethtool {
             .map_err(io::Error::other)?
             .min(length);
         let bytes: Vec<u8> = request[3..].iter().flat_map(|w| w.to_ne_bytes()).collect();
-        Ok(bytes
-            .chunks_exact(STRING_BYTES)
-            .take(returned)
-            .map(text)
-            .collect())
+        Ok(parse_names(&bytes).take(returned).collect())
     }
 
     /// Values of the statistics, in the order of their names.
@@ -148,6 +150,11 @@ impl Ethtool {
         }
         Ok(())
     }
+}
+
+/// Names of 32 bytes each, as the driver laid them out.
+pub(crate) fn parse_names(bytes: &[u8]) -> impl Iterator<Item = String> {
+    bytes.chunks_exact(STRING_BYTES).map(text)
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -34,6 +34,8 @@ enum Slot {
 #[derive(Debug)]
 struct Device {
     driver: Driver,
+    /// As many as `slots`, if everything is given verbatim; otherwise none.
+    names: Vec<String>,
     slots: Vec<Slot>,
     /// What was read slowly, shown until it is read again.
     slow: BTreeMap<(Signal, Option<u8>), u64>,
@@ -57,12 +59,15 @@ pub struct EthtoolSource {
     devices: BTreeMap<String, Device>,
     failed: BTreeMap<String, Failed>,
     buffer: Buffer,
+    verbatim: bool,
 }
 
 impl EthtoolSource {
+    /// `verbatim`: whether to give every statistic under its own name as well.
+    ///
     /// # Errors
     /// No socket can be had.
-    pub fn open(sysfs: &Path) -> io::Result<EthtoolSource> {
+    pub fn open(sysfs: &Path, verbatim: bool) -> io::Result<EthtoolSource> {
         Ok(EthtoolSource {
             ethtool: Ethtool::open()?,
             // Older kernels do without.
@@ -71,6 +76,7 @@ impl EthtoolSource {
             devices: BTreeMap::new(),
             failed: BTreeMap::new(),
             buffer: Buffer::default(),
+            verbatim,
         })
     }
 
@@ -114,6 +120,11 @@ impl EthtoolSource {
             let driver = self.ethtool.driver(interface)?;
             let names = self.ethtool.names(interface)?;
             let device = Device {
+                names: if self.verbatim {
+                    names.clone()
+                } else {
+                    Vec::new()
+                },
                 slots: slots(&driver.name, names),
                 module: module_input(&self.sysfs, interface),
                 driver,
@@ -134,7 +145,15 @@ impl EthtoolSource {
             let values = self
                 .ethtool
                 .values(interface, device.slots.len(), &mut self.buffer)?;
-            for (slot, value) in device.slots.iter().zip(values) {
+            for (place, (slot, value)) in device.slots.iter().zip(values).enumerate() {
+                if let Some(name) = device.names.get(place).filter(|_| *slot != Slot::Skip) {
+                    out.verbatim.push(RawCounter {
+                        source: "ethtool",
+                        device: interface.to_owned(),
+                        name: name.clone(),
+                        value,
+                    });
+                }
                 match slot {
                     Slot::Column(signal, index) => {
                         let sum = columns.entry((*signal, *index)).or_default();
@@ -165,6 +184,8 @@ impl EthtoolSource {
             ("driver", &device.driver.name),
             ("firmware", &device.driver.firmware),
             ("pci_address", &device.driver.bus),
+            ("version", &device.driver.version),
+            ("expansion_rom", &device.driver.expansion_rom),
         ];
         out.info.push(Info {
             kind: Entity::Port,
@@ -173,6 +194,14 @@ impl EthtoolSource {
         });
         Ok(())
     }
+}
+
+/// How many names of a driver become columns, and how many of all are kept.
+pub(crate) fn understood(driver: &str, names: Vec<String>) -> (usize, usize) {
+    let slots = slots(driver, names);
+    let columns = slots.iter().filter(|s| matches!(s, Slot::Column(..)));
+    let kept = slots.iter().filter(|s| **s != Slot::Skip);
+    (columns.count(), kept.count())
 }
 
 /// What becomes of each statistic of a driver.
@@ -291,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_device_that_fails_is_tried_less_and_less_often() {
-        let mut source = EthtoolSource::open(Path::new("/sys")).unwrap();
+        let mut source = EthtoolSource::open(Path::new("/sys"), true).unwrap();
         let nowhere: BTreeSet<&str> = ["no-such-port"].into();
         let mut tried = 0;
         for second in 0..100 {
@@ -320,7 +349,7 @@ mod tests {
         }
         let Some(pair) = Pair::make() else { return };
         let gathered = inside(&pair.first, || {
-            let mut source = EthtoolSource::open(Path::new("/sys")).expect("a socket");
+            let mut source = EthtoolSource::open(Path::new("/sys"), true).expect("a socket");
             let mut out = Gathered::default();
             source.poll(Duration::from_secs(1), &["port"].into(), &mut out);
             out
@@ -328,6 +357,8 @@ mod tests {
         assert_eq!(gathered.info[0].labels["driver"], "veth");
         let peer = gathered.raw.iter().find(|r| r.name == "peer_ifindex");
         assert!(peer.is_some_and(|r| r.value > 0), "{:?}", gathered.raw);
+        let verbatim = gathered.verbatim.iter().find(|r| r.name == "peer_ifindex");
+        assert_eq!(verbatim, peer);
     }
 
     /// Names and values of a capture of `ethtool -S`.

@@ -117,7 +117,7 @@ fn attributes(body: &[u8]) -> Attributes<'_> {
     Attributes(body.get(GENL_HEADER..).unwrap_or_default())
 }
 
-fn parse_mode(body: &[u8]) -> Mode {
+pub(crate) fn parse_mode(body: &[u8]) -> Mode {
     let mut mode = Mode::default();
     for (kind, value) in attributes(body) {
         match kind {
@@ -133,7 +133,7 @@ fn parse_mode(body: &[u8]) -> Mode {
     mode
 }
 
-fn parse_fec(body: &[u8]) -> Fec {
+pub(crate) fn parse_fec(body: &[u8]) -> Fec {
     let mut fec = Fec::default();
     let stats = attributes(body)
         .find(|(kind, _)| *kind == A_FEC_STATS)

@@ -107,6 +107,31 @@ pub fn meaning(driver: &str, name: &str) -> Option<Meaning> {
     })
 }
 
+/// Heads of the columns of [`documented`].
+pub const DOCUMENT_HEADS: [&str; 4] = ["driver", "statistic", "signal", "unit"];
+
+/// The rows as words, for documents.
+pub fn documented() -> impl Iterator<Item = [String; 4]> {
+    let drivers = [
+        ("mlx5_core", MLX5, ("", "")),
+        ("bnxt_en", BNXT, ("", "")),
+        ("ice", INTEL, ("", ".nic")),
+        ("i40e", INTEL, ("port.", "")),
+        ("ionic", IONIC, ("", "")),
+        ("ena", ENA, ("", "")),
+    ];
+    drivers.into_iter().flat_map(|(driver, rows, around)| {
+        rows.iter().map(move |Row(name, signal)| {
+            [
+                driver.to_owned(),
+                format!("{}{name}{}", around.0, around.1),
+                signal.name().to_owned(),
+                signal.unit().to_owned(),
+            ]
+        })
+    })
+}
+
 /// Whether the name is the pattern's, and its index.
 fn index_in(pattern: &str, name: &str) -> Option<Option<u8>> {
     let Some((before, after)) = pattern.split_once('#') else {
@@ -189,6 +214,18 @@ mod tests {
             "that is the VSI's, not the port's"
         );
         assert_eq!(of("virtio_net", "rx_dropped"), None);
+    }
+
+    #[test]
+    fn what_is_documented_is_what_is_meant() {
+        for [driver, name, signal, _] in documented() {
+            let meant = of(&driver, &name.replace('#', "5"));
+            assert_eq!(
+                meant.map(|(s, _)| s.name()),
+                Some(signal.as_str()),
+                "{name}"
+            );
+        }
     }
 
     #[test]

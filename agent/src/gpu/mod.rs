@@ -63,7 +63,7 @@ impl Gpu {
     }
 
     /// Ids of the processes that compute on each NVIDIA GPU, by PCI address, as of the last poll
-    /// or at most ten seconds before it. A GPU that never answered is not there.
+    /// or at most ten seconds before it. A GPU that does not tell, or is lost, is not there.
     #[must_use]
     pub fn processes(&self) -> BTreeMap<String, Vec<u32>> {
         self.nvidia

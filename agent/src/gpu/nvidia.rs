@@ -65,7 +65,7 @@ impl Nvidia {
             State::Down { .. } => &[],
         };
         gpus.iter()
-            .filter_map(|g| Some((g.address()?, g.processes())))
+            .filter_map(|g| Some((g.address()?, g.processes()?)))
     }
 
     /// Reads every GPU.

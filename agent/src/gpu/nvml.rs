@@ -7,11 +7,11 @@ use super::fields::{self, Field, Plan};
 use super::presence::{Presence, gpu_back, gpu_lost};
 use super::raw::{answers, fabric};
 use super::text::pci_address;
-use crate::source::{Gathered, Info, RawCounter, Reading};
+use crate::source::{Gathered, GpuPart, Info, RawCounter, Reading};
 use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
-use nvml_wrapper_sys::bindings::NVML_GPU_FABRIC_STATE_COMPLETED;
+use nvml_wrapper_sys::bindings::{NVML_DEVICE_MIG_ENABLE, NVML_GPU_FABRIC_STATE_COMPLETED};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use weir_wire::signal::{Entity, Signal};
@@ -20,6 +20,8 @@ use weir_wire::signal::{Entity, Signal};
 const SLOW: Duration = Duration::from_secs(10);
 /// How long it stands what a device supports; enabling ECC or MIG changes it.
 const PROBE: Duration = Duration::from_secs(60);
+/// Parts of a GPU, as of the largest that there is; more are disbelieved.
+const MOST_PARTS: u32 = 16;
 /// Links beyond are disbelieved.
 const MOST_LINKS: u8 = 64;
 
@@ -28,7 +30,10 @@ const MOST_LINKS: u8 = 64;
 struct Row {
     columns: Vec<(Signal, Option<u8>, Reading)>,
     raw: Vec<(&'static str, u64)>,
-    processes: Vec<u32>,
+    /// `None` where they are not told.
+    processes: Option<Vec<u32>>,
+    /// Place and UUID of each part of a GPU that is split.
+    parts: Vec<(u32, String)>,
 }
 
 impl Row {
@@ -115,7 +120,25 @@ const SLOW_CALLS: &[Call] = &[
     |t, row| {
         let found = t.device.running_compute_processes()?;
         let pids: BTreeSet<u32> = found.into_iter().map(|p| p.pid).collect();
-        row.processes.extend(pids);
+        row.processes = Some(pids.into_iter().collect());
+        Ok(())
+    },
+    |t, row| {
+        let split = t.device.mig_mode()?.current == NVML_DEVICE_MIG_ENABLE;
+        row.raw.push(("mig_mode", split.into()));
+        let parts = if split {
+            t.device.mig_device_count()?.min(MOST_PARTS)
+        } else {
+            0
+        };
+        for index in 0..parts {
+            match t.device.mig_device_by_index(index) {
+                Ok(part) => row.parts.push((index, part.uuid()?)),
+                // Not every place is taken.
+                Err(NvmlError::NotFound | NvmlError::InvalidArg) => {}
+                Err(error) => return Err(error),
+            }
+        }
         Ok(())
     },
 ];
@@ -172,10 +195,10 @@ impl Gpu {
         self.identity.as_ref().map(|i| i.address.as_str())
     }
 
-    /// Process ids that compute on it, ascending.
+    /// Process ids that compute on it, ascending; `None` where it does not tell.
     #[must_use]
-    pub fn processes(&self) -> &[u32] {
-        &self.slow.processes
+    pub fn processes(&self) -> Option<&[u32]> {
+        self.slow.processes.as_deref()
     }
 
     /// Reads it, unless it is lost and its pause lasts. A lost GPU gives an event and no values.
@@ -281,6 +304,12 @@ fn publish(identity: &Identity, fast: &Row, slow: &Row, out: &mut Gathered) {
     for (signal, index, reading) in fast.columns.iter().chain(&slow.columns) {
         out.put(Entity::Gpu, &identity.address, *signal, *index, *reading);
     }
+    out.gpu_parts
+        .extend(slow.parts.iter().map(|(index, uuid)| GpuPart {
+            gpu: identity.address.clone(),
+            index: *index,
+            uuid: uuid.clone(),
+        }));
     for (name, value) in fast.raw.iter().chain(&slow.raw).chain(&identity.raw) {
         out.raw.push(RawCounter {
             source: "nvml",

@@ -102,7 +102,7 @@ impl Netlink {
     }
 }
 
-fn parse_link(message: &[u8]) -> Option<Link> {
+pub(crate) fn parse_link(message: &[u8]) -> Option<Link> {
     let flags = u32_at(message, 8)?;
     let mut link = Link {
         ifindex: u32_at(message, 4)?,
@@ -139,7 +139,7 @@ fn parse_stats(v: &[u8]) -> Option<Stats> {
     })
 }
 
-fn parse_address(message: &[u8]) -> Option<Address> {
+pub(crate) fn parse_address(message: &[u8]) -> Option<Address> {
     let local = Attributes(message.get(8..)?).find(|(k, _)| *k == IFA_LOCAL)?;
     Some(Address {
         ifindex: u32_at(message, 4)?,
@@ -148,7 +148,7 @@ fn parse_address(message: &[u8]) -> Option<Address> {
     })
 }
 
-fn parse_neighbour(message: &[u8]) -> Option<(u32, Ipv4Addr)> {
+pub(crate) fn parse_neighbour(message: &[u8]) -> Option<(u32, Ipv4Addr)> {
     let seen = u16_at(message, 8)? & NUD_SEEN != 0;
     let dst = Attributes(message.get(12..)?).find(|(k, _)| *k == NDA_DST)?;
     let address = ipv4(dst.1)?;

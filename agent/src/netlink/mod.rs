@@ -244,7 +244,7 @@ impl Netlink {
 }
 
 /// An ACK is an error message with number 0.
-fn verdict(what: &str, message: &[u8]) -> Result<(), NetlinkError> {
+pub(crate) fn verdict(what: &str, message: &[u8]) -> Result<(), NetlinkError> {
     let code = u32_at(message, 16).map_or(0, u32::cast_signed);
     if code == 0 {
         return Ok(());

@@ -100,7 +100,7 @@ fn registered(socket: Socket) -> std::io::Result<AsyncFd<Fd>> {
     unsafe { AsyncFd::register(Fd(socket)) }.map_err(std::io::Error::from)
 }
 
-fn read(mut rest: &[u8], changes: &mut Changes) {
+pub(crate) fn read(mut rest: &[u8], changes: &mut Changes) {
     while let (Some(length), Some(kind)) = (u32_at(rest, 0), u16_at(rest, 4)) {
         let Ok(length) = usize::try_from(length) else {
             return;

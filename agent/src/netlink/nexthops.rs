@@ -119,7 +119,7 @@ fn request(nexthop: &Nexthop) -> Request {
     }
 }
 
-fn parse(message: &[u8]) -> Option<Nexthop> {
+pub(crate) fn parse(message: &[u8]) -> Option<Nexthop> {
     let (mut id, mut ifindex, mut gateway, mut group, mut kind) = (None, None, None, None, 0);
     for (attribute, value) in Attributes(message.get(8..)?) {
         match attribute {

@@ -55,7 +55,7 @@ impl Netlink {
 }
 
 /// Reads tcmsg and its attributes: (ifindex, parent, qdisc).
-fn parse(message: &[u8]) -> Option<(u32, u32, Qdisc)> {
+pub(crate) fn parse(message: &[u8]) -> Option<(u32, u32, Qdisc)> {
     let (ifindex, parent) = (u32_at(message, 4)?, u32_at(message, 12)?);
     if parent == TC_H_INGRESS {
         return None;

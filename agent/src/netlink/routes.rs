@@ -213,7 +213,7 @@ fn request(route: &Route, kind: u16, flags: u16) -> Request {
     }
 }
 
-fn parse(message: &[u8]) -> Option<Route> {
+pub(crate) fn parse(message: &[u8]) -> Option<Route> {
     let mut route = Route {
         dst: Ipv4Addr::UNSPECIFIED,
         prefix_len: *message.get(1)?,

@@ -310,6 +310,15 @@ impl Counters {
         }
     }
 
+    /// Gives every counter that has a value.
+    pub fn each(&self, mut each: impl FnMut(&str, u64)) {
+        for entry in &self.entries {
+            if let Some(value) = entry.value {
+                each(&entry.name, value);
+            }
+        }
+    }
+
     /// Adds every counter that no signal tells, under its own name.
     pub fn raw(&self, device: &str, merged: &Merged, raw: &mut Vec<RawCounter>) {
         for entry in &self.entries {

@@ -50,6 +50,8 @@ pub struct Options {
     /// Whether to ask RDMA netlink. It answers for the running kernel: never for a copy of a
     /// sysfs.
     pub netlink: bool,
+    /// Whether to give every counter under its own name as well.
+    pub verbatim: bool,
 }
 
 /// The RDMA devices of this node.
@@ -61,6 +63,7 @@ pub struct Rdma {
     known: Vec<Known>,
     reader: Reader,
     merged: Merged,
+    verbatim: bool,
 }
 
 /// RDMA netlink and the numbers that it knows devices by.
@@ -109,6 +112,7 @@ impl Rdma {
             known: Vec::new(),
             reader: Reader::default(),
             merged: Merged::default(),
+            verbatim: options.verbatim,
         }
     }
 
@@ -233,6 +237,9 @@ impl Rdma {
         match known.read(&self.sysfs, now, &mut self.reader, &mut self.netlink) {
             Ok(device) => {
                 device.emit(&mut self.merged, out);
+                if self.verbatim {
+                    device.verbatim(&mut out.verbatim);
+                }
                 known.failure = None;
                 true
             }

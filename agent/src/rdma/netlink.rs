@@ -17,6 +17,7 @@ const CMD_GET: u16 = 1;
 const CMD_PORT_GET: u16 = 5;
 const CMD_RES_QP_GET: u16 = 10;
 const CMD_STAT_GET: u16 = 17;
+const CMD_STAT_GET_STATUS: u16 = 24;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -45,6 +46,8 @@ const ATTR_STAT_HWCOUNTERS: u16 = 80;
 const ATTR_STAT_HWCOUNTER_ENTRY: u16 = 81;
 const ATTR_STAT_HWCOUNTER_ENTRY_NAME: u16 = 82;
 const ATTR_STAT_HWCOUNTER_ENTRY_VALUE: u16 = 83;
+/// 1 for an optional counter that counts, 0 for one that does not; of no other counter.
+const ATTR_STAT_HWCOUNTER_DYNAMIC: u16 = 95;
 
 /// Bounds of what one dump may grow to.
 const DEVICES_MAX: usize = super::sysfs::DEVICES_MAX;
@@ -158,6 +161,21 @@ impl RdmaNetlink {
         self.ask(CMD_STAT_GET, 0, &what, |message| each(HwCounters(message)))
     }
 
+    /// The optional counters that a port supports, and whether each counts.
+    ///
+    /// # Errors
+    /// The kernel is older than 5.16 or the port has no such counters (EINVAL), or the kernel does not
+    /// answer.
+    pub fn optional_counters(&mut self, device: u32, port: u32) -> io::Result<Vec<(String, bool)>> {
+        let what = [(ATTR_DEV_INDEX, device), (ATTR_PORT_INDEX, port)];
+        let mut found = Vec::new();
+        self.ask(CMD_STAT_GET_STATUS, 0, &what, |message| {
+            let optional = parse_optional(message);
+            found.extend(optional.map(|(name, on)| (name.to_owned(), on)));
+        })?;
+        Ok(found)
+    }
+
     /// The queue pairs of a device. Those of other users need CAP_NET_ADMIN.
     ///
     /// # Errors
@@ -263,6 +281,16 @@ fn walk(
     None
 }
 
+/// Takes one reply apart in every way there is; gives how much of it was understood.
+pub(crate) fn understood(message: &[u8]) -> usize {
+    let port = parse_port(message);
+    usize::from(parse_device(message).is_some())
+        + usize::from(port != Port::default())
+        + HwCounters(message).iter().count()
+        + parse_optional(message).count()
+        + parse_qps(message).count()
+}
+
 fn u8_at(value: &[u8]) -> Option<u8> {
     value.first().copied()
 }
@@ -322,15 +350,33 @@ fn parse_counter(entry: Attributes<'_>) -> Option<(&str, u64)> {
     let (mut name, mut number) = (None, None);
     for (kind, value) in entry {
         match kind {
-            ATTR_STAT_HWCOUNTER_ENTRY_NAME => {
-                let bytes = value.split(|b| *b == 0).next()?;
-                name = std::str::from_utf8(bytes).ok().filter(|n| !n.is_empty());
-            }
+            ATTR_STAT_HWCOUNTER_ENTRY_NAME => name = counter_name(value),
             ATTR_STAT_HWCOUNTER_ENTRY_VALUE => number = u64_at(value, 0),
             _ => {}
         }
     }
     Some((name?, number?))
+}
+
+fn parse_optional(message: &[u8]) -> impl Iterator<Item = (&str, bool)> {
+    entries(message, ATTR_STAT_HWCOUNTERS, ATTR_STAT_HWCOUNTER_ENTRY)
+        .filter_map(|entry| {
+            let (mut name, mut enabled) = (None, None);
+            for (kind, value) in entry {
+                match kind {
+                    ATTR_STAT_HWCOUNTER_ENTRY_NAME => name = counter_name(value),
+                    ATTR_STAT_HWCOUNTER_DYNAMIC => enabled = u8_at(value).map(|on| on != 0),
+                    _ => {}
+                }
+            }
+            Some((name?, enabled?))
+        })
+        .take(COUNTERS_MAX)
+}
+
+fn counter_name(value: &[u8]) -> Option<&str> {
+    let bytes = value.split(|b| *b == 0).next()?;
+    std::str::from_utf8(bytes).ok().filter(|n| !n.is_empty())
 }
 
 fn parse_qps(message: &[u8]) -> impl Iterator<Item = Qp> {

@@ -5,7 +5,7 @@ use super::netlink::RdmaNetlink;
 use super::sysfs::{self, Device};
 use super::table::{Driver, Merged};
 use super::text;
-use crate::source::{Gathered, Info, Reading};
+use crate::source::{Gathered, Info, OptionalCounter, RawCounter, Reading};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -32,6 +32,8 @@ struct OpenPort {
     hw: Counters,
     /// Whether netlink answers for the hardware counters.
     netlink: bool,
+    /// Optional counters and whether they count; `None` until netlink was asked, once a listing.
+    optional: Option<Vec<(String, bool)>>,
     info: Info,
 }
 
@@ -68,6 +70,7 @@ impl OpenDevice {
                 ],
                 hw,
                 netlink: true,
+                optional: None,
             });
         }
         Ok(OpenDevice { device, ports, own })
@@ -103,6 +106,31 @@ impl OpenDevice {
         }
         merged.clear();
         self.own.raw(&self.device.name, merged, &mut out.raw);
+    }
+
+    /// Gives every port counter of sysfs under the name of its file, and the state of each port as
+    /// `state`, `phys_state` and `rate` (bits per second). Files of `counters_ext/` have that before
+    /// their name.
+    pub fn verbatim(&self, out: &mut Vec<RawCounter>) {
+        for (open, port) in self.ports.iter().zip(&self.device.ports) {
+            let mut put = |name: &str, value: Option<u64>| {
+                out.extend(value.map(|value| RawCounter {
+                    source: "rdma",
+                    device: open.entity.clone(),
+                    name: name.to_owned(),
+                    value,
+                }));
+            };
+            put("state", port.state.as_ref().map(|s| s.number.into()));
+            put(
+                "phys_state",
+                port.physical.as_ref().map(|s| s.number.into()),
+            );
+            put("rate", port.rate.as_ref().map(|r| r.bps));
+            let [counters, old] = &open.counters;
+            counters.each(|name, value| put(name, Some(value)));
+            old.each(|name, value| put(&format!("counters_ext/{name}"), Some(value)));
+        }
     }
 
     /// Files held open.
@@ -144,6 +172,10 @@ impl OpenPort {
             if !self.hw.due(now) {
                 return Ok(());
             }
+            if self.optional.is_none() {
+                // Older kernels, and ports without any, refuse.
+                self.optional = Some(socket.optional_counters(device, port).unwrap_or_default());
+            }
             let hw = &mut self.hw;
             match socket.counters(device, port, |values| hw.take(now, values.iter())) {
                 Ok(()) => return Ok(()),
@@ -174,6 +206,13 @@ impl OpenPort {
         }
         all().for_each(|counters| counters.raw(&self.entity, merged, &mut out.raw));
         out.info.push(self.info.clone());
+        let optional = self.optional.iter().flatten();
+        let optional = optional.map(|(name, enabled)| OptionalCounter {
+            entity: self.entity.clone(),
+            name: name.clone(),
+            enabled: *enabled,
+        });
+        out.optional_counters.extend(optional);
     }
 
     fn files(&self) -> usize {

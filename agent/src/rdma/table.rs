@@ -209,19 +209,20 @@ pub fn lookup(driver: Driver, raw: &str) -> Option<&'static Row> {
 }
 
 /// Heads of the columns of [`documented`].
-pub const DOCUMENT_HEADS: [&str; 8] = [
-    "Driver",
-    "Counter",
-    "Signal",
-    "Times",
-    "Bits",
-    "At its end",
-    "Side",
-    "Together",
+pub const DOCUMENT_HEADS: [&str; 9] = [
+    "driver",
+    "counter",
+    "signal",
+    "unit",
+    "times",
+    "bits",
+    "at its end",
+    "side",
+    "together",
 ];
 
 /// The rows as words, for documents.
-pub fn documented() -> impl Iterator<Item = [String; 8]> {
+pub fn documented() -> impl Iterator<Item = [String; 9]> {
     ROWS.iter().map(|row| {
         let overflow = match row.overflow {
             Overflow::Wraps => "wraps",
@@ -247,6 +248,7 @@ pub fn documented() -> impl Iterator<Item = [String; 8]> {
             row.driver.name().to_owned(),
             row.raw.to_owned(),
             row.signal.name().to_owned(),
+            row.signal.unit().to_owned(),
             row.times.to_string(),
             row.bits.to_string(),
             overflow.to_owned(),

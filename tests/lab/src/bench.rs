@@ -63,15 +63,18 @@ fn increase(before: &[String], after: &[String], name: &str) -> Result<f64> {
         .sum()
 }
 
-/// Measures, prints, and writes `out`.
+/// Measures, prints, and writes `out`; `node_only` leaves out what needs the lab's fabric.
 ///
 /// # Errors
 /// When the lab, the daemons or the job cannot run, or a figure cannot be read.
-pub fn bench(bin_dir: &Path, out: &Path) -> Result<()> {
-    let mut figures = lab(bin_dir)?;
-    match example(bin_dir, "uprobe_cost", "uprobe_pair_ns_per_call") {
-        Ok(cost) => figures["uprobe_pair_ns_per_call"] = cost,
-        Err(error) => say(&format!("uprobe cost not measured: {error:#}")),
+pub fn bench(bin_dir: &Path, out: &Path, node_only: bool) -> Result<()> {
+    let mut figures = json!({});
+    if !node_only {
+        figures = lab(bin_dir)?;
+        match example(bin_dir, "uprobe_cost", "uprobe_pair_ns_per_call") {
+            Ok(cost) => figures["uprobe_pair_ns_per_call"] = cost,
+            Err(error) => say(&format!("uprobe cost not measured: {error:#}")),
+        }
     }
     match crate::bench_node::bench(bin_dir) {
         Ok(Value::Object(full)) => {
@@ -124,14 +127,32 @@ pub fn bench(bin_dir: &Path, out: &Path) -> Result<()> {
             "a fifth of node_exporter's",
         ),
         (
+            "agent_cycle_unscraped_cpu_us",
+            "agent, full node, nobody scrapes",
+            "us",
+            "",
+        ),
+        (
+            "agent_rdma_cycle_cpu_us",
+            "agent, only rdma, one cycle",
+            "us",
+            "",
+        ),
+        (
             "node_exporter_cycle_cpu_us",
-            "node_exporter, same files, one scrape",
+            "node_exporter, only infiniband",
+            "us",
+            "",
+        ),
+        (
+            "node_exporter_defaults_cycle_cpu_us",
+            "node_exporter, its defaults",
             "us",
             "",
         ),
         (
             "agent_full_cpu_pct_of_core",
-            "agent CPU, full node, 1 s",
+            "agent CPU, full node, 1 s, unscraped",
             "% of a core",
             "0.3 at most",
         ),
@@ -141,6 +162,7 @@ pub fn bench(bin_dir: &Path, out: &Path) -> Result<()> {
             "MiB",
             "20 at most",
         ),
+        ("agent_rdma_rss_mib", "agent memory, only rdma", "MiB", ""),
         ("node_exporter_rss_mib", "node_exporter memory", "MiB", ""),
         (
             "wire_bytes_per_sample_full_node",

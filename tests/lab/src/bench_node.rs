@@ -1,18 +1,22 @@
 //! What the agent costs on a full node: eight NICs with all counters of mlx5, eight GPUs by the
-//! stand-in NVML, every collector on; beside node_exporter on the same tree of files.
+//! stand-in NVML, every collector on; beside node_exporter on the same tree of files, in the same
+//! seconds, among 200 processes that stand still.
+//!
+//! Three pairs, because no single one is fair. *All collectors* against node_exporter's `infiniband`
+//! alone is the goal, and the hardest: the agent does far more. *rdma* against `infiniband` is the
+//! same work on the same files. *All collectors* against node_exporter with its defaults is what an
+//! operator would install. The agent is also measured without anyone scraping it, as a controller is
+//! enough for it.
 
-use crate::{http, output::say, shell, sys};
+use crate::{bench_tree::Tree, http, output::say, shell, sys};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use std::{
-    fs::{self, File, OpenOptions},
-    os::unix::fs::FileExt as _,
+    collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -21,126 +25,10 @@ use std::{
 const CYCLES: u32 = 20;
 const CYCLE: Duration = Duration::from_secs(1);
 const READY_DEADLINE: Duration = Duration::from_secs(20);
-const NICS: u32 = 8;
-
-/// `counters/` of a port; those that move while data flows come first.
-const PORT_COUNTERS: [&str; 22] = [
-    "port_xmit_data",
-    "port_rcv_data",
-    "port_xmit_packets",
-    "port_rcv_packets",
-    "unicast_xmit_packets",
-    "unicast_rcv_packets",
-    "port_xmit_wait",
-    "multicast_xmit_packets",
-    "multicast_rcv_packets",
-    "VL15_dropped",
-    "excessive_buffer_overrun_errors",
-    "link_downed",
-    "link_error_recovery",
-    "local_link_integrity_errors",
-    "port_rcv_constraint_errors",
-    "port_rcv_errors",
-    "port_rcv_remote_physical_errors",
-    "port_rcv_switch_relay_errors",
-    "port_xmit_constraint_errors",
-    "port_xmit_discards",
-    "symbol_error",
-    "port_xmit_wait_ext",
-];
-/// `hw_counters/` of mlx5 in RoCE mode, likewise.
-const HW_COUNTERS: [&str; 29] = [
-    "rx_write_requests",
-    "rx_read_requests",
-    "np_ecn_marked_roce_packets",
-    "np_cnp_sent",
-    "rp_cnp_handled",
-    "out_of_sequence",
-    "packet_seq_err",
-    "roce_adp_retrans",
-    "duplicate_request",
-    "implied_nak_seq_err",
-    "local_ack_timeout_err",
-    "out_of_buffer",
-    "req_cqe_error",
-    "req_cqe_flush_error",
-    "req_remote_access_errors",
-    "req_remote_invalid_request",
-    "resp_cqe_error",
-    "resp_cqe_flush_error",
-    "resp_local_length_error",
-    "resp_remote_access_errors",
-    "rnr_nak_retry_err",
-    "roce_adp_retrans_to",
-    "roce_slow_restart",
-    "roce_slow_restart_cnps",
-    "roce_slow_restart_trans",
-    "rp_cnp_ignored",
-    "rx_atomic_requests",
-    "rx_dct_connect",
-    "rx_icrc_encapsulated",
-];
-/// Counters of each directory that move.
-const MOVING: usize = 7;
-
-/// A tree of files that looks like sysfs, and the files that move.
-struct Tree {
-    moving: Vec<(File, u64)>,
-}
-
-impl Tree {
-    fn make(root: &Path) -> Result<Tree> {
-        let mut moving = Vec::new();
-        for nic in 0..NICS {
-            let device = root.join(format!("class/infiniband/mlx5_{nic}"));
-            let port = device.join("ports/1");
-            fs::create_dir_all(&port)?;
-            for (file, text) in [
-                ("../../fw_ver", "28.43.2026"),
-                ("../../board_id", "MT_0000000838"),
-                ("../../hca_type", "MT4129"),
-                ("state", "4: ACTIVE"),
-                ("phys_state", "5: LinkUp"),
-                ("rate", "400 Gb/sec (4X NDR)"),
-                ("link_layer", "Ethernet"),
-            ] {
-                fs::write(port.join(file), format!("{text}\n"))?;
-            }
-            for (dir, names) in [
-                ("counters", &PORT_COUNTERS[..]),
-                ("hw_counters", &HW_COUNTERS),
-            ] {
-                fs::create_dir_all(port.join(dir))?;
-                for (place, name) in (0u64..).zip(names) {
-                    let path = port.join(dir).join(name);
-                    fs::write(&path, counter(0))?;
-                    if place < MOVING as u64 {
-                        let file = OpenOptions::new().write(true).open(&path)?;
-                        // From a full link's bytes down to a few marks a second.
-                        moving.push((file, 12_000_000_000 >> (place * 5)));
-                    }
-                }
-            }
-            fs::write(port.join("hw_counters/lifespan"), "10\n")?;
-        }
-        Ok(Tree { moving })
-    }
-
-    /// Lets time pass: rates that waver by some per cent, as a busy link's do.
-    fn step(&self, second: u64) -> Result<()> {
-        for (place, (file, rate)) in (0u64..).zip(&self.moving) {
-            let waver = (second * 7919 + place * 104_729) % 64;
-            let value = rate * second + rate / 1024 * waver;
-            file.write_all_at(counter(value).as_bytes(), 0)?;
-        }
-        Ok(())
-    }
-}
-
-/// Of one width, so that it can be written over in place.
-fn counter(value: u64) -> String {
-    format!("{value:020}\n")
-}
+/// The first frames bring everything, and each source opens its files.
+const WARM_UP: Duration = Duration::from_secs(3);
+/// Other processes of the node, which stand still, for the agent looks for jobs among them.
+const PROCESSES: usize = 200;
 
 /// A process, ended with the value.
 struct Running(Child);
@@ -153,7 +41,7 @@ impl Drop for Running {
 }
 
 impl Running {
-    fn start(namespace: &str, program: &Path, args: &[&str]) -> Result<Running> {
+    fn start(namespace: &str, program: &Path, args: &[String]) -> Result<Running> {
         let child = sys::command_in(namespace, program)?
             .args(args)
             .stdin(Stdio::null())
@@ -189,7 +77,9 @@ struct Namespace(String);
 
 impl Namespace {
     fn make() -> Result<Namespace> {
-        let name = format!("weir-bench-{}", std::process::id());
+        // In a process namespace of its own every bench has the same number.
+        let unique = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+        let name = format!("weir-bench-{:x}", unique.as_nanos());
         shell::run("ip", &["netns", "add", &name])?;
         let namespace = Namespace(name);
         shell::run("ip", &["-n", &namespace.0, "link", "set", "lo", "up"])?;
@@ -224,12 +114,13 @@ fn value(page: &str, name: &str) -> Result<f64> {
         .with_context(|| format!("{name} is not on the page"))
 }
 
-/// The stand-in NVML, if a C compiler is there and this runs in a checkout.
+/// The stand-in NVML, if a C compiler is there and this runs in a checkout. Its calls cost next to
+/// nothing: what is measured is the agent without the driver.
 fn fake_nvml(dir: &Path) -> Option<PathBuf> {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../fake-nvml/nvml.c");
     let library = dir.join("libnvidia-ml.so.1");
     let built = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .args(["-shared", "-fPIC", "-O1", "-DSTILL", "-o"])
         .args([&library, Path::new(source)])
         .status();
     built
@@ -237,79 +128,77 @@ fn fake_nvml(dir: &Path) -> Option<PathBuf> {
         .then_some(library)
 }
 
-/// Measures and gives the figures.
+/// A daemon under measurement and where its page is.
+struct Subject {
+    daemon: Running,
+    url: String,
+}
+
+/// A moment: CPU time of each subject, and the page of the full agent.
+struct Moment {
+    cpu_us: Vec<f64>,
+    page: String,
+}
+
+/// Everything that runs while it is measured.
+struct Rig<'a> {
+    bin_dir: PathBuf,
+    dir: &'a Path,
+    sysfs: PathBuf,
+    namespace: Namespace,
+}
+
+/// Measures on a node of its own processes, where nothing else comes and goes, and gives the figures.
+///
+/// # Errors
+/// When no process namespace can be made, or as [`measure_here`].
+pub fn bench(bin_dir: &Path) -> Result<Value> {
+    let out = std::env::temp_dir().join(format!("weir-bench-{}.json", std::process::id()));
+    let status = Command::new("unshare")
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(std::env::current_exe()?)
+        .arg("bench-node")
+        .arg(bin_dir)
+        .arg(&out)
+        .status()
+        .context("run unshare")?;
+    let figures = fs::read(&out);
+    fs::remove_file(&out).ok();
+    anyhow::ensure!(status.success(), "it ended with {status}");
+    Ok(serde_json::from_slice(&figures.context("no figures")?)?)
+}
+
+/// Measures among the processes that are there, and writes the figures to `out`.
 ///
 /// # Errors
 /// When a program cannot be started, or a figure cannot be read.
-pub fn bench(bin_dir: &Path) -> Result<Value> {
-    let dir = std::env::temp_dir().join(format!("weir-bench-{}", std::process::id()));
+pub fn measure_here(bin_dir: &Path, out: &Path) -> Result<()> {
+    let dir = out.with_extension("d");
     fs::create_dir_all(&dir)?;
     let figures = measure(bin_dir, &dir);
     fs::remove_dir_all(&dir).ok();
-    figures
+    fs::write(out, figures?.to_string()).with_context(|| format!("write {}", out.display()))
 }
 
 fn measure(bin_dir: &Path, dir: &Path) -> Result<Value> {
-    let bin_dir = fs::canonicalize(bin_dir)?;
-    let sysfs = dir.join("sys");
-    let tree = Arc::new(Tree::make(&sysfs)?);
-    let namespace = Namespace::make()?;
-    let text = |path: PathBuf| path.display().to_string();
-    fs::write(dir.join("topology.yaml"), "nodes: []\nlinks: []\n")?;
-    fs::write(
-        dir.join("controller.yaml"),
-        format!(
-            "listen_grpc: \"127.0.0.1:9742\"\nlisten_http: \"127.0.0.1:9743\"\ntopology: \"{}\"\nstate_dir: \"{}\"\nallow_plaintext: true\n",
-            text(dir.join("topology.yaml")),
-            text(dir.to_owned())
-        ),
-    )?;
-    fs::write(
-        dir.join("agent.yaml"),
-        format!(
-            "node: full\ncontroller: \"http://127.0.0.1:9742\"\nlisten_metrics: \"127.0.0.1:9741\"\nstate_dir: \"{}\"\npath_sysfs: \"{}\"\n",
-            text(dir.join("agent")),
-            text(sysfs.clone())
-        ),
-    )?;
-    let _controller = Running::start(
-        &namespace.0,
-        &bin_dir.join("weir-controller"),
-        &["run", "--config", &text(dir.join("controller.yaml"))],
-    )?;
-    let config = text(dir.join("agent.yaml"));
-    let mut args = vec!["run", "--config", &config];
-    let nvml = fake_nvml(dir).map(text);
-    if let Some(nvml) = &nvml {
-        args.extend(["--nvml-library", nvml]);
-    }
-    let agent = Running::start(&namespace.0, &bin_dir.join("weir-agent"), &args)?;
-    let agent_url = "http://127.0.0.1:9741/metrics";
-    page(&namespace.0, agent_url)?;
-    let exporter_url = "http://127.0.0.1:9100/metrics";
-    let exporter = Running::start(
-        &namespace.0,
-        Path::new("prometheus-node-exporter"),
-        &[
-            "--web.listen-address=127.0.0.1:9100",
-            &format!("--path.sysfs={}", sysfs.display()),
-            "--collector.disable-defaults",
-            "--collector.infiniband",
-        ],
-    );
-    let exporter = match exporter.and_then(|e| page(&namespace.0, exporter_url).map(|_| e)) {
-        Ok(exporter) => Some(exporter),
-        Err(error) => {
-            say(&format!(
-                "no comparison with node_exporter (package prometheus-node-exporter): {error:#}"
-            ));
-            None
-        }
+    let rig = Rig {
+        bin_dir: fs::canonicalize(bin_dir)?,
+        dir,
+        sysfs: dir.join("sys"),
+        namespace: Namespace::make()?,
     };
-    let stop = Arc::new(AtomicBool::new(false));
-    let mover = thread::spawn({
-        let (tree, stop) = (Arc::clone(&tree), Arc::clone(&stop));
-        move || -> Result<()> {
+    let tree = Tree::make(&rig.sysfs)?;
+    let sleep = || {
+        Running::start(
+            &rig.namespace.0,
+            Path::new("sleep"),
+            &["infinity".to_owned()],
+        )
+    };
+    let _others: Vec<Running> = (0..PROCESSES).map(|_| sleep()).collect::<Result<_>>()?;
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let mover = scope.spawn(|| -> Result<()> {
             let mut second = 0;
             while !stop.load(Ordering::Relaxed) {
                 second += 1;
@@ -317,41 +206,187 @@ fn measure(bin_dir: &Path, dir: &Path) -> Result<Value> {
                 thread::sleep(CYCLE);
             }
             Ok(())
+        });
+        let figures = rig.measure();
+        stop.store(true, Ordering::Relaxed);
+        mover
+            .join()
+            .map_err(|_| anyhow::anyhow!("the tree's thread panicked"))??;
+        figures
+    })
+}
+
+impl Rig<'_> {
+    fn measure(&self) -> Result<Value> {
+        let _controller = self.controller()?;
+        let mut subjects = vec![self.full_agent()?, self.rdma_agent()?];
+        let mut exporters = Vec::new();
+        for (port, collectors) in [
+            (
+                9100,
+                &["--collector.disable-defaults", "--collector.infiniband"][..],
+            ),
+            (9101, &[]),
+        ] {
+            match self.exporter(port, collectors) {
+                Ok(exporter) => exporters.push(exporter),
+                Err(error) => say(&format!(
+                    "no comparison with node_exporter (package prometheus-node-exporter): {error:#}"
+                )),
+            }
         }
-    });
-    say(&format!("measuring a full node for {CYCLES} s ..."));
-    // The first frames bring everything.
-    thread::sleep(CYCLE * 3);
-    let before = page(&namespace.0, agent_url)?;
-    let cpu = |of: &Running| of.cpu_us();
-    let (agent_before, exporter_before) = (cpu(&agent)?, exporter.as_ref().map(cpu).transpose()?);
-    for _ in 0..CYCLES {
-        thread::sleep(CYCLE);
-        page(&namespace.0, agent_url)?;
-        if exporter.is_some() {
-            page(&namespace.0, exporter_url)?;
+        let compared = exporters.len() == 2;
+        subjects.extend(exporters);
+        say(&format!("measuring a full node for {} s ...", 2 * CYCLES));
+        thread::sleep(WARM_UP);
+        let (before, after) = self.window(&subjects, true)?;
+        let cycles = f64::from(CYCLES);
+        let cycle = |at: usize, (b, a): &(Moment, Moment)| {
+            let of = |m: &Moment| m.cpu_us.get(at).copied().unwrap_or_default();
+            (of(a) - of(b)) / cycles
+        };
+        let scraped = (before, after);
+        let alone = self.window(&subjects, false)?;
+        let increase = |name: &str| {
+            Ok::<f64, anyhow::Error>(value(&scraped.1.page, name)? - value(&scraped.0.page, name)?)
+        };
+        let bytes = increase("weir_agent_wire_bytes_total")?;
+        let samples = increase("weir_agent_wire_samples_total")?;
+        let [agent, rdma] = [&subjects[0], &subjects[1]];
+        let mut figures = json!({
+            "agent_cycle_cpu_us": cycle(0, &scraped),
+            "agent_cycle_unscraped_cpu_us": cycle(0, &alone),
+            "agent_rdma_cycle_cpu_us": cycle(1, &scraped),
+            "agent_full_cpu_pct_of_core": cycle(0, &alone) / 1e4,
+            "agent_full_rss_mib": agent.daemon.rss_mib()?,
+            "agent_rdma_rss_mib": rdma.daemon.rss_mib()?,
+            "wire_bytes_per_sample_full_node": bytes / samples,
+            "full_node_samples_per_s": samples / cycles,
+        });
+        if compared {
+            figures["node_exporter_cycle_cpu_us"] = json!(cycle(2, &scraped));
+            figures["node_exporter_defaults_cycle_cpu_us"] = json!(cycle(3, &scraped));
+            figures["node_exporter_rss_mib"] = json!(subjects[2].daemon.rss_mib()?);
+            figures["node_exporter_defaults_rss_mib"] = json!(subjects[3].daemon.rss_mib()?);
         }
+        let costs = source_costs(&scraped.0.page, &scraped.1.page, cycles);
+        for (source, cost_us) in &costs {
+            say(&format!("  source {source:12} {cost_us:8.1} us a cycle"));
+        }
+        figures["agent_source_cycle_cpu_us"] = json!(costs);
+        Ok(figures)
     }
-    let cycles = f64::from(CYCLES);
-    let agent_us = (cpu(&agent)? - agent_before) / cycles;
-    let after = page(&namespace.0, agent_url)?;
-    let increase = |name| Ok::<f64, anyhow::Error>(value(&after, name)? - value(&before, name)?);
-    let bytes = increase("weir_agent_wire_bytes_total")?;
-    let samples = increase("weir_agent_wire_samples_total")?;
-    let mut figures = json!({
-        "agent_cycle_cpu_us": agent_us,
-        "agent_full_cpu_pct_of_core": agent_us / 1e4,
-        "agent_full_rss_mib": agent.rss_mib()?,
-        "wire_bytes_per_sample_full_node": bytes / samples,
-        "full_node_samples_per_s": samples / cycles,
-    });
-    if let (Some(exporter), Some(before)) = (&exporter, exporter_before) {
-        figures["node_exporter_cycle_cpu_us"] = json!((cpu(exporter)? - before) / cycles);
-        figures["node_exporter_rss_mib"] = json!(exporter.rss_mib()?);
+
+    /// What happens in [`CYCLES`] seconds.
+    fn window(&self, subjects: &[Subject], scrape: bool) -> Result<(Moment, Moment)> {
+        let before = self.moment(subjects)?;
+        for _ in 0..CYCLES {
+            thread::sleep(CYCLE);
+            if scrape {
+                for subject in subjects {
+                    page(&self.namespace.0, &subject.url)?;
+                }
+            }
+        }
+        Ok((before, self.moment(subjects)?))
     }
-    stop.store(true, Ordering::Relaxed);
-    mover
-        .join()
-        .map_err(|_| anyhow::anyhow!("the tree's thread panicked"))??;
-    Ok(figures)
+
+    fn moment(&self, subjects: &[Subject]) -> Result<Moment> {
+        let cpu_us = subjects.iter().map(|s| s.daemon.cpu_us());
+        Ok(Moment {
+            cpu_us: cpu_us.collect::<Result<_>>()?,
+            page: page(&self.namespace.0, &subjects[0].url)?,
+        })
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+
+    fn start(&self, program: &Path, args: &[String], port: u16) -> Result<Subject> {
+        let subject = Subject {
+            daemon: Running::start(&self.namespace.0, program, args)?,
+            url: format!("http://127.0.0.1:{port}/metrics"),
+        };
+        page(&self.namespace.0, &subject.url)?;
+        Ok(subject)
+    }
+
+    fn controller(&self) -> Result<Running> {
+        let (config, topology) = (self.path("controller.yaml"), self.path("topology.yaml"));
+        fs::write(&topology, "nodes: []\nlinks: []\n")?;
+        fs::write(
+            &config,
+            format!(
+                "listen_grpc: \"127.0.0.1:9742\"\nlisten_http: \"127.0.0.1:9743\"\ntopology: \"{topology}\"\nstate_dir: \"{}\"\nallow_plaintext: true\n",
+                self.dir.display()
+            ),
+        )?;
+        let args = ["run".to_owned(), "--config".to_owned(), config];
+        Running::start(
+            &self.namespace.0,
+            &self.bin_dir.join("weir-controller"),
+            &args,
+        )
+    }
+
+    /// An agent with these lines in its configuration beside those that all have.
+    fn agent(&self, name: &str, port: u16, lines: &str, args: &[String]) -> Result<Subject> {
+        let config = self.path(&format!("{name}.yaml"));
+        fs::write(
+            &config,
+            format!(
+                "node: {name}\nlisten_metrics: \"127.0.0.1:{port}\"\nstate_dir: \"{}\"\npath_sysfs: \"{}\"\n{lines}",
+                self.path(name),
+                self.sysfs.display()
+            ),
+        )?;
+        let mut all = vec!["run".to_owned(), "--config".to_owned(), config];
+        all.extend_from_slice(args);
+        self.start(&self.bin_dir.join("weir-agent"), &all, port)
+    }
+
+    fn full_agent(&self) -> Result<Subject> {
+        let mut args = Vec::new();
+        if let Some(nvml) = fake_nvml(self.dir) {
+            args = vec!["--nvml-library".to_owned(), nvml.display().to_string()];
+        }
+        let lines = "controller: \"http://127.0.0.1:9742\"\n";
+        self.agent("full", 9741, lines, &args)
+    }
+
+    /// The work of node_exporter's `infiniband`, and the interfaces of an empty namespace.
+    fn rdma_agent(&self) -> Result<Subject> {
+        let lines = "collectors: {ethtool: false, gpu: false, kmsg: false}\nbpf: {enabled: false, collective: false, tcp: false, qdisc: false, drop: false}\n";
+        self.agent("rdma", 9740, lines, &[])
+    }
+
+    fn exporter(&self, port: u16, collectors: &[&str]) -> Result<Subject> {
+        let mut args = vec![
+            format!("--web.listen-address=127.0.0.1:{port}"),
+            format!("--path.sysfs={}", self.sysfs.display()),
+        ];
+        args.extend(collectors.iter().map(|c| (*c).to_owned()));
+        self.start(Path::new("prometheus-node-exporter"), &args, port)
+    }
+}
+
+/// CPU time of each source in a cycle, by the agent's own account; the rest of a cycle is judging,
+/// frames, the stream and the page.
+fn source_costs(before: &str, after: &str, cycles: f64) -> BTreeMap<String, f64> {
+    let costs = |page: &str| -> BTreeMap<String, f64> {
+        let source = |line: &str| {
+            let (source, seconds) = line
+                .strip_prefix("weir_agent_source_cpu_seconds_total{source=\"")?
+                .split_once("\"} ")?;
+            Some((source.to_owned(), seconds.parse::<f64>().ok()? * 1e6))
+        };
+        page.lines().filter_map(source).collect()
+    };
+    let before = costs(before);
+    let difference = |(source, us): (String, f64)| {
+        let then = before.get(&source).copied().unwrap_or_default();
+        (source, (us - then) / cycles)
+    };
+    costs(after).into_iter().map(difference).collect()
 }

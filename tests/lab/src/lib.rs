@@ -16,7 +16,8 @@
 
 pub mod api;
 pub mod bench;
-mod bench_node;
+pub mod bench_node;
+mod bench_tree;
 pub mod demo;
 pub mod fabric;
 pub mod guest;

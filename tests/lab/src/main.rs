@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use weir_lab::{
     bench::bench,
+    bench_node::measure_here,
     demo::{DemoSpec, JOB_BYTES, demo},
     fabric::Fabric,
     job::{Job, JobSpec, median_seconds},
@@ -51,7 +52,13 @@ enum Command {
         /// Where the figures go; keys of other benchmarks in it are kept.
         #[arg(long, default_value = "target/bench.json")]
         out: PathBuf,
+        /// Only what an agent costs on a full node, beside node_exporter.
+        #[arg(long)]
+        node_only: bool,
     },
+    /// The part of `bench` that measures a full node, here and now.
+    #[command(hide = true)]
+    BenchNode { bin_dir: PathBuf, out: PathBuf },
     /// Build a fabric and leave it there.
     Up {
         /// Name of the lab; unique by default.
@@ -149,7 +156,12 @@ fn run(command: Command) -> Result<()> {
             bin_dir: bin_dir.map_or_else(beside, Ok)?,
             out,
         }),
-        Command::Bench { bin_dir, out } => bench(&bin_dir.map_or_else(beside, Ok)?, &out),
+        Command::Bench {
+            bin_dir,
+            out,
+            node_only,
+        } => bench(&bin_dir.map_or_else(beside, Ok)?, &out, node_only),
+        Command::BenchNode { bin_dir, out } => measure_here(&bin_dir, &out),
         Command::Up { name } => up(name),
         Command::Down { name, stale } => down(name, stale),
         Command::List => list(),

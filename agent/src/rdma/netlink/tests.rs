@@ -105,6 +105,29 @@ fn counters_without_a_value_are_absent() {
 }
 
 #[test]
+fn only_optional_counters_have_a_state() {
+    let entry = |name: &[u8], state: &[u8]| {
+        let mut entry = attribute(ATTR_STAT_HWCOUNTER_ENTRY_NAME, name);
+        if !state.is_empty() {
+            entry.extend(attribute(ATTR_STAT_HWCOUNTER_DYNAMIC, state));
+        }
+        attribute(ATTR_STAT_HWCOUNTER_ENTRY, &entry)
+    };
+    let table = [
+        entry(b"out_of_buffer\0", &[]),
+        entry(b"cc_rx_ce_pkts\0", &[1]),
+        entry(b"cc_tx_cnp_pkts\0", &[0]),
+        entry(b"\0", &[1]),
+    ];
+    let bytes = attribute(ATTR_STAT_HWCOUNTERS, &table.concat());
+    let found: Vec<(&str, bool)> = parse_optional(&bytes).collect();
+    assert_eq!(found, [("cc_rx_ce_pkts", true), ("cc_tx_cnp_pkts", false)]);
+    // The numbers of include/uapi/rdma/rdma_netlink.h.
+    let request = request(CMD_STAT_GET_STATUS, 0, 1, &[]);
+    assert_eq!(u16_at(&request, 4), Some(0x1418));
+}
+
+#[test]
 fn counters_are_bounded() {
     let table: Vec<u8> = (0..700).flat_map(|i| counter(b"x\0", i)).collect();
     let bytes = attribute(ATTR_STAT_HWCOUNTERS, &table);
@@ -191,6 +214,7 @@ proptest! {
             seen += 1;
             let _ = (parse_device(message), parse_port(message));
             seen += parse_qps(message).count() + HwCounters(message).iter().count();
+            seen += parse_optional(message).count();
         });
         prop_assert!(seen <= bytes.len());
     }

@@ -61,6 +61,7 @@ fn rdma(sysfs: &Path) -> Rdma {
         include: Vec::new(),
         exclude: Vec::new(),
         netlink: false,
+        verbatim: false,
     })
 }
 

@@ -237,6 +237,7 @@ fn a_device_that_the_filter_keeps_out_is_not_touched() {
         include: Vec::new(),
         exclude: vec!["mlx5_1*".into()],
         netlink: false,
+        verbatim: true,
     });
     let (result, out) = poll(&mut rdma, MS(0));
     assert_eq!(result, Ok(()));
