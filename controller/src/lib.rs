@@ -8,5 +8,6 @@ pub mod ingest;
 pub mod metrics;
 pub mod record;
 pub mod server;
+pub mod topology_command;
 pub mod topology_file;
 pub mod views;

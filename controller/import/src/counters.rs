@@ -6,6 +6,7 @@
 use crate::finding::{Finding, Kind};
 use crate::guid::Guid;
 use crate::names;
+use crate::reading::Reading;
 use crate::text::{Cursor, Error, lines};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -112,16 +113,6 @@ pub struct PortCounters {
     pub counters: BTreeMap<String, u64>,
 }
 
-/// A counter that Weir has a signal for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reading {
-    pub signal: Signal,
-    /// In the signal's unit.
-    pub value: u64,
-    /// It stands at its maximum: no rate can be made of it.
-    pub saturated: bool,
-}
-
 impl PortCounters {
     /// Node and port for people.
     #[must_use]
@@ -153,10 +144,10 @@ impl PortCounters {
     pub fn readings(&self) -> Vec<Reading> {
         let reading = |r: &Register| {
             let (signal, factor) = r.signal?;
+            let value = self.counters.get(r.name)?.saturating_mul(factor);
             Some(Reading {
-                signal,
-                value: self.counters.get(r.name)?.wrapping_mul(factor),
                 saturated: self.saturated(r.name),
+                ..Reading::counted(signal, value)
             })
         };
         REGISTERS.iter().filter_map(reading).collect()

@@ -10,6 +10,9 @@ use crate::rate;
 use crate::text::{Cursor, Error, lines};
 use std::collections::BTreeMap;
 
+/// A generation's name and the rate of its lanes.
+type Generation = (&'static str, f64);
+
 /// Reads the output of `ibnetdiscover`.
 ///
 /// # Errors
@@ -169,12 +172,7 @@ fn port(
     Ok(())
 }
 
-fn account(
-    from: (Key, u32),
-    to: (Key, u32),
-    lanes: u8,
-    speed: Option<(&'static str, f64)>,
-) -> Account {
+fn account(from: (Key, u32), to: (Key, u32), lanes: u8, speed: Option<Generation>) -> Account {
     Account {
         from,
         to,
@@ -205,7 +203,7 @@ fn port_guid(cursor: &mut Cursor<'_>) -> Result<Option<Guid>, Error> {
 }
 
 /// `4xHDR`; a generation newer than this reader has no rate.
-fn width_and_speed(cursor: &mut Cursor<'_>) -> Result<(u8, Option<(&'static str, f64)>), Error> {
+fn width_and_speed(cursor: &mut Cursor<'_>) -> Result<(u8, Option<Generation>), Error> {
     let what = "width and speed such as 4xHDR";
     cursor.skip_spaces();
     let here = cursor.clone();
