@@ -220,6 +220,7 @@ fn json(picture: &Picture, fabric: &Fabric) -> anyhow::Result<String> {
         "groups": graph.groups(),
         "rails": rails::rails(fabric, &graph),
         "switches": picture.switches,
+        "documents": picture.others,
         "aggregation_nodes": fabric.aggregation_nodes,
         "ports_down": fabric.ports_down,
         "findings": picture.findings,

@@ -161,7 +161,7 @@ fn asymmetry(graph: &Graph<'_>, n: usize, findings: &mut Vec<Finding>) {
         places = format!(": {places}");
     }
     let text = format!(
-        "{name} has {total} uplinks where {holders} of its {many} siblings have {expected}{places}"
+        "{name} has {total} uplink(s) where {holders} of its {many} siblings have {expected}{places}"
     );
     findings.push(Finding::warning(Kind::Asymmetry, name, text));
 }

@@ -5,6 +5,7 @@ use crate::fabric::Fabric;
 use crate::finding::Finding;
 use crate::format::Document;
 use crate::sonic::{Databases, Switch};
+use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// What was read so far.
@@ -16,6 +17,14 @@ pub struct Collection {
     findings: Vec<Finding>,
     /// Databases of SONiC switches, by switch.
     sonic: BTreeMap<String, Databases>,
+    others: Vec<Named>,
+}
+
+/// A document that is no part of a fabric, with what it is about.
+#[derive(Debug, Serialize)]
+pub struct Named {
+    pub name: String,
+    pub document: Document,
 }
 
 /// All files together.
@@ -24,6 +33,8 @@ pub struct Picture {
     /// `None` if no file told of one.
     pub fabric: Option<Fabric>,
     pub switches: Vec<Switch>,
+    /// What tells of a node, a link or counters: affinities, module reports, inventories.
+    pub others: Vec<Named>,
     /// The worst first.
     pub findings: Vec<Finding>,
 }
@@ -45,7 +56,10 @@ impl Collection {
             | Document::SwitchHealth(_)
             | Document::Link(_)
             | Document::Affinity(_)
-            | Document::Gpus(_) => {}
+            | Document::Gpus(_) => self.others.push(Named {
+                name: name.to_owned(),
+                document,
+            }),
         }
     }
 
@@ -61,7 +75,13 @@ impl Collection {
         let mut switches = Vec::new();
         for (name, databases) in std::mem::take(&mut self.sonic) {
             let switch = databases.switch();
-            self.findings.extend(switch.findings());
+            let called = switch.name.clone().unwrap_or_else(|| name.clone());
+            self.findings
+                .extend(switch.findings().into_iter().map(|f| Finding {
+                    subject: format!("{called}:{}", f.subject),
+                    text: format!("{called}: {}", f.text),
+                    ..f
+                }));
             if switch.name.is_some() || switch.ports.values().any(|p| p.neighbour.is_some()) {
                 self.merge(switch.fabric(&name));
             }
@@ -73,6 +93,7 @@ impl Collection {
         Picture {
             fabric: self.topology.then_some(self.fabric),
             switches,
+            others: self.others,
             findings: self.findings,
         }
     }

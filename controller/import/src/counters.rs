@@ -169,7 +169,12 @@ impl PortCounters {
             .iter()
             .filter_map(|r| {
                 let value = self.counters.get(r.name).filter(|v| **v > 0)?;
-                Some(format!("{value} {}", r.damage?))
+                let least = if self.saturated(r.name) {
+                    "at least "
+                } else {
+                    ""
+                };
+                Some(format!("{least}{value} {}", r.damage?))
             })
             .collect();
         if !damage.is_empty() {

@@ -146,10 +146,10 @@ impl Discovered {
                     (format!("ca-{id}"), "ca".to_owned())
                 }
                 Some((mut host, mut device)) => {
+                    let twin = devices.get(&(host.clone(), device.clone())) > Some(&1);
                     if taken.contains_key(&host) {
                         host = format!("{host}-host");
                     }
-                    let twin = devices.get(&(host.clone(), device.clone())) > Some(&1);
                     if twin || device.is_empty() {
                         device =
                             format!("{device}{}{id}", if device.is_empty() { "" } else { "-" });
@@ -187,13 +187,13 @@ impl Discovered {
         };
         let told: BTreeMap<(Key, u32), (Key, u32)> =
             self.accounts.iter().map(|a| (a.from, a.to)).collect();
-        let mut taken: BTreeMap<(Key, u32), (Key, u32)> = BTreeMap::new();
+        let mut taken: BTreeMap<End, End> = BTreeMap::new();
         let mut links = Vec::new();
         for account in &self.accounts {
             let (Some(a), Some(b)) = (end(account.from), end(account.to)) else {
                 continue;
             };
-            if account.from == account.to {
+            if a == b {
                 let text = format!("{a} is cabled to itself: a loopback plug, or a wrong file");
                 findings.push(Finding::warning(Kind::SelfLoop, a.to_string(), text));
                 continue;
@@ -214,12 +214,13 @@ impl Discovered {
                 }
                 None => {}
             }
-            let free = |port, peer| taken.get(port).is_none_or(|p| p == peer);
-            if !free(&account.from, &account.to) || !free(&account.to, &account.from) {
+            // A port has one cable; the first account of it stands.
+            let free = |port: &End, peer: &End| taken.get(port).is_none_or(|p| p == peer);
+            if !free(&a, &b) || !free(&b, &a) {
                 continue;
             }
-            let known = taken.insert(account.from, account.to).is_some();
-            taken.insert(account.to, account.from);
+            let known = taken.insert(a.clone(), b.clone()).is_some();
+            taken.insert(b.clone(), a.clone());
             if known {
                 continue;
             }

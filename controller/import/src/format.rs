@@ -12,6 +12,7 @@ use crate::smi::{self, Inventory};
 use crate::sonic::{self, Database, Hashes};
 use crate::text::Error;
 use crate::{iblinkinfo, ibnetdiscover, nccl, topo_m};
+use serde::Serialize;
 
 /// A format that this crate reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,17 +87,20 @@ impl Format {
     /// Tells the format by what only it has near its beginning.
     #[must_use]
     pub fn detect(text: &str) -> Option<Format> {
-        let start = text.trim_start_matches('\u{feff}').trim_start();
+        let start = text
+            .trim_start_matches('\u{feff}')
+            .trim_start_matches(['\n', '\r']);
         let head = || start.lines().take(LINES_MAX);
         let any = |hit: &dyn Fn(&str) -> bool| head().any(hit);
-        if start.starts_with('<') {
+        let first = start.trim_start();
+        if first.starts_with('<') {
             return if any(&|l| l.contains("nvidia_smi_log")) {
                 Some(Format::Smi)
             } else {
                 Some(Format::Nccl)
             };
         }
-        if start.starts_with('{') {
+        if first.starts_with('{') {
             return Some(
                 if any(&|l| l.contains("\"lldp") || l.contains("\"local-chassis\"")) {
                     Format::Lldp
@@ -130,9 +134,7 @@ impl Format {
             (Format::IbnetdiscoverList, &|l| {
                 (l.starts_with("SW ") || l.starts_with("CA ")) && l.contains(" 0x")
             }),
-            (Format::TopoM, &|l| {
-                l.starts_with([' ', '\t']) && l.contains("GPU0")
-            }),
+            (Format::TopoM, &|l| topo_m::is_header(l)),
         ];
         let found = rules.into_iter().find(|(_, hit)| any(hit));
         found.map(|(format, _)| format)
@@ -140,7 +142,8 @@ impl Format {
 }
 
 /// What a text held.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Document {
     Fabric(Fabric),
     Counters(Vec<PortCounters>),

@@ -46,7 +46,7 @@ pub struct Neighbours {
 /// # Errors
 /// [`Error`] if it is no JSON, or has neither `lldp` nor `local-chassis`.
 pub fn parse(text: &str) -> Result<Neighbours, Error> {
-    let root: Value = serde_json::from_str(text).map_err(|e| Error::json(&e))?;
+    let root: Value = serde_json::from_str(text).map_err(|e| Error::json(&e, text))?;
     let mut seen = Neighbours::default();
     let wrapped = root.get("lldp_loc_chassis").unwrap_or(&root);
     let local = wrapped.get("local-chassis").map(first);

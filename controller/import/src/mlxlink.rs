@@ -85,7 +85,7 @@ pub struct LinkReport {
 /// # Errors
 /// [`Error`] if it is no JSON or has no `result.output`, or if mlxlink itself failed.
 pub fn parse(text: &str) -> Result<LinkReport, Error> {
-    let root: Value = serde_json::from_str(text).map_err(|e| Error::json(&e))?;
+    let root: Value = serde_json::from_str(text).map_err(|e| Error::json(&e, text))?;
     let Some(output) = root.get("result").and_then(|r| r.get("output")) else {
         let message = root.get("status").and_then(|s| s.get("message"));
         let found = message.and_then(Value::as_str).unwrap_or(text);

@@ -23,7 +23,7 @@ const PRIORITIES: u8 = 8;
 const QUEUES_MAX: u16 = 256;
 
 /// Which of the databases.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum Database {
     Appl,
     Asic,
@@ -44,7 +44,7 @@ pub struct Databases {
 /// [`Error`] if it is no JSON object of objects.
 pub fn parse(text: &str) -> Result<Hashes, Error> {
     let raw: BTreeMap<String, BTreeMap<String, Value>> =
-        serde_json::from_str(text).map_err(|e| Error::json(&e))?;
+        serde_json::from_str(text).map_err(|e| Error::json(&e, text))?;
     let plain = |value: Value| match value.as_str() {
         Some(text) => text.to_owned(),
         None => value.to_string(),

@@ -43,18 +43,15 @@ impl Error {
         Error::new(line, column, expected, after.lines().next().unwrap_or(""))
     }
 
-    /// An error of the JSON parser, which counts lines and columns itself.
+    /// An error of the JSON parser, which counts lines and columns (in bytes) itself.
     #[must_use]
-    pub fn json(error: &serde_json::Error) -> Error {
-        let text = error.to_string();
-        let reason = text.split(" at line ").next().unwrap_or(&text);
-        let column = error.column().max(1);
-        Error::new(
-            error.line().max(1),
-            column,
-            &format!("JSON ({reason})"),
-            "something else",
-        )
+    pub fn json(error: &serde_json::Error, text: &str) -> Error {
+        let said = error.to_string();
+        let reason = said.split(" at line ").next().unwrap_or(&said);
+        let (line, column) = (error.line().max(1), error.column().max(1));
+        let there = text.lines().nth(line - 1).unwrap_or("");
+        let found = there.get(column - 1..).unwrap_or("");
+        Error::new(line, column, &format!("JSON ({reason})"), found)
     }
 }
 

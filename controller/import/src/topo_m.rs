@@ -19,7 +19,7 @@ pub fn parse(text: &str) -> Result<Affinity, Error> {
     for cursor in lines(text) {
         let line = without_escapes(cursor.line());
         if header.is_empty() {
-            if line.starts_with([' ', '\t']) && line.trim_start().starts_with("GPU0") {
+            if is_header(&line) {
                 let cells = cells(line.trim_start());
                 header = cells.into_iter().filter(|c| !c.is_empty()).collect();
             }
@@ -52,8 +52,15 @@ pub fn parse(text: &str) -> Result<Affinity, Error> {
     Ok(affinity(&header, &rows, &names))
 }
 
-/// Takes out `ESC [ ... letter`.
+/// Whether a line names the columns.
+pub(crate) fn is_header(line: &str) -> bool {
+    let line = without_escapes(line);
+    line.starts_with([' ', '\t']) && line.trim_start().starts_with("GPU0")
+}
+
+/// Takes out `ESC [ ... letter`, also where a pager has spelt the escape as `^[`.
 fn without_escapes(line: &str) -> String {
+    let line = line.replace("^[[", "\u{1b}[");
     let mut pieces = line.split('\u{1b}');
     let mut plain = pieces.next().unwrap_or("").to_owned();
     for piece in pieces {
