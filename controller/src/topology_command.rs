@@ -3,13 +3,14 @@
 use crate::topology_file::{self, TopologyError};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use weir_import::collection::{Collection, Picture};
 use weir_import::fabric::{Fabric, Role};
 use weir_import::finding::{Finding, Severity};
-use weir_import::format::{Format, read};
+use weir_import::format::{Document, Format, read};
 use weir_import::graph::{Graph, Tier};
 use weir_import::{rails, text};
 
@@ -213,14 +214,21 @@ fn json(picture: &Picture, fabric: &Fabric) -> anyhow::Result<String> {
     let graph = Graph::new(fabric);
     let tiers = fabric.nodes.keys().enumerate();
     let tiers = tiers.map(|(n, name)| (name.as_str(), graph.tier(n)));
+    let mut nearest = BTreeMap::new();
+    for other in &picture.others {
+        if let Document::Affinity(affinity) = &other.document {
+            nearest.insert(other.name.as_str(), affinity.nearest());
+        }
+    }
     let value = serde_json::json!({
         "nodes": fabric.nodes,
         "links": fabric.links,
-        "tiers": tiers.collect::<std::collections::BTreeMap<_, _>>(),
+        "tiers": tiers.collect::<BTreeMap<_, _>>(),
         "groups": graph.groups(),
         "rails": rails::rails(fabric, &graph),
         "switches": picture.switches,
         "documents": picture.others,
+        "nearest_nics": nearest,
         "aggregation_nodes": fabric.aggregation_nodes,
         "ports_down": fabric.ports_down,
         "findings": picture.findings,

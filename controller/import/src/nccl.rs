@@ -6,6 +6,7 @@ use crate::affinity::{Affinity, Device, Path};
 use crate::rate;
 use crate::text::Error;
 use crate::xml::{Step, walk};
+use std::collections::BTreeMap;
 
 /// Broadcom's (LSI's) switches show themselves as two levels of bridges; NCCL flattens them
 /// (`ncclTopoFlattenBcmSwitches`), so that both levels count as one.
@@ -17,6 +18,8 @@ struct Found {
     gpu: bool,
     /// Numbers of PCI bridges, from the root; the CPU's number is first.
     above: Vec<usize>,
+    /// `NVLinks` by the PCI address of what they lead to: a GPU, or a switch.
+    links: BTreeMap<String, u32>,
 }
 
 /// A CPU or a PCI device in which the reader stands.
@@ -83,6 +86,7 @@ pub fn parse(text: &str) -> Result<Affinity, Error> {
                         },
                         gpu,
                         above: above.map(|o| o.number).collect(),
+                        links: BTreeMap::new(),
                     });
                     found.len() - 1
                 });
@@ -104,8 +108,11 @@ pub fn parse(text: &str) -> Result<Affinity, Error> {
                     .attribute("count")
                     .and_then(|c| c.parse::<u32>().ok());
                 if let (Some(f), Some(count)) = (inner.and_then(|n| found.get_mut(n)), count) {
-                    let links = f.device.nvlinks.unwrap_or(0).saturating_add(count);
-                    f.device.nvlinks = Some(links);
+                    let total = f.device.nvlinks.unwrap_or(0).saturating_add(count);
+                    f.device.nvlinks = Some(total);
+                    let target = element.attribute("target").unwrap_or_default();
+                    let links = f.links.entry(target).or_default();
+                    *links = links.saturating_add(count);
                 }
             }
             "net" => {
@@ -152,9 +159,24 @@ fn net(device: &mut Device, element: &crate::xml::Element<'_>) {
     }
 }
 
+/// `NVLinks` between two GPUs: direct ones, or through switches that both have links to.
+fn nvlinks(a: &Found, b: &Found) -> Option<u32> {
+    let direct = b.device.bus.as_ref().and_then(|bus| a.links.get(bus));
+    let through = |(switch, mine): (&String, &u32)| {
+        let theirs = b.links.get(switch)?;
+        Some(*mine.min(theirs))
+    };
+    let switched = a.links.iter().filter_map(through);
+    let switched = switched.reduce(u32::saturating_add);
+    direct.copied().or(switched)
+}
+
 fn path(a: &Found, b: &Found, flattened: &[bool]) -> Option<Path> {
     if std::ptr::eq(a, b) {
         return None;
+    }
+    if let Some(links) = nvlinks(a, b) {
+        return Some(Path::NvLink(links));
     }
     let shared = a
         .above
@@ -209,6 +231,29 @@ mod tests {
         assert_eq!(affinity.gpus[0].nvlinks, Some(9));
         assert_eq!(affinity.nics[0].rate_bps, Some(400e9));
         assert_eq!(affinity.nics[3].numa, Some(1));
+    }
+
+    #[test]
+    fn gpus_are_joined_by_nvlinks_directly_or_through_switches() {
+        let gpu = |bus: &str, links: &str| {
+            format!(
+                "<pci busid=\"{bus}\" class=\"0x030200\"><gpu dev=\"{bus}\">{links}</gpu></pci>"
+            )
+        };
+        let link =
+            |target: &str, count: u32| format!("<nvlink target=\"{target}\" count=\"{count}\"/>");
+        let gpus = [
+            gpu("1", &format!("{}{}", link("s1", 5), link("s2", 4))),
+            gpu(
+                "2",
+                &format!("{}{}{}", link("s1", 5), link("s2", 3), link("3", 2)),
+            ),
+            gpu("3", &link("2", 2)),
+        ];
+        let text = format!("<system><cpu numaid=\"0\">{}</cpu></system>", gpus.concat());
+        let between = parse(&text).unwrap().gpu_gpu;
+        assert_eq!(between[0], [None, Some(Path::NvLink(8)), Some(Path::Phb)]);
+        assert_eq!(between[2][1], Some(Path::NvLink(2)));
     }
 
     #[test]

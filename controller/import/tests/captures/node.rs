@@ -159,6 +159,8 @@ fn nccl_topologies() {
             "{name}"
         );
         assert_eq!(affinity.gpus[0].nvlinks, speed.map(|_| 18), "{name}");
+        let switched = affinity.gpu_gpu[0][7] == Some(Path::NvLink(18));
+        assert_eq!(switched, speed.is_some(), "{name}");
     }
 }
 
