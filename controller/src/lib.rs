@@ -10,5 +10,6 @@ pub mod pinglists;
 pub mod probes;
 pub mod record;
 pub mod server;
+pub mod topology_command;
 pub mod topology_file;
 pub mod views;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use weir_controller::brain::Brain;
 use weir_controller::config::{self, Config, RawConfig};
 use weir_controller::driver::Driver;
-use weir_controller::{api, metrics, record, server, topology_file};
+use weir_controller::{api, metrics, record, server, topology_command, topology_file};
 use weir_controller_core::topology::Plan;
 
 /// Exit code for a bad configuration (EX_USAGE of sysexits.h).
@@ -36,6 +36,9 @@ enum Cmd {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCmd),
+    /// Topology files: make one of what other tools saw, and look for what is odd.
+    #[command(subcommand)]
+    Topology(topology_command::TopologyCmd),
     /// Print the catalogue of metrics.
     Metrics {
         /// As JSON instead of Markdown.
@@ -69,13 +72,14 @@ fn main() -> ExitCode {
         )
         .init();
     match run(args.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             let message = format!("weir-controller: {}\n", said(&error));
             let written = std::io::stderr().write_all(message.as_bytes());
             drop(written);
-            let config =
-                error.is::<config::ConfigError>() || error.is::<topology_file::TopologyError>();
+            let config = error.is::<config::ConfigError>()
+                || error.is::<topology_file::TopologyError>()
+                || error.is::<topology_command::ImportError>();
             if config {
                 ExitCode::from(EXIT_CONFIG)
             } else {
@@ -85,8 +89,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Cmd) -> anyhow::Result<()> {
-    match command {
+fn run(command: Cmd) -> anyhow::Result<ExitCode> {
+    let done = match command {
+        Cmd::Topology(command) => return topology_command::run(&command),
         Cmd::Run(file) => {
             let (_, config, plan) = load(&file)?;
             tokio::runtime::Builder::new_current_thread()
@@ -112,7 +117,8 @@ fn run(command: Cmd) -> anyhow::Result<()> {
         Cmd::Metrics { json } => {
             if json {
                 let rows = metrics::CATALOGUE.iter().map(|m| serde_json::json!({ "name": m.name, "type": format!("{:?}", m.kind).to_lowercase(), "labels": m.labels, "help": m.help }));
-                return out(&serde_json::to_string_pretty(&rows.collect::<Vec<_>>())?);
+                return out(&serde_json::to_string_pretty(&rows.collect::<Vec<_>>())?)
+                    .map(|()| ExitCode::SUCCESS);
             }
             out("| metric | type | labels | meaning |\n|---|---|---|---|")?;
             for m in metrics::CATALOGUE {
@@ -126,7 +132,8 @@ fn run(command: Cmd) -> anyhow::Result<()> {
             }
             Ok(())
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn out(line: &str) -> anyhow::Result<()> {

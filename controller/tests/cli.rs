@@ -72,3 +72,119 @@ fn the_documented_metrics_are_the_controller_s() {
         "docs/metrics.md is not current: make docs"
     );
 }
+
+/// A leaf with two hosts and two spines, as `ibnetdiscover` prints it; a third leaf has lost a cable.
+fn discovered() -> String {
+    let mut text = String::from("# Topology file: generated\n");
+    for leaf in 1..=4 {
+        let cut = leaf == 3;
+        text += &format!(
+            "\nswitchguid=0x{leaf}({leaf})\nSwitch\t64 \"S-{leaf:016x}\"\t\t# \"MF0;leaf{leaf}:MQM9700/U1\" enhanced port 0 lid {leaf} lmc 0\n[1]\t\"H-{:016x}\"[1]({leaf}1) \t\t# \"node{leaf} mlx5_0 \" lid 9 4xNDR\n",
+            leaf * 16 + 1
+        );
+        for spine in 10..=11 {
+            if !(cut && spine == 11) {
+                text += &format!(
+                    "[{}]\t\"S-{spine:016x}\"[{leaf}]\t\t# \"MF0;spine{spine}:MQM9700/U1\" lid 5 4xNDR\n",
+                    spine + 20
+                );
+            }
+        }
+    }
+    for spine in 10..=11 {
+        text += &format!(
+            "\nSwitch\t64 \"S-{spine:016x}\"\t\t# \"MF0;spine{spine}:MQM9700/U1\" enhanced port 0 lid 5 lmc 0\n"
+        );
+        for leaf in (1..=4).filter(|l| !(*l == 3 && spine == 11)) {
+            text += &format!(
+                "[{leaf}]\t\"S-{leaf:016x}\"[{}]\t\t# \"MF0;leaf{leaf}:MQM9700/U1\" lid {leaf} 4xNDR\n",
+                spine + 20
+            );
+        }
+    }
+    for leaf in 1..=4 {
+        text += &format!(
+            "\nCa\t1 \"H-{:016x}\"\t\t# \"node{leaf} mlx5_0\"\n[1]({leaf}1) \t\"S-{leaf:016x}\"[1]\t\t# lid 9 lmc 0 \"MF0;leaf{leaf}:MQM9700/U1\" lid {leaf} 4xNDR\n",
+            leaf * 16 + 1
+        );
+    }
+    text
+}
+
+#[test]
+fn a_fabric_that_was_discovered_becomes_a_topology_file_that_the_controller_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let seen = dir.path().join("fabric.txt");
+    std::fs::write(&seen, discovered()).unwrap();
+    let imported = controller(&["topology", "import", seen.to_str().unwrap()]);
+    let yaml = String::from_utf8(imported.stdout).unwrap();
+    assert!(imported.status.success(), "{yaml}");
+    assert!(
+        yaml.contains("4 hosts, 6 switches (4 leaf, 2 spine, 0 core), 11 links"),
+        "{yaml}"
+    );
+    assert!(
+        yaml.contains("{a: \"leaf1:1\", b: \"node1:mlx5_0/1\", rate: 400Gbit}"),
+        "{yaml}"
+    );
+    let topology = dir.path().join("topology.yaml");
+    std::fs::write(&topology, &yaml).unwrap();
+    let config = dir.path().join("controller.yaml");
+    std::fs::write(&config, format!("topology: {}\n", topology.display())).unwrap();
+    let output = controller(&["config", "check", "--config", config.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    // What was discovered and what became of it show the same fault.
+    for path in [&seen, &topology] {
+        let output = controller(&["topology", "check", path.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            said.contains(
+                "leaf3 has 1 uplink(s) where 3 of its 3 siblings have 2: 0 instead of 1 to spine11"
+            ),
+            "{said}"
+        );
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    let output = controller(&["topology", "import", "--json", seen.to_str().unwrap()]);
+    let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["tiers"]["spine10"], "spine");
+    assert_eq!(value["groups"].as_array().unwrap().len(), 3);
+    assert_eq!(value["findings"][0]["kind"], "asymmetry");
+}
+
+#[test]
+fn a_file_that_cannot_be_imported_ends_with_64_and_names_the_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("fabric.txt");
+    for (text, format, words) in [
+        (
+            "vendid=0x2c9\nSwitch\tmany\n",
+            "auto",
+            "line 2, column 8: expected the number of ports",
+        ),
+        ("hello\n", "auto", "--format"),
+        (
+            "# Port counters: Lid 1 port 1\nPortXmitData:...7\n",
+            "perfquery",
+            "topology check",
+        ),
+        ("nodes: []\n", "weir", "links"),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let args = [
+            "topology",
+            "import",
+            "--format",
+            format,
+            path.to_str().unwrap(),
+        ];
+        let output = controller(&args);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(64), "{text}: {message}");
+        assert!(
+            message.contains(words),
+            "{text}: {words:?} is missing in {message}"
+        );
+    }
+}
