@@ -16,6 +16,7 @@ use crate::netlink::qdiscs::Qdisc;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::probe::Probe;
 use crate::probe::list::List;
+use crate::probe::ud::Ud;
 use crate::qps;
 use crate::sample::{
     CollectiveCall, EVENTS_MAX, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, QueuePair,
@@ -105,6 +106,8 @@ pub struct Collector {
     devices: Devices,
     /// Active probes, or why there are none; `None`: not wanted.
     probe: Option<Result<Probe, String>>,
+    /// The same over verbs.
+    ud: Option<Ud>,
     /// How long a sample waits for devices.
     patience: Duration,
     events_dropped: u64,
@@ -133,6 +136,16 @@ impl Collector {
         };
         let start = Bpf::load(&options);
         let collectives_by_bpf = start.sources.iter().any(|s| s.name == "collective" && s.up);
+        let devices = Devices::start(config, from);
+        let wanted = devices.verbs().filter(|_| config.collectors.probe);
+        let ud = wanted.map(|verbs| {
+            let probe = &config.probe;
+            Ud::new(
+                verbs.clone(),
+                probe.packets_per_second,
+                probe.settings.window,
+            )
+        });
         Ok(Collector {
             netlink: Netlink::open()?,
             bpf: start.bpf,
@@ -151,7 +164,8 @@ impl Collector {
             owner_pids: Vec::new(),
             drop_sums: BTreeMap::new(),
             gpu_jobs: BTreeMap::new(),
-            devices: Devices::start(config, from),
+            devices,
+            ud,
             // A single look at the node sends nothing.
             probe: (config.collectors.probe && from == From::Now)
                 .then(|| Probe::start(config.probe.options(&config.ports_exclude))),
@@ -187,26 +201,26 @@ impl Collector {
         sources
     }
 
-    /// Pings over verbs devices; `None` where that source is off.
-    #[must_use]
-    pub fn verbs(&self) -> Option<&crate::verbs::Handle> {
-        self.devices.verbs()
-    }
-
     /// The controller says whom to probe and whom to answer.
-    pub fn pinglist(&self, list: &v1::Pinglist) {
+    pub fn pinglist(&mut self, list: &v1::Pinglist) {
+        let list = List::from(list);
+        if let Some(ud) = &mut self.ud {
+            ud.set_list(&list);
+        }
         if let Some(Ok(probe)) = &self.probe {
-            probe.set_list(List::from(list));
+            probe.set_list(list);
         }
     }
 
     /// Where this node answers probes.
     #[must_use]
     pub fn endpoints(&self) -> Vec<v1::Endpoint> {
-        match &self.probe {
+        let mut endpoints = match &self.probe {
             Some(Ok(probe)) => probe.endpoints(),
             Some(Err(_)) | None => Vec::new(),
-        }
+        };
+        endpoints.extend(self.ud.iter().flat_map(Ud::endpoints));
+        endpoints
     }
 
     /// Looks for processes to probe, between samples.
@@ -265,6 +279,9 @@ impl Collector {
         let (now, patience) = (sample.at, self.patience);
         if let Some(Ok(probe)) = &self.probe {
             probe.gather(&mut gathered);
+        }
+        if let Some(ud) = &mut self.ud {
+            ud.gather(now, &mut gathered);
         }
         read.extend(self.devices.poll(now, interfaces, patience, &mut gathered));
         let ended = Instant::now();

@@ -73,7 +73,7 @@ catalogue! {
     PAIRS_LOSSY Gauge "weir_probe_pairs_lossy" [] "Pairs that lost at least one probe in the last window.";
     LEAF_PAIRS Gauge "weir_probe_leaf_pairs" [] "Ordered pairs of leaves in the pinglists.";
     LEAF_PAIRS_UNCOVERED Gauge "weir_probe_leaf_pairs_uncovered" [] "Pairs of leaves that no endpoint has room to probe.";
-    ENDPOINTS_LEFT_OUT Gauge "weir_probe_endpoints_left_out" [] "Endpoints that are not probed: an address that several nodes claim, or more than eight of a node.";
+    ENDPOINTS_LEFT_OUT Gauge "weir_probe_endpoints_left_out" [] "Endpoints that are not probed: an address that several nodes claim, or more than eight of a node and kind.";
 }
 
 /// Pairs with series of their own: the worst. Ten thousand nodes have a hundred thousand pairs.

@@ -4,7 +4,7 @@
 //! been quiet for [`QUIET`], and at [`PATIENCE`] after the first change at the latest.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 use weir_controller_core::ids::{NodeId, PortId};
 use weir_controller_core::pinglist::{self, Endpoint, Pinglist, Placed, Settings, Target, Way};
@@ -81,7 +81,17 @@ impl Pinglists {
         }
         self.changed = None;
         let placed = |endpoint: &Endpoint| {
-            let port = PortId::new(&endpoint.node, &endpoint.port);
+            // A verbs port is where the interface of its address is.
+            let by_gid = match &endpoint.way {
+                Way::Ud { gid, .. } => Ipv6Addr::from(*gid).to_ipv4_mapped(),
+                Way::Udp { .. } => None,
+            };
+            let interface = by_gid
+                .and_then(|address| topology.port_of(address))
+                .cloned();
+            let port = interface
+                .filter(|port| port.node == endpoint.node)
+                .unwrap_or_else(|| PortId::new(&endpoint.node, &endpoint.port));
             let peer = topology.peer(&port);
             let leaf = peer.map(|peer| &peer.node);
             Placed {

@@ -6,6 +6,8 @@
 //!   takes the replies and the kernel's stamps;
 //! - [`responder`] answers those of others and says how long it held them.
 //!
+//! Where there are verbs devices their ports are probed as well, by `weir-verbs` ([`ud`]).
+//!
 //! What a probe means and what it may cost is decided in `weir_agent_core::probe`. Targets come from
 //! the controller ([`list`]), or from the configuration where there is none.
 
@@ -15,6 +17,7 @@ pub mod local;
 pub mod report;
 pub mod responder;
 pub mod socket;
+pub mod ud;
 pub mod wake;
 pub mod worker;
 

@@ -248,7 +248,7 @@ fn the_configured_rate_holds_whatever_a_list_asks_for() {
 }
 
 #[test]
-fn targets_of_verbs_are_left_to_verbs_and_said() {
+fn targets_of_verbs_are_left_to_verbs_and_what_nobody_understands_is_said() {
     let probe = Probe::start(options(None)).unwrap();
     let ud = Ping {
         way: Way::Ud {
@@ -258,7 +258,10 @@ fn targets_of_verbs_are_left_to_verbs_and_said() {
         },
         ..ping("b", (Ipv4Addr::LOCALHOST, 1).into())
     };
-    probe.set_list(list(vec![ud]));
+    probe.set_list(List {
+        unusable: 1,
+        ..list(vec![ud])
+    });
     until("it is left out", || {
         (probe.state().left_out == 1).then_some(())
     });

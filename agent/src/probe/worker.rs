@@ -208,7 +208,11 @@ impl Worker {
                     wire_bytes: wire_bytes(to),
                 });
             }
-            left_out = list.unusable + list.targets.len() - targets.len();
+            let others = list
+                .targets
+                .iter()
+                .filter(|p| matches!(p.way, Way::Ud { .. }));
+            left_out = list.unusable + list.targets.len() - targets.len() - others.count();
             let packets_per_s = list
                 .packets_per_s
                 .min(self.packets_per_s)

@@ -32,7 +32,7 @@ const ACROSS_IN: usize = 2 * ACROSS;
 const PROBERS: usize = 2;
 /// Source ports to one target, at most: what an agent opens unless it is told otherwise.
 const PATHS_MAX: u8 = 16;
-/// Endpoints of one node, at most: the eight rails of a GPU node.
+/// Endpoints of one kind of one node, at most: the eight rails of a GPU node.
 const ENDPOINTS_MAX: usize = 8;
 /// Chance that some path between two leaves is taken by none of the flows.
 const MISSED: f64 = 0.01;
