@@ -8,6 +8,9 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
+/// EX_USAGE of sysexits.h, as the daemons have it.
+const EXIT_USAGE: u8 = 64;
+
 /// Ask and steer a Weir controller.
 #[derive(Debug, Parser)]
 #[command(name = "weir", version, about)]
@@ -144,7 +147,15 @@ fn base_url(text: &str) -> String {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(help) if !help.use_stderr() => help.exit(),
+        Err(error) => {
+            let printed = error.print();
+            drop(printed);
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
     let text = match run(&args) {
         Ok(text) => text,
         Err(error) => {
@@ -164,7 +175,17 @@ fn run(args: &Args) -> anyhow::Result<String> {
     let api = Api::new(&args.controller);
     let nothing = json!({});
     let (value, show): (Value, fn(&Value) -> String) = match &args.command {
-        Command::Status => (api.get("/api/v1/status")?, status),
+        Command::Status => {
+            let answer = api.get("/api/v1/status")?;
+            // Another server's JSON would read as "not frozen".
+            if !answer["mode"].is_string() || !answer["frozen"].is_boolean() {
+                bail!(
+                    "{} is no Weir controller; is --controller (or WEIR_CONTROLLER) right?",
+                    api.base
+                );
+            }
+            (answer, status)
+        }
         Command::Links => (api.get("/api/v1/links")?, links),
         Command::Incidents => (api.get("/api/v1/incidents")?, incidents),
         Command::Events => (api.get("/api/v1/events")?, events),

@@ -63,7 +63,15 @@ struct File {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(help) if !help.use_stderr() => help.exit(),
+        Err(error) => {
+            let printed = error.print();
+            drop(printed);
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))

@@ -297,7 +297,10 @@ fn incast_and_full_uplinks_are_named_and_not_rerouted() {
             Vec::<String>::new()
         );
         stack.stop().unwrap();
-        drop(before);
+        assert_eq!(
+            before.diff(&fabric.snapshot().unwrap()),
+            Vec::<String>::new()
+        );
         fabric.down().unwrap();
     }
 }
@@ -429,8 +432,8 @@ fn a_change_that_makes_the_job_slower_is_rolled_back_within_three_iterations() {
     );
     let raw = scene.stack.http_get("/api/v1/leases").unwrap();
     let judged = raw[0]["iterations_after_s"].as_array().unwrap().len();
-    // The one that straddles the change is discarded; a sample may bring several at once.
-    assert!(judged >= 2, "{judged}");
+    // Two slower ones in a row decide, after the one that straddles the change; a sample brings two.
+    assert!((2..=4).contains(&judged), "{judged}");
     scene.wait_for_baseline(SOON);
     scene.end();
 }
