@@ -22,7 +22,7 @@ use crate::sample::{
     CollectiveCall, EVENTS_MAX, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, QueuePair,
     Readings, RunningCall, Sample, Series,
 };
-use crate::source::{Gathered, GpuPart, Info, OptionalCounter, RawCounter};
+use crate::source::{Gathered, GpuPart, Info, OptionalCounter, RawCounter, Source};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,15 +40,6 @@ const PIDS_MAX: usize = 4096;
 const OWNERS_MAX: usize = 65_536;
 /// A flow whose owner was not found is looked for again after this long.
 const OWNER_AGAIN: Duration = Duration::from_secs(10);
-
-/// State of one source.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
-    pub name: &'static str,
-    pub up: bool,
-    /// Why it is down, or what it does without; empty if there is nothing to say.
-    pub reason: String,
-}
 
 /// What was read besides the sample, for `/metrics`.
 #[derive(Debug, Clone, Default)]

@@ -6,10 +6,10 @@
 
 use crate::collect::Extras;
 use crate::exposition::Families;
-use crate::metrics::{Metric, Type};
 use crate::sample::{PORT_SIGNALS, Sample};
 use crate::source::Info;
 use std::collections::BTreeSet;
+use weir_common::catalogue::{Metric, Type};
 use weir_wire::signal::{Entity, Signal};
 
 const HELP: &str = "As node_exporter has it.";

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use weir_agent_core::limits::Limits;
+use weir_common::config::{self, Checker, ConfigError};
 
 /// All addresses, as exporters do: who scrapes is another machine.
 const LISTEN_METRICS: &str = "0.0.0.0:9741";
@@ -14,45 +15,12 @@ const LISTEN_METRICS: &str = "0.0.0.0:9741";
 /// The only exporter whose names can be shown.
 const NODE_EXPORTER: &str = "node-exporter";
 
-/// Why a configuration is refused. Names file, key, value, range and remedy.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    #[error("cannot read {path}: {source}; {}", remedy(source))]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("{path}: {source}")]
-    Syntax {
-        path: PathBuf,
-        source: serde_norway::Error,
-    },
-    #[error("{path}: {key}: {value:?} is not valid: {expected}")]
-    Value {
-        path: PathBuf,
-        key: &'static str,
-        value: String,
-        expected: String,
-    },
-}
-
 /// What the node is in the fabric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     Host,
     Switch,
-}
-
-fn remedy(error: &std::io::Error) -> &'static str {
-    use std::io::ErrorKind::{InvalidData, IsADirectory, PermissionDenied};
-    let known = [
-        (PermissionDenied, "make it readable for this user"),
-        (IsADirectory, "give the file, not its directory"),
-        (InvalidData, "it has to be text in UTF-8"),
-    ];
-    let remedy = known.iter().find(|(kind, _)| *kind == error.kind());
-    remedy.map_or("give an existing file", |(_, text)| text)
 }
 
 /// The file, key by key. Unknown keys are errors.
@@ -198,66 +166,6 @@ struct RawRouteLimits {
     groups: Option<Vec<u32>>,
 }
 
-pub(crate) struct Checker<'a>(&'a Path);
-
-impl Checker<'_> {
-    pub(crate) fn wrong(
-        &self,
-        key: &'static str,
-        value: &dyn std::fmt::Display,
-        expected: impl Into<String>,
-    ) -> ConfigError {
-        ConfigError::Value {
-            path: self.0.to_owned(),
-            key,
-            value: value.to_string(),
-            expected: expected.into(),
-        }
-    }
-
-    pub(crate) fn duration(
-        &self,
-        key: &'static str,
-        value: Option<&String>,
-        default: Duration,
-        min: Duration,
-        max: Duration,
-    ) -> Result<Duration, ConfigError> {
-        let Some(text) = value else {
-            return Ok(default);
-        };
-        let parsed = humantime::parse_duration(text)
-            .ok()
-            .filter(|d| *d >= min && *d <= max);
-        let (min, max) = (
-            humantime::format_duration(min),
-            humantime::format_duration(max),
-        );
-        parsed.ok_or_else(|| {
-            self.wrong(
-                key,
-                text,
-                format!(
-                    "give a duration with a unit from {min} to {max}, such as \"1s\" or \"250ms\""
-                ),
-            )
-        })
-    }
-
-    pub(crate) fn count(
-        &self,
-        key: &'static str,
-        value: Option<i64>,
-        default: usize,
-        min: i64,
-        max: i64,
-    ) -> Result<usize, ConfigError> {
-        let Some(v) = value else { return Ok(default) };
-        let valid = usize::try_from(v).ok().filter(|_| (min..=max).contains(&v));
-        valid.ok_or_else(|| self.wrong(key, &v, format!("give a whole number from {min} to {max}")))
-    }
-}
-
 impl RawConfig {
     /// Checks every value; `path` is for the messages.
     ///
@@ -321,10 +229,9 @@ impl RawConfig {
                 "sample_interval",
                 self.sample_interval.as_ref(),
                 second,
-                second / 10,
-                60 * second,
+                (second / 10, 60 * second),
             )?,
-            spool_samples: check.count("spool_samples", self.spool_samples, 120, 1, 10_000)?,
+            spool_samples: check.count("spool_samples", self.spool_samples, 120, (1, 10_000))?,
             ports_exclude: self.ports_exclude.clone().unwrap_or_default(),
             dry_run: self.dry_run.unwrap_or(false),
             devices_exclude: self.devices_exclude.clone().unwrap_or_default(),
@@ -407,25 +314,8 @@ impl From<&Config> for RawConfig {
     }
 }
 
-/// Reads a file, unchecked.
-///
-/// # Errors
-/// [`ConfigError::Read`], [`ConfigError::Syntax`].
-pub fn parse<T: Default + for<'a> Deserialize<'a>>(path: &Path) -> Result<T, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    let parsed: Option<T> =
-        serde_norway::from_str(&text).map_err(|source| ConfigError::Syntax {
-            path: path.to_owned(),
-            source,
-        })?;
-    Ok(parsed.unwrap_or_default())
-}
-
 fn read_limits(path: &Path) -> Result<Limits, ConfigError> {
-    let raw: RawLimits = parse(path)?;
+    let raw: RawLimits = config::read(path)?;
     let check = Checker(path);
     let second = Duration::from_secs(1);
     let mut prefixes = Vec::new();
@@ -445,8 +335,7 @@ fn read_limits(path: &Path) -> Result<Limits, ConfigError> {
             "routes.max_pins",
             raw.routes.max_pins,
             defaults.pins_max,
-            0,
-            65_536,
+            (0, 65_536),
         )?,
         prefixes,
         groups: raw.routes.groups.unwrap_or_default(),
@@ -454,8 +343,7 @@ fn read_limits(path: &Path) -> Result<Limits, ConfigError> {
             "max_lease",
             raw.max_lease.as_ref(),
             defaults.lease_max,
-            second,
-            3600 * second,
+            (second, 3600 * second),
         )?,
     })
 }
@@ -506,7 +394,7 @@ mod tests {
             format!("limits: {}\n{config}", limits_path.display()),
         )
         .unwrap();
-        let checked = parse(&path).and_then(|raw: RawConfig| raw.check(&path));
+        let checked = config::read(&path).and_then(|raw: RawConfig| raw.check(&path));
         checked.unwrap_err().to_string()
     }
 

@@ -5,14 +5,13 @@
 //! meanwhile leases have to end in time. The main loop asks all, waits a little for the answers, and
 //! takes what comes later with the next sample.
 
-use crate::collect::Source;
 use crate::config::Config;
 use crate::cost::{self, Meter};
 use crate::ethtool::EthtoolSource;
 use crate::gpu::{self, Gpu};
 use crate::kmsg::{From, Kmsg, catalogue};
 use crate::rdma::{self, Rdma};
-use crate::source::{Gathered, RawCounter};
+use crate::source::{Gathered, RawCounter, Source};
 use crate::verbs::{self, Verbs};
 use std::collections::BTreeSet;
 use std::fs;

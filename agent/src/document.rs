@@ -3,20 +3,12 @@
 use crate::ethtool::table as ethtool;
 use crate::metrics;
 use crate::rdma::table as rdma;
+use weir_common::catalogue;
 
 /// Everything that `weir-agent metrics` prints.
 #[must_use]
 pub fn markdown() -> String {
-    let mut text = String::new();
-    let rows = metrics::catalogue().into_iter().map(|m| {
-        [
-            format!("`{}`", m.name),
-            format!("{:?}", m.kind).to_lowercase(),
-            m.labels.join(", "),
-            m.help.to_owned(),
-        ]
-    });
-    put_table(&mut text, ["metric", "type", "labels", "meaning"], rows);
+    let mut text = catalogue::markdown(metrics::catalogue());
     text.push_str(
         "\n### Counters of verbs devices\n\n\
          What each driver's counter stands for (`agent/src/rdma/rows.rs`). A counter that is not here is \
@@ -28,7 +20,7 @@ pub fn markdown() -> String {
         row[1] = format!("`{}`", row[1]);
         row
     });
-    put_table(&mut text, rdma::DOCUMENT_HEADS, rows);
+    text.push_str(&catalogue::table(rdma::DOCUMENT_HEADS, rows));
     text.push_str(
         "\n### Statistics of network interfaces\n\n\
          What each driver's statistic stands for (`agent/src/ethtool/table.rs`); `#` is a priority or lane. \
@@ -38,20 +30,8 @@ pub fn markdown() -> String {
         row[1] = format!("`{}`", row[1]);
         row
     });
-    put_table(&mut text, ethtool::DOCUMENT_HEADS, rows);
+    text.push_str(&catalogue::table(ethtool::DOCUMENT_HEADS, rows));
     text
-}
-
-fn put_table<const N: usize>(
-    text: &mut String,
-    heads: [&str; N],
-    rows: impl Iterator<Item = [String; N]>,
-) {
-    text.push_str(&format!("| {} |\n", heads.join(" | ")));
-    text.push_str(&format!("|{}\n", "---|".repeat(N)));
-    for row in rows {
-        text.push_str(&format!("| {} |\n", row.join(" | ")));
-    }
 }
 
 #[cfg(test)]

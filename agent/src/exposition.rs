@@ -1,10 +1,10 @@
 //! The text form of Prometheus's metrics, version 0.0.4, written directly: a full node shows some
 //! thousand series at each scrape, and each costs but its line.
 
-use crate::metrics::{Metric, Type};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use weir_common::catalogue::{Metric, Type};
 
 /// What `Content-Type` says of it.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

@@ -4,13 +4,13 @@ use clap::{Parser, Subcommand};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use weir_agent::config::{self, Config, ConfigError, RawConfig};
+use weir_agent::config::{Config, RawConfig};
 use weir_agent::scan::Level;
 use weir_agent::scan::expect::{Expect, Profile};
 use weir_agent::{document, metrics, qps, run, scan};
+use weir_common::config::{self, ConfigError};
+use weir_common::program::{EXIT_USAGE, arguments, said};
 
-/// Exit code for a bad configuration (EX_USAGE of sysexits.h).
-const EXIT_CONFIG: u8 = 64;
 /// Exit code of monitoring checks for "unknown".
 const EXIT_UNKNOWN: u8 = 3;
 
@@ -294,7 +294,7 @@ impl Options {
             .as_deref()
             .unwrap_or(Path::new("(command line)"));
         let mut raw = match &self.config {
-            Some(file) => config::parse(file)?,
+            Some(file) => config::read(file)?,
             None => RawConfig::default(),
         };
         let overrides = [
@@ -331,14 +331,9 @@ impl Options {
 }
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args: Args = match arguments() {
         Ok(args) => args,
-        Err(help) if !help.use_stderr() => help.exit(),
-        Err(error) => {
-            // Not clap's 2, which a monitoring check reads as critical.
-            error.print().ok();
-            return ExitCode::from(EXIT_CONFIG);
-        }
+        Err(code) => return code,
     };
     let filter = if matches!(args.command, Cmd::Scan { .. }) {
         "error"
@@ -363,7 +358,7 @@ fn main() -> ExitCode {
             let written = writeln!(std::io::stderr(), "weir-agent: {}", said(&error));
             drop(written);
             ExitCode::from(if error.is::<ConfigError>() {
-                EXIT_CONFIG
+                EXIT_USAGE
             } else {
                 failure
             })
@@ -441,19 +436,4 @@ fn perform(command: Cmd) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The error with its causes, each once: some name their cause themselves.
-fn said(error: &anyhow::Error) -> String {
-    error
-        .chain()
-        .skip(1)
-        .fold(error.to_string(), |text, cause| {
-            let cause = cause.to_string();
-            if text.contains(&cause) {
-                text
-            } else {
-                format!("{text}: {cause}")
-            }
-        })
 }

@@ -3,13 +3,13 @@
 //! The main loop publishes a [`Page`] after each sample; a scrape only formats it. A series exists
 //! only while its subject does: absent is not zero.
 
-use crate::collect::{Extras, Source};
+use crate::collect::Extras;
 use crate::compat;
 use crate::exposition::{CONTENT_TYPE, Families};
 use crate::probe;
 use crate::qps;
 use crate::sample::{PORT_SIGNALS, Sample};
-use crate::source::Severity;
+use crate::source::{Severity, Source};
 use axum::extract::ConnectInfo;
 use axum::http::StatusCode;
 use axum::routing::get;
@@ -17,24 +17,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
+use weir_common::catalogue::{Metric, Type};
 use weir_wire::signal::{Entity, Kind, Signal};
-
-/// Prometheus type of a metric.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Type {
-    Gauge,
-    Counter,
-    Histogram,
-}
-
-/// A row of the catalogue.
-#[derive(Debug, Clone, Copy)]
-pub struct Metric {
-    pub name: &'static str,
-    pub kind: Type,
-    pub labels: &'static [&'static str],
-    pub help: &'static str,
-}
 
 macro_rules! catalogue {
     ($($ident:ident $kind:ident $name:literal [$($label:literal),*] $help:literal;)+) => {

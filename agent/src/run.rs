@@ -5,7 +5,7 @@
 
 use crate::actuate::backend::{Backend, DryRun};
 use crate::actuate::{Actuator, Report, journal};
-use crate::collect::{Collector, Source};
+use crate::collect::Collector;
 use crate::config::{Config, Role};
 use crate::frame::FrameEncoder;
 use crate::inventory;
@@ -14,6 +14,7 @@ use crate::metrics::{Page, Shared};
 use crate::netlink::Netlink;
 use crate::netlink::monitor::Monitor;
 use crate::sample::{Sample, carry};
+use crate::source::Source;
 use crate::uplink::{self, Event};
 use anyhow::Context as _;
 use prost::Message as _;

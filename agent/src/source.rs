@@ -5,6 +5,15 @@ use std::collections::BTreeMap;
 use weir_agent_core::counter::Overflow;
 use weir_wire::signal::{Entity, Signal};
 
+/// State of one source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    pub name: &'static str,
+    pub up: bool,
+    /// Why it is down, or what it does without; empty if there is nothing to say.
+    pub reason: String,
+}
+
 /// Which value: of what, and which signal of it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ColumnKey {

@@ -7,9 +7,7 @@ use serde_json::{Value, json};
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
-
-/// EX_USAGE of sysexits.h, as the daemons have it.
-const EXIT_USAGE: u8 = 64;
+use weir_common::program::{arguments, said};
 
 /// Ask and steer a Weir controller.
 #[derive(Debug, Parser)]
@@ -147,19 +145,14 @@ fn base_url(text: &str) -> String {
 }
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args: Args = match arguments() {
         Ok(args) => args,
-        Err(help) if !help.use_stderr() => help.exit(),
-        Err(error) => {
-            let printed = error.print();
-            drop(printed);
-            return ExitCode::from(EXIT_USAGE);
-        }
+        Err(code) => return code,
     };
     let text = match run(&args) {
         Ok(text) => text,
         Err(error) => {
-            let written = writeln!(std::io::stderr(), "weir: {error:#}");
+            let written = writeln!(std::io::stderr(), "weir: {}", said(&error));
             drop(written);
             return ExitCode::FAILURE;
         }

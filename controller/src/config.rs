@@ -4,41 +4,9 @@ use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use weir_common::config::{self, Checker, ConfigError};
 use weir_controller_core::config::Mode;
 use weir_controller_core::trial::BEFORE_MAX;
-
-/// Why a configuration is refused. Names file, key, value, range and remedy.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    #[error("cannot read {path}: {source}; {}", remedy(source))]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("{path}: {source}")]
-    Syntax {
-        path: PathBuf,
-        source: serde_norway::Error,
-    },
-    #[error("{path}: {key}: {value:?} is not valid: {expected}")]
-    Value {
-        path: PathBuf,
-        key: &'static str,
-        value: String,
-        expected: String,
-    },
-}
-
-fn remedy(error: &std::io::Error) -> &'static str {
-    use std::io::ErrorKind::{InvalidData, IsADirectory, PermissionDenied};
-    let known = [
-        (PermissionDenied, "make it readable for this user"),
-        (IsADirectory, "give the file, not its directory"),
-        (InvalidData, "it has to be text in UTF-8"),
-    ];
-    let remedy = known.iter().find(|(kind, _)| *kind == error.kind());
-    remedy.map_or("give an existing file", |(_, text)| text)
-}
 
 /// The file, key by key. Unknown keys are errors.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -108,116 +76,13 @@ pub struct Config {
     pub core: weir_controller_core::Config,
 }
 
-struct Checker<'a> {
-    path: &'a Path,
-}
-
-impl Checker<'_> {
-    fn wrong(
-        &self,
-        key: &'static str,
-        value: &dyn std::fmt::Display,
-        expected: impl Into<String>,
-    ) -> ConfigError {
-        ConfigError::Value {
-            path: self.path.to_owned(),
-            key,
-            value: value.to_string(),
-            expected: expected.into(),
-        }
-    }
-
-    fn duration(
-        &self,
-        key: &'static str,
-        value: Option<&String>,
-        range: (Duration, Duration),
-        into: &mut Duration,
-    ) -> Result<(), ConfigError> {
-        let Some(text) = value else { return Ok(()) };
-        let (min, max) = range;
-        let expected = || {
-            format!(
-                "give a duration with a unit from {} to {}, such as \"10s\" or \"250ms\"",
-                humantime::format_duration(min),
-                humantime::format_duration(max)
-            )
-        };
-        let parsed =
-            humantime::parse_duration(text).map_err(|_| self.wrong(key, text, expected()))?;
-        if parsed < min || parsed > max {
-            return Err(self.wrong(key, text, expected()));
-        }
-        *into = parsed;
-        Ok(())
-    }
-
-    fn ratio(
-        &self,
-        key: &'static str,
-        value: Option<f64>,
-        range: (f64, f64),
-        into: &mut f64,
-    ) -> Result<(), ConfigError> {
-        let Some(v) = value else { return Ok(()) };
-        if !(range.0..=range.1).contains(&v) {
-            return Err(self.wrong(
-                key,
-                &v,
-                format!("give a number from {} to {}", range.0, range.1),
-            ));
-        }
-        *into = v;
-        Ok(())
-    }
-
-    fn count(
-        &self,
-        key: &'static str,
-        value: Option<i64>,
-        range: (i64, i64),
-        into: &mut usize,
-    ) -> Result<(), ConfigError> {
-        let Some(v) = value else { return Ok(()) };
-        match usize::try_from(v) {
-            Ok(n) if (range.0..=range.1).contains(&v) => *into = n,
-            Ok(_) | Err(_) => {
-                return Err(self.wrong(
-                    key,
-                    &v,
-                    format!("give a whole number from {} to {}", range.0, range.1),
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn address(
-        &self,
-        key: &'static str,
-        value: Option<&String>,
-        default: SocketAddr,
-    ) -> Result<SocketAddr, ConfigError> {
-        let Some(text) = value else {
-            return Ok(default);
-        };
-        text.parse().map_err(|_| {
-            self.wrong(
-                key,
-                text,
-                "give an address and a port, such as \"127.0.0.1:9743\"",
-            )
-        })
-    }
-}
-
 impl RawConfig {
     /// Checks every value; `path` is for the messages.
     ///
     /// # Errors
     /// [`ConfigError::Value`], the first that is found.
     pub fn check(&self, path: &Path) -> Result<Config, ConfigError> {
-        let check = Checker { path };
+        let check = Checker(path);
         let s = Duration::from_secs;
         let loopback = |port| SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port);
         let mut core = weir_controller_core::Config {
@@ -232,90 +97,90 @@ impl RawConfig {
             ..weir_controller_core::Config::default()
         };
         let (trial, hotspot) = (&mut core.trial, &mut core.hotspot);
-        check.duration(
+        trial.ttl = check.duration(
             "lease.ttl",
             self.lease.ttl.as_ref(),
+            trial.ttl,
             (s(1), s(300)),
-            &mut trial.ttl,
         )?;
-        check.duration(
+        trial.cooldown = check.duration(
             "trial.cooldown",
             self.trial.cooldown.as_ref(),
+            trial.cooldown,
             (s(1), s(86_400)),
-            &mut trial.cooldown,
         )?;
-        check.duration(
+        trial.hold_timeout = check.duration(
             "trial.hold_timeout",
             self.trial.hold_timeout.as_ref(),
+            trial.hold_timeout,
             (s(1), s(3600)),
-            &mut trial.hold_timeout,
         )?;
-        check.duration(
+        trial.job_gone = check.duration(
             "trial.job_gone",
             self.trial.job_gone.as_ref(),
+            trial.job_gone,
             (s(1), s(86_400)),
-            &mut trial.job_gone,
         )?;
-        check.duration(
+        hotspot.clear_after = check.duration(
             "hotspot.clear_after",
             self.hotspot.clear_after.as_ref(),
+            hotspot.clear_after,
             (s(1), s(3600)),
-            &mut hotspot.clear_after,
         )?;
-        check.count(
+        trial.iterations_before = check.count(
             "trial.iterations_before",
             self.trial.iterations_before,
+            trial.iterations_before,
             (1, BEFORE_MAX as i64),
-            &mut trial.iterations_before,
         )?;
-        check.count(
+        trial.iterations_after = check.count(
             "trial.iterations_after",
             self.trial.iterations_after,
+            trial.iterations_after,
             (2, 64),
-            &mut trial.iterations_after,
         )?;
-        check.count(
+        trial.changes_max = check.count(
             "trial.changes_max",
             self.trial.changes_max,
+            trial.changes_max,
             (1, 1024),
-            &mut trial.changes_max,
         )?;
-        check.ratio(
+        trial.keep_ratio = check.ratio(
             "trial.keep_ratio",
             self.trial.keep_ratio,
+            trial.keep_ratio,
             (0.1, 1.0),
-            &mut trial.keep_ratio,
         )?;
-        check.ratio(
+        hotspot.utilisation_hot = check.ratio(
             "hotspot.utilisation_hot",
             self.hotspot.utilisation_hot,
+            hotspot.utilisation_hot,
             (0.1, 1.0),
-            &mut hotspot.utilisation_hot,
         )?;
-        check.ratio(
+        hotspot.sibling_idle = check.ratio(
             "hotspot.sibling_idle",
             self.hotspot.sibling_idle,
+            hotspot.sibling_idle,
             (0.0, 1.0),
-            &mut hotspot.sibling_idle,
         )?;
-        check.ratio(
+        hotspot.gain_min = check.ratio(
             "hotspot.gain_min",
             self.hotspot.gain_min,
+            hotspot.gain_min,
             (1.0, 10.0),
-            &mut hotspot.gain_min,
         )?;
-        check.count(
+        hotspot.incast_senders = check.count(
             "hotspot.incast_senders",
             self.hotspot.incast_senders,
+            hotspot.incast_senders,
             (2, 10_000),
-            &mut hotspot.incast_senders,
         )?;
         let mut packets = usize::try_from(core.probe.packets_per_s).unwrap_or(0);
-        check.count(
+        packets = check.count(
             "probe.packets_per_second",
             self.probe.packets_per_second,
+            packets,
             (0, 1000),
-            &mut packets,
         )?;
         core.probe.packets_per_s = u32::try_from(packets).unwrap_or(0);
         let listen_grpc =
@@ -349,26 +214,9 @@ impl RawConfig {
 /// # Errors
 /// [`ConfigError`].
 pub fn read(path: &Path) -> Result<(RawConfig, Config), ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    let raw = parse(&text, path)?;
+    let raw: RawConfig = config::read(path)?;
     let config = raw.check(path)?;
     Ok((raw, config))
-}
-
-/// Parses the text of a file; an empty one is all defaults.
-///
-/// # Errors
-/// [`ConfigError::Syntax`].
-pub fn parse(text: &str, path: &Path) -> Result<RawConfig, ConfigError> {
-    let raw: Option<RawConfig> =
-        serde_norway::from_str(text).map_err(|source| ConfigError::Syntax {
-            path: path.to_owned(),
-            source,
-        })?;
-    Ok(raw.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -377,15 +225,15 @@ mod tests {
 
     fn refusal(text: &str) -> String {
         let path = Path::new("/etc/weir/controller.yaml");
-        parse(text, path)
-            .and_then(|raw| raw.check(path))
+        config::parse(text, path)
+            .and_then(|raw: RawConfig| raw.check(path))
             .unwrap_err()
             .to_string()
     }
 
     #[test]
     fn an_empty_file_is_all_defaults_and_only_observes() {
-        let config = parse("", Path::new("x"))
+        let config = config::parse::<RawConfig>("", Path::new("x"))
             .unwrap()
             .check(Path::new("x"))
             .unwrap();

@@ -5,14 +5,14 @@ use clap::{Parser, Subcommand};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use weir_common::catalogue;
+use weir_common::config::ConfigError;
+use weir_common::program::{EXIT_USAGE, arguments, said};
 use weir_controller::brain::Brain;
 use weir_controller::config::{self, Config, RawConfig};
 use weir_controller::driver::Driver;
 use weir_controller::{api, metrics, record, server, topology_command, topology_file};
 use weir_controller_core::topology::Plan;
-
-/// Exit code for a bad configuration (EX_USAGE of sysexits.h).
-const EXIT_CONFIG: u8 = 64;
 
 /// Weir's controller: takes what agents see, finds what holds the collectives back, changes routes
 /// under a lease and keeps only what made the job faster.
@@ -63,14 +63,9 @@ struct File {
 }
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args: Args = match arguments() {
         Ok(args) => args,
-        Err(help) if !help.use_stderr() => help.exit(),
-        Err(error) => {
-            let printed = error.print();
-            drop(printed);
-            return ExitCode::from(EXIT_CONFIG);
-        }
+        Err(code) => return code,
     };
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
@@ -85,11 +80,11 @@ fn main() -> ExitCode {
             let message = format!("weir-controller: {}\n", said(&error));
             let written = std::io::stderr().write_all(message.as_bytes());
             drop(written);
-            let config = error.is::<config::ConfigError>()
+            let config = error.is::<ConfigError>()
                 || error.is::<topology_file::TopologyError>()
                 || error.is::<topology_command::ImportError>();
             if config {
-                ExitCode::from(EXIT_CONFIG)
+                ExitCode::from(EXIT_USAGE)
             } else {
                 ExitCode::FAILURE
             }
@@ -124,21 +119,11 @@ fn run(command: Cmd) -> anyhow::Result<ExitCode> {
         }
         Cmd::Metrics { json } => {
             if json {
-                let rows = metrics::CATALOGUE.iter().map(|m| serde_json::json!({ "name": m.name, "type": format!("{:?}", m.kind).to_lowercase(), "labels": m.labels, "help": m.help }));
+                let rows = metrics::CATALOGUE.iter().map(|m| serde_json::json!({ "name": m.name, "type": m.kind.name(), "labels": m.labels, "help": m.help }));
                 return out(&serde_json::to_string_pretty(&rows.collect::<Vec<_>>())?)
                     .map(|()| ExitCode::SUCCESS);
             }
-            out("| metric | type | labels | meaning |\n|---|---|---|---|")?;
-            for m in metrics::CATALOGUE {
-                out(&format!(
-                    "| `{}` | {} | {} | {} |",
-                    m.name,
-                    format!("{:?}", m.kind).to_lowercase(),
-                    m.labels.join(", "),
-                    m.help
-                ))?;
-            }
-            Ok(())
+            out(catalogue::markdown(metrics::CATALOGUE.iter().copied()).trim_end())
         }
     };
     done.map(|()| ExitCode::SUCCESS)
@@ -220,19 +205,4 @@ async fn serve(config: Config, plan: Plan) -> anyhow::Result<()> {
         result = tokio::signal::ctrl_c() => Ok(result?),
         _ = term.recv() => Ok(()),
     }
-}
-
-/// The error with its causes, each once: some name their cause themselves.
-fn said(error: &anyhow::Error) -> String {
-    error
-        .chain()
-        .skip(1)
-        .fold(error.to_string(), |text, cause| {
-            let cause = cause.to_string();
-            if text.contains(&cause) {
-                text
-            } else {
-                format!("{text}: {cause}")
-            }
-        })
 }

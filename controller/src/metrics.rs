@@ -6,24 +6,9 @@ use crate::driver::View;
 use crate::{probes, views};
 use prometheus::{Encoder, GaugeVec, Opts, Registry, TextEncoder};
 use std::collections::BTreeMap;
+use weir_common::catalogue::{Metric, Type};
 use weir_controller_core::hotspot::Class;
 use weir_controller_core::trial::Cause;
-
-/// Prometheus type of a metric.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Type {
-    Gauge,
-    Counter,
-}
-
-/// A row of the catalogue.
-#[derive(Debug, Clone, Copy)]
-pub struct Metric {
-    pub name: &'static str,
-    pub kind: Type,
-    pub labels: &'static [&'static str],
-    pub help: &'static str,
-}
 
 macro_rules! catalogue {
     ($($ident:ident $kind:ident $name:literal [$($label:literal),*] $help:literal;)+) => {

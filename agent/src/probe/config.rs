@@ -2,12 +2,12 @@
 
 use super::Options;
 use super::list::{List, Ping, Way};
-use crate::config::{Checker, ConfigError};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use weir_agent_core::probe::budget::PACKETS_PER_S_MAX;
 use weir_agent_core::probe::prober::{PATHS_MAX, Settings, TARGETS_MAX};
+use weir_common::config::{Checker, ConfigError};
 
 /// UDP port of responders.
 pub const PORT: u16 = 9744;
@@ -58,19 +58,23 @@ pub struct Config {
 /// Checks every value.
 pub(crate) fn check(raw: &RawProbe, check: &Checker<'_>) -> Result<Config, ConfigError> {
     let (ms, s) = (Duration::from_millis, Duration::from_secs);
-    let port = check.count("probe.port", raw.port, PORT.into(), 0, 65_535)?;
-    let paths = check.count("probe.paths", raw.paths, PATHS, 1, PATHS_MAX.into())?;
+    let port = check.count("probe.port", raw.port, PORT.into(), (0, 65_535))?;
+    let paths = check.count("probe.paths", raw.paths, PATHS, (1, PATHS_MAX.into()))?;
     let rate = check.count(
         "probe.packets_per_second",
         raw.packets_per_second,
         PACKETS_PER_SECOND,
-        1,
-        PACKETS_PER_S_MAX.into(),
+        (1, PACKETS_PER_S_MAX.into()),
     )?;
     let settings = Settings {
-        interval: check.duration("probe.interval", raw.interval.as_ref(), s(1), ms(10), s(60))?,
-        timeout: check.duration("probe.timeout", raw.timeout.as_ref(), s(1), ms(10), s(2))?,
-        window: check.duration("probe.window", raw.window.as_ref(), s(30), s(1), s(600))?,
+        interval: check.duration(
+            "probe.interval",
+            raw.interval.as_ref(),
+            s(1),
+            (ms(10), s(60)),
+        )?,
+        timeout: check.duration("probe.timeout", raw.timeout.as_ref(), s(1), (ms(10), s(2)))?,
+        window: check.duration("probe.window", raw.window.as_ref(), s(30), (s(1), s(600)))?,
     };
     let given = raw.targets.as_deref().unwrap_or_default();
     if given.len() > TARGETS_MAX {

@@ -23,8 +23,7 @@ pub mod worker;
 
 pub use report::{labels, worst_paths};
 
-use crate::collect::Source;
-use crate::source::Gathered;
+use crate::source::{Gathered, Source};
 use list::List;
 use responder::{Responder, Told};
 use std::io::Read as _;

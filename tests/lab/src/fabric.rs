@@ -146,7 +146,28 @@ impl Fabric {
         shell::batch("ip", &self.links_batch())?;
         self.in_every_namespace(|node| self.configure_ports(node))?;
         // Only now has every port a carrier, without which the kernel takes no nexthop.
-        self.in_every_namespace(|node| self.add_routes(node))
+        self.in_every_namespace(|node| self.add_routes(node))?;
+        self.wait_for_carriers()
+    }
+
+    /// The kernel says of some routes for up to a second that their link has no carrier.
+    fn wait_for_carriers(&self) -> Result<()> {
+        let deadline = Instant::now() + CARRIER_DEADLINE;
+        for (node, _) in self.nodes() {
+            let routes = || {
+                sys::in_netns(&self.namespace(&node), || {
+                    shell::run("ip", &["-4", "route", "show", "table", "all"])
+                })
+            };
+            while routes()?.contains("linkdown") {
+                ensure!(
+                    Instant::now() < deadline,
+                    "a link of {node} does not come up"
+                );
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
     }
 
     fn links_batch(&self) -> String {
