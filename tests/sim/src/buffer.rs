@@ -66,9 +66,20 @@ impl Buffer {
     /// A switch whose ports need so much headroom each.
     #[must_use]
     pub fn new(params: BufferParams, headrooms: &[u64]) -> Self {
-        let ports: Vec<Ingress> = headrooms.iter().map(|h| Ingress { headroom: *h, ..Ingress::default() }).collect();
+        let ports: Vec<Ingress> = headrooms
+            .iter()
+            .map(|h| Ingress {
+                headroom: *h,
+                ..Ingress::default()
+            })
+            .collect();
         let set_aside = headrooms.iter().sum::<u64>() + params.reserved * ports.len() as u64;
-        Self { params, pool: params.bytes.saturating_sub(set_aside), shared: 0, ports }
+        Self {
+            params,
+            pool: params.bytes.saturating_sub(set_aside),
+            shared: 0,
+            ports,
+        }
     }
 
     /// What one port may take of the shared pool now.
@@ -76,7 +87,11 @@ impl Buffer {
     pub fn threshold(&self) -> u64 {
         let free = self.pool.saturating_sub(self.shared);
         let th = self.params.dynamic_th;
-        if th >= 0 { free << th.min(8) } else { free >> (-th).min(32) }
+        if th >= 0 {
+            free << th.min(8)
+        } else {
+            free >> (-th).min(32)
+        }
     }
 
     /// Bytes held in all.
@@ -121,7 +136,8 @@ impl Buffer {
     /// The port is above its threshold: its peer must stop.
     #[must_use]
     pub fn wants_pause(&self, port: usize) -> bool {
-        self.params.pfc && (self.ports[port].headroom_used > 0 || self.shared_of(port) >= self.threshold())
+        self.params.pfc
+            && (self.ports[port].headroom_used > 0 || self.shared_of(port) >= self.threshold())
     }
 
     /// The port is far enough below for its peer to go on.
@@ -162,7 +178,12 @@ mod tests {
 
     #[test]
     fn a_port_pauses_at_alpha_of_what_is_free_and_loses_only_beyond_its_headroom() {
-        let params = BufferParams { bytes: 100_000, dynamic_th: 0, reserved: 0, ..BufferParams::default() };
+        let params = BufferParams {
+            bytes: 100_000,
+            dynamic_th: 0,
+            reserved: 0,
+            ..BufferParams::default()
+        };
         let mut b = Buffer::new(params, &[5_000, 5_000]);
         // 90 KB of pool, alpha 1: the port stops at half of it.
         let mut n = 0;

@@ -36,7 +36,8 @@ impl Histogram {
     /// The value below which a share (0.0..=1.0) of all values lies. `None` when there are none.
     #[must_use]
     pub fn quantile(&self, share: f64) -> Option<u64> {
-        let want = crate::num::whole((self.total as f64 * share).ceil()).clamp(1, self.total.max(1));
+        let want =
+            crate::num::whole((self.total as f64 * share).ceil()).clamp(1, self.total.max(1));
         let mut seen = 0;
         for (at, count) in self.counts.iter().enumerate() {
             seen += count;

@@ -82,7 +82,12 @@ impl Job {
 
     pub(crate) fn endpoints(&self) -> Vec<(u32, u32)> {
         let host = |r: u32| self.spec.hosts[r as usize];
-        self.spec.plan.connections.iter().map(|(a, b)| (host(*a), host(*b))).collect()
+        self.spec
+            .plan
+            .connections
+            .iter()
+            .map(|(a, b)| (host(*a), host(*b)))
+            .collect()
     }
 
     pub(crate) fn set_straggler(&mut self, rank: u32, delay: Time) {
@@ -135,7 +140,8 @@ impl Sim {
             if delay == 0 {
                 self.rank_start(job, rank);
             } else {
-                self.wheel.push(self.now + delay, Event::RankStart { job, rank });
+                self.wheel
+                    .push(self.now + delay, Event::RankStart { job, rank });
             }
         }
         if self.jobs[job as usize].spec.plan.ops.is_empty() {
@@ -160,7 +166,8 @@ impl Sim {
             return;
         }
         if j.spec.step > 0 && j.spec.plan.ops[op as usize].after > 0 {
-            self.wheel.push(self.now + j.spec.step, Event::Post { job, op });
+            self.wheel
+                .push(self.now + j.spec.step, Event::Post { job, op });
         } else {
             self.post_op(job, op);
         }
@@ -181,7 +188,8 @@ impl Sim {
 
     pub(crate) fn delivered(&mut self, job: u32, op: u32) {
         let j = &mut self.jobs[job as usize];
-        j.flow_ns.add((self.now - j.posted_at[op as usize]) / crate::time::NS);
+        j.flow_ns
+            .add((self.now - j.posted_at[op as usize]) / crate::time::NS);
         let connection = j.spec.plan.ops[op as usize].connection as usize;
         let receiver = j.spec.plan.connections[connection].1 as usize;
         j.ranks[receiver].1 = self.now;
@@ -213,10 +221,18 @@ impl Sim {
     fn end_iteration(&mut self, job: u32) {
         let j = &mut self.jobs[job as usize];
         let ranks = j.ranks.clone();
-        j.iterations.push(Iteration { start: j.started, end: self.now, ranks });
+        j.iterations.push(Iteration {
+            start: j.started,
+            end: self.now,
+            ranks,
+        });
         if j.spec.iterations == 0 || index(j.iterations.len()) < j.spec.iterations {
             // An endless job of nothing must not keep time from passing.
-            let gap = if j.spec.plan.ops.is_empty() { j.spec.gap.max(crate::time::US) } else { j.spec.gap };
+            let gap = if j.spec.plan.ops.is_empty() {
+                j.spec.gap.max(crate::time::US)
+            } else {
+                j.spec.gap
+            };
             self.wheel.push(self.now + gap, Event::Iterate { job });
         }
     }

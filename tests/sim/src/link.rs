@@ -2,6 +2,7 @@
 
 use crate::num::index;
 use crate::packet::{Kind, NONE, Packet};
+use crate::route::ANSWERS;
 use crate::sim::{Event, Sim};
 use crate::time::Time;
 
@@ -45,14 +46,22 @@ impl Sim {
         pk.in_port = in_port;
         let (qp, kind, wire) = (pk.qp, pk.kind, u64::from(pk.wire));
         let q = &self.qps[qp as usize];
-        let path = if kind == Kind::Data { &q.there } else { &q.back };
-        let known = if hop < usize::from(path.len) { path.ports[hop] } else { NONE };
+        let path = if kind == Kind::Data {
+            &q.there
+        } else {
+            &q.back
+        };
+        let known = if hop < usize::from(path.len) {
+            path.ports[hop]
+        } else {
+            NONE
+        };
         let out = if known != NONE && self.ports[known as usize].node == node {
             Some(known)
         } else if kind == Kind::Data {
             self.routes.egress(node, q.there_tuple(), qp)
         } else {
-            self.routes.egress(node, q.back_tuple(), NONE)
+            self.routes.egress(node, q.back_tuple(), qp | ANSWERS)
         };
         let Some(out) = out.filter(|o| self.ports[*o as usize].up && hop < 16) else {
             self.totals.lost_link += 1;
@@ -111,9 +120,14 @@ impl Sim {
         if let Some(packet) = port.high.pop(&self.slab) {
             self.start(p, packet);
         } else if port.paused_until <= self.now {
-            let Some(packet) = port.low.pop(&self.slab) else { return };
+            let Some(packet) = port.low.pop(&self.slab) else {
+                return;
+            };
             let chance = port.ecn.probability(port.low.bytes);
-            if chance > 0.0 && self.slab[packet].kind == Kind::Data && (chance >= 1.0 || self.rng.unit() < chance) {
+            if chance > 0.0
+                && self.slab[packet].kind == Kind::Data
+                && (chance >= 1.0 || self.rng.unit() < chance)
+            {
                 self.slab[packet].ce = true;
                 self.ports[p as usize].count.ecn_marked_tx += 1;
             }
@@ -134,7 +148,8 @@ impl Sim {
         }
         let more = !port.high.is_empty()
             || !port.low.is_empty()
-            || (port.node < self.topology.hosts && !self.hosts[port.node as usize].ready.is_empty());
+            || (port.node < self.topology.hosts
+                && !self.hosts[port.node as usize].ready.is_empty());
         if more {
             port.waking = true;
             self.wheel.push(port.busy_until, Event::Wake { port: p });
@@ -163,7 +178,13 @@ impl Sim {
         port.busy_until = self.now + port.wire.time(wire);
         port.count.tx_bytes += wire;
         port.count.tx_packets += 1;
-        self.wheel.push(port.busy_until + port.delay, Event::Arrive { port: port.peer, packet });
+        self.wheel.push(
+            port.busy_until + port.delay,
+            Event::Arrive {
+                port: port.peer,
+                packet,
+            },
+        );
     }
 
     fn ask_to_pause(&mut self, in_port: u32) {
@@ -178,7 +199,10 @@ impl Sim {
             buffer.set_pausing(at, true);
             self.ports[in_port as usize].pausing_since = self.now;
             if !per_packet {
-                self.wheel.push(self.now + self.pause_time / 2, Event::Repause { port: in_port });
+                self.wheel.push(
+                    self.now + self.pause_time / 2,
+                    Event::Repause { port: in_port },
+                );
             }
         }
         self.send_pause(in_port, self.pause_time);
@@ -189,7 +213,9 @@ impl Sim {
             return;
         }
         let bytes = self.config.transport.pause_bytes;
-        let packet = self.slab.insert(Packet::new(Kind::Pause, NONE, duration, 0, bytes));
+        let packet = self
+            .slab
+            .insert(Packet::new(Kind::Pause, NONE, duration, 0, bytes));
         self.totals.made += 1;
         let port = &mut self.ports[p as usize];
         port.count.pause_tx += u64::from(duration > 0);
@@ -209,7 +235,8 @@ impl Sim {
         };
         if pausing {
             self.send_pause(p, self.pause_time);
-            self.wheel.push(self.now + self.pause_time / 2, Event::Repause { port: p });
+            self.wheel
+                .push(self.now + self.pause_time / 2, Event::Repause { port: p });
         }
     }
 
@@ -241,7 +268,8 @@ impl Sim {
         port.unpausing = false;
         if port.paused_until > self.now {
             port.unpausing = true;
-            self.wheel.push(port.paused_until, Event::Unpause { port: p });
+            self.wheel
+                .push(port.paused_until, Event::Unpause { port: p });
         } else if port.paused_until != 0 {
             port.count.pause_rx_ps += port.paused_until - port.paused_since;
             port.paused_until = 0;

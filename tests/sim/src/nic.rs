@@ -57,7 +57,9 @@ impl Sim {
             let host = port.node as usize;
             let window = self.config.transport.window;
             let next = loop {
-                let Some(qp) = self.hosts[host].ready.pop_front() else { return };
+                let Some(qp) = self.hosts[host].ready.pop_front() else {
+                    return;
+                };
                 let q = &mut self.qps[qp as usize];
                 q.in_ready = false;
                 if q.may_send(window) {
@@ -78,7 +80,9 @@ impl Sim {
         let len = u64::from(transport.mtu).min(q.sending[q.cursor].0 - q.next);
         let len = u16::try_from(len).unwrap_or(transport.mtu);
         let wire = len + transport.header;
-        let packet = self.slab.insert(Packet::new(Kind::Data, qp, q.next, len, wire));
+        let packet = self
+            .slab
+            .insert(Packet::new(Kind::Data, qp, q.next, len, wire));
         let h = &mut self.hosts[host];
         h.count.tx_payload += u64::from(len);
         h.count.tx_packets += 1;
@@ -272,7 +276,13 @@ impl Sim {
         let h = &mut self.hosts[host as usize];
         if bits_per_s.is_finite() {
             let pausing = h.slow.is_some_and(|s| s.pausing);
-            h.slow = Some(SlowReceiver { bits_per_s: bits_per_s.max(0.0), xoff: 200_000, backlog: 0.0, at: self.now, pausing });
+            h.slow = Some(SlowReceiver {
+                bits_per_s: bits_per_s.max(0.0),
+                xoff: 200_000,
+                backlog: 0.0,
+                at: self.now,
+                pausing,
+            });
         } else if h.slow.take().is_some_and(|s| s.pausing) {
             let p = h.port;
             self.send_pause(p, 0);
@@ -282,14 +292,17 @@ impl Sim {
     /// What the NIC of a slow receiver still holds grows by a packet.
     fn slow_take(&mut self, host: u32, p: u32, wire: u64) {
         let now = self.now;
-        let Some(slow) = &mut self.hosts[host as usize].slow else { return };
+        let Some(slow) = &mut self.hosts[host as usize].slow else {
+            return;
+        };
         slow.drain(now);
         slow.backlog += wire as f64;
         if !slow.pausing && slow.backlog > slow.xoff as f64 {
             slow.pausing = true;
             let due = slow.empty_at();
             self.send_pause(p, self.pause_time);
-            self.wheel.push(now + self.pause_time / 2, Event::Repause { port: p });
+            self.wheel
+                .push(now + self.pause_time / 2, Event::Repause { port: p });
             if let Some(due) = due {
                 self.wheel.push(due, Event::Drained { host });
             }
@@ -298,7 +311,9 @@ impl Sim {
 
     pub(crate) fn drained(&mut self, host: u32) {
         let now = self.now;
-        let Some(slow) = &mut self.hosts[host as usize].slow else { return };
+        let Some(slow) = &mut self.hosts[host as usize].slow else {
+            return;
+        };
         slow.drain(now);
         if !slow.pausing {
             return;
@@ -324,6 +339,7 @@ impl SlowReceiver {
     /// When the backlog is down to half of what stops the sender. `None`: never.
     fn empty_at(&self) -> Option<Time> {
         let over = self.backlog - self.xoff as f64 / 2.0;
-        (self.bits_per_s > 0.0).then(|| self.at + crate::num::whole((over.max(0.0) * 8e12 / self.bits_per_s).ceil()))
+        (self.bits_per_s > 0.0)
+            .then(|| self.at + crate::num::whole((over.max(0.0) * 8e12 / self.bits_per_s).ceil()))
     }
 }

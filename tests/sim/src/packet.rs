@@ -48,7 +48,18 @@ impl Packet {
     /// A packet that has just been made.
     #[must_use]
     pub fn new(kind: Kind, qp: u32, seq: u64, len: u16, wire: u16) -> Self {
-        Self { seq, qp, in_port: NONE, next: NONE, len, wire, kind, ce: false, cnp: false, hop: 0 }
+        Self {
+            seq,
+            qp,
+            in_port: NONE,
+            next: NONE,
+            len,
+            wire,
+            kind,
+            ce: false,
+            cnp: false,
+            hop: 0,
+        }
     }
 }
 
@@ -64,7 +75,11 @@ impl Slab {
     /// An empty slab.
     #[must_use]
     pub fn new() -> Self {
-        Self { packets: Vec::new(), free: NONE, live: 0 }
+        Self {
+            packets: Vec::new(),
+            free: NONE,
+            live: 0,
+        }
     }
 
     /// Packets that exist.
@@ -123,7 +138,11 @@ pub struct Queue {
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { head: NONE, tail: NONE, bytes: 0 }
+        Self {
+            head: NONE,
+            tail: NONE,
+            bytes: 0,
+        }
     }
 }
 

@@ -34,15 +34,38 @@ pub struct Plan {
 impl Plan {
     /// A plan from its messages and the pairs (before, after) of them.
     #[must_use]
-    pub fn new(ranks: u32, connections: Vec<(u32, u32)>, messages: &[(u32, u64)], order: &[(u32, u32)]) -> Self {
-        let mut ops: Vec<Op> = messages.iter().map(|(c, b)| Op { connection: *c, after: 0, bytes: (*b).max(1) }).collect();
+    pub fn new(
+        ranks: u32,
+        connections: Vec<(u32, u32)>,
+        messages: &[(u32, u64)],
+        order: &[(u32, u32)],
+    ) -> Self {
+        let mut ops: Vec<Op> = messages
+            .iter()
+            .map(|(c, b)| Op {
+                connection: *c,
+                after: 0,
+                bytes: (*b).max(1),
+            })
+            .collect();
         for (_, after) in order {
             ops[*after as usize].after += 1;
         }
         let (next_offsets, next) = group(ops.len(), order.iter().copied());
-        let senders = ops.iter().enumerate().map(|(i, o)| (connections[o.connection as usize].0, index(i)));
+        let senders = ops
+            .iter()
+            .enumerate()
+            .map(|(i, o)| (connections[o.connection as usize].0, index(i)));
         let (rank_offsets, by_rank) = group(ranks as usize, senders);
-        Self { ranks, connections, ops, next_offsets, next, rank_offsets, by_rank }
+        Self {
+            ranks,
+            connections,
+            ops,
+            next_offsets,
+            next,
+            rank_offsets,
+            by_rank,
+        }
     }
 
     /// Messages that wait for this one.
@@ -74,7 +97,8 @@ impl Plan {
     /// Ring of so many steps in which the buffer goes round in `ranks` pieces.
     fn ring(ranks: u32, bytes: u64, channels: u32, steps: u32) -> Self {
         let piece = (bytes / u64::from(ranks.max(1)) / u64::from(channels.max(1))).max(1);
-        let (n, mut connections, mut messages, mut order) = (ranks, Vec::new(), Vec::new(), Vec::new());
+        let (n, mut connections, mut messages, mut order) =
+            (ranks, Vec::new(), Vec::new(), Vec::new());
         if n < 2 {
             return Self::new(n, connections, &messages, &order);
         }
@@ -87,7 +111,10 @@ impl Plan {
                 for r in 0..n {
                     messages.push((channel * n + r, piece));
                     if step > 0 {
-                        order.push((first + (step - 1) * n + (r + n - 1) % n, first + step * n + r));
+                        order.push((
+                            first + (step - 1) * n + (r + n - 1) % n,
+                            first + step * n + r,
+                        ));
                     }
                 }
             }
@@ -181,7 +208,11 @@ impl Plan {
             for s in 0..edges {
                 messages.push((edges + s, bytes));
                 // The gradient of stage s+1 follows that of s+2; the last stage's follows its activation.
-                order.push(if s + 1 == edges { (first + s, first + edges + s) } else { (first + edges + s + 1, first + edges + s) });
+                order.push(if s + 1 == edges {
+                    (first + s, first + edges + s)
+                } else {
+                    (first + edges + s + 1, first + edges + s)
+                });
             }
         }
         Self::new(ranks, connections, &messages, &order)
@@ -192,7 +223,8 @@ impl Plan {
     pub fn checkpoint(ranks: u32, bytes: u64, storage: u32) -> Self {
         let storage = storage.clamp(1, ranks.max(1));
         let writers = ranks - storage.min(ranks);
-        let connections: Vec<(u32, u32)> = (0..writers).map(|r| (r, writers + r % storage)).collect();
+        let connections: Vec<(u32, u32)> =
+            (0..writers).map(|r| (r, writers + r % storage)).collect();
         let messages: Vec<(u32, u64)> = (0..index(connections.len())).map(|c| (c, bytes)).collect();
         Self::new(ranks, connections, &messages, &[])
     }
@@ -224,7 +256,9 @@ mod tests {
     /// Every message can start at some time: no cycles.
     fn runs_to_its_end(plan: &Plan) -> bool {
         let mut after: Vec<u32> = plan.ops.iter().map(|o| o.after).collect();
-        let mut ready: Vec<u32> = (0..index(after.len())).filter(|o| after[*o as usize] == 0).collect();
+        let mut ready: Vec<u32> = (0..index(after.len()))
+            .filter(|o| after[*o as usize] == 0)
+            .collect();
         let mut done = 0;
         while let Some(op) = ready.pop() {
             done += 1;
@@ -256,9 +290,15 @@ mod tests {
     #[test]
     fn sizes_are_those_of_the_algorithms() {
         // A ring sends 2(n-1)/n of the buffer over each edge, a tree the whole of it up and down each edge.
-        assert_eq!(Plan::ring_all_reduce(16, 4_000_000, 2).bytes(), 16 * 30 * 250_000);
+        assert_eq!(
+            Plan::ring_all_reduce(16, 4_000_000, 2).bytes(),
+            16 * 30 * 250_000
+        );
         assert_eq!(Plan::ring_half(16, 4_000_000, 1).bytes(), 16 * 15 * 250_000);
-        assert_eq!(Plan::tree_all_reduce(16, 4_000_000, 8).bytes(), 15 * 2 * 4_000_000);
+        assert_eq!(
+            Plan::tree_all_reduce(16, 4_000_000, 8).bytes(),
+            15 * 2 * 4_000_000
+        );
         assert_eq!(Plan::all_to_all(16, 4_000_000).bytes(), 16 * 15 * 250_000);
         assert_eq!(Plan::pipeline(4, 1000, 3).bytes(), 3 * 2 * 3 * 1000);
         assert_eq!(Plan::checkpoint(10, 1000, 2).bytes(), 8 * 1000);

@@ -22,7 +22,12 @@ pub struct EcnParams {
 
 impl Default for EcnParams {
     fn default() -> Self {
-        Self { enabled: true, kmin_kb: 150.0, kmax_kb: 1500.0, pmax: 1.0 }
+        Self {
+            enabled: true,
+            kmin_kb: 150.0,
+            kmax_kb: 1500.0,
+            pmax: 1.0,
+        }
     }
 }
 
@@ -37,10 +42,21 @@ pub struct Ecn {
 impl From<&EcnParams> for Ecn {
     fn from(p: &EcnParams) -> Self {
         if !p.enabled {
-            return Self { kmin: u64::MAX, kmax: u64::MAX, per_byte: 0.0 };
+            return Self {
+                kmin: u64::MAX,
+                kmax: u64::MAX,
+                per_byte: 0.0,
+            };
         }
-        let (kmin, kmax) = (crate::num::whole(p.kmin_kb * 1e3), crate::num::whole(p.kmax_kb * 1e3));
-        Self { kmin, kmax, per_byte: p.pmax / (kmax.saturating_sub(kmin).max(1)) as f64 }
+        let (kmin, kmax) = (
+            crate::num::whole(p.kmin_kb * 1e3),
+            crate::num::whole(p.kmax_kb * 1e3),
+        );
+        Self {
+            kmin,
+            kmax,
+            per_byte: p.pmax / (kmax.saturating_sub(kmin).max(1)) as f64,
+        }
     }
 }
 

@@ -8,6 +8,9 @@ use crate::rng::mix;
 use crate::topology::Topology;
 use std::collections::{BTreeMap, VecDeque};
 
+/// Added to a queue pair's number, it means what its receiver sends back.
+pub const ANSWERS: u32 = 1 << 31;
+
 /// What a switch hashes. The destination port is always 4791 and the protocol UDP: they are part of the seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuple {
@@ -45,8 +48,12 @@ impl Routes {
         let mut access_node: Vec<u32> = (0..t.hosts).map(|h| t.access(h)).collect();
         access_node.sort_unstable();
         access_node.dedup();
-        let access_of = (0..t.hosts).map(|h| index(access_node.binary_search(&t.access(h)).unwrap_or(0))).collect();
-        let host_port = (0..t.hosts).map(|h| t.ports[t.nodes[h as usize].ports[0] as usize].peer).collect();
+        let access_of = (0..t.hosts)
+            .map(|h| index(access_node.binary_search(&t.access(h)).unwrap_or(0)))
+            .collect();
+        let host_port = (0..t.hosts)
+            .map(|h| t.ports[t.nodes[h as usize].ports[0] as usize].peer)
+            .collect();
         let mut routes = Self {
             hosts: t.hosts,
             access_of,
@@ -55,7 +62,9 @@ impl Routes {
             next: Vec::new(),
             host_port,
             access_node,
-            seeds: (0..t.nodes.len() as u64).map(|n| mix(seed ^ mix(n + 0x1_0000))).collect(),
+            seeds: (0..t.nodes.len() as u64)
+                .map(|n| mix(seed ^ mix(n + 0x1_0000)))
+                .collect(),
             weights: vec![1; t.ports.len()],
             pins: BTreeMap::new(),
             flow_pins: BTreeMap::new(),
@@ -76,7 +85,10 @@ impl Routes {
             while let Some(node) = todo.pop_front() {
                 for port in &t.nodes[node as usize].ports {
                     let peer = t.ports[t.ports[*port as usize].peer as usize].node;
-                    if self.up[*port as usize] && t.nodes[peer as usize].tier > 0 && distance[peer as usize] == u32::MAX {
+                    if self.up[*port as usize]
+                        && t.nodes[peer as usize].tier > 0
+                        && distance[peer as usize] == u32::MAX
+                    {
                         distance[peer as usize] = distance[node as usize] + 1;
                         todo.push_back(peer);
                     }
@@ -124,10 +136,15 @@ impl Routes {
             return Some(*port);
         }
         let group = self.group(switch, tuple.dst);
-        let total: u64 = group.iter().map(|p| u64::from(self.weights[*p as usize])).sum();
+        let total: u64 = group
+            .iter()
+            .map(|p| u64::from(self.weights[*p as usize]))
+            .sum();
         let hash = self.hash(switch, tuple);
         if total == 0 {
-            return group.get(crate::num::position(hash % (group.len().max(1) as u64))).copied();
+            return group
+                .get(crate::num::position(hash % (group.len().max(1) as u64)))
+                .copied();
         }
         let mut at = hash % total;
         for port in group {
@@ -143,7 +160,8 @@ impl Routes {
     /// The ports of equal cost from a switch towards a host; empty where it hangs on the switch itself.
     #[must_use]
     pub fn group(&self, switch: u32, dst: u32) -> &[u32] {
-        let at = (switch - self.hosts) as usize * self.accesses + self.access_of[dst as usize] as usize;
+        let at =
+            (switch - self.hosts) as usize * self.accesses + self.access_of[dst as usize] as usize;
         &self.next[self.offsets[at] as usize..self.offsets[at + 1] as usize]
     }
 
@@ -151,7 +169,8 @@ impl Routes {
     #[must_use]
     pub fn hash(&self, switch: u32, tuple: Tuple) -> u64 {
         let pair = (u64::from(tuple.src) << 32) | u64::from(tuple.dst);
-        mix(mix(pair ^ self.seeds[switch as usize]) ^ (u64::from(tuple.sport) << 24 | 0x12b7_11)) >> 16
+        mix(mix(pair ^ self.seeds[switch as usize]) ^ (u64::from(tuple.sport) << 24 | 0x12b7_11))
+            >> 16
     }
 
     /// Share of new choices that a port gets within its groups, against the weights of the others. 0 takes it out.
@@ -173,7 +192,7 @@ impl Routes {
         };
     }
 
-    /// Sends the data of one queue pair by one port of the switch.
+    /// Sends the data of one queue pair by one port of the switch; of `qp | ANSWERS`, what its receiver sends back.
     pub fn pin_flow(&mut self, switch: u32, qp: u32, port: Option<u32>) {
         match port {
             Some(port) => self.flow_pins.insert((switch, qp), port),
@@ -193,24 +212,48 @@ mod tests {
     use crate::topology::{Shape, TopologySpec};
 
     fn fabric(shape: Shape) -> (Topology, Routes) {
-        let t = Topology::build(&TopologySpec { shape, host_gbps: 100.0, fabric_gbps: 100.0, delay_ns: 1000 }).unwrap();
+        let t = Topology::build(&TopologySpec {
+            shape,
+            host_gbps: 100.0,
+            fabric_gbps: 100.0,
+            delay_ns: 1000,
+        })
+        .unwrap();
         let r = Routes::new(&t, 7);
         (t, r)
     }
 
     #[test]
     fn many_flows_spread_evenly_and_by_weight() {
-        let (t, mut r) = fabric(Shape::LeafSpine { leaves: 4, spines: 4, hosts_per_leaf: 4 });
+        let (t, mut r) = fabric(Shape::LeafSpine {
+            leaves: 4,
+            spines: 4,
+            hosts_per_leaf: 4,
+        });
         let count = |r: &Routes| {
             let mut n = [0u32; 4];
             for sport in 0..8000u16 {
-                let port = r.egress(16, Tuple { src: 0, dst: 9, sport: sport | 0xc000 }, 0).unwrap();
+                let port = r
+                    .egress(
+                        16,
+                        Tuple {
+                            src: 0,
+                            dst: 9,
+                            sport: sport | 0xc000,
+                        },
+                        0,
+                    )
+                    .unwrap();
                 n[(t.ports[port as usize].position - 4) as usize] += 1;
             }
             n
         };
         // Binomial, standard deviation 39 of 8000/4.
-        assert!(count(&r).iter().all(|n| n.abs_diff(2000) < 200), "{:?}", count(&r));
+        assert!(
+            count(&r).iter().all(|n| n.abs_diff(2000) < 200),
+            "{:?}",
+            count(&r)
+        );
         r.set_weight(t.port_named("leaf0/5").unwrap(), 3);
         r.set_weight(t.port_named("leaf0/6").unwrap(), 0);
         let n = count(&r);
@@ -223,7 +266,11 @@ mod tests {
         let (t, r) = fabric(Shape::FatTree { k: 8 });
         let mut seen = std::collections::BTreeSet::new();
         for sport in 0..2000u16 {
-            let tuple = Tuple { src: 0, dst: 127, sport };
+            let tuple = Tuple {
+                src: 0,
+                dst: 127,
+                sport,
+            };
             let up = r.egress(t.access(0), tuple, 0).unwrap();
             let agg = t.ports[t.ports[up as usize].peer as usize].node;
             seen.insert((up, r.egress(agg, tuple, 0).unwrap()));
@@ -233,8 +280,16 @@ mod tests {
 
     #[test]
     fn pins_go_before_the_hash_and_dead_links_leave_every_group() {
-        let (t, mut r) = fabric(Shape::LeafSpine { leaves: 4, spines: 4, hosts_per_leaf: 4 });
-        let tuple = Tuple { src: 0, dst: 9, sport: 0xc001 };
+        let (t, mut r) = fabric(Shape::LeafSpine {
+            leaves: 4,
+            spines: 4,
+            hosts_per_leaf: 4,
+        });
+        let tuple = Tuple {
+            src: 0,
+            dst: 9,
+            sport: 0xc001,
+        };
         let port = t.port_named("leaf0/7").unwrap();
         r.pin(16, 9, Some(port));
         assert_eq!(r.egress(16, tuple, 0), Some(port));

@@ -242,7 +242,11 @@ impl Rp {
             return;
         }
         loop {
-            let cut = if self.cut_pending { self.cut_at } else { Time::MAX };
+            let cut = if self.cut_pending {
+                self.cut_at
+            } else {
+                Time::MAX
+            };
             let next = cut.min(self.timer_at);
             if next > now {
                 break;
@@ -267,7 +271,6 @@ impl Rp {
             self.cut_at += ((now - self.cut_at) / c.cut_every + 1) * c.cut_every;
         }
     }
-
 
     fn alpha_until(&mut self, now: Time, c: &RpConstants) {
         if self.alpha_at > now {
@@ -301,7 +304,10 @@ impl Rp {
         let (high, low) = if c.bytes == 0 {
             (self.stage_time, self.stage_time)
         } else {
-            (self.stage_time.max(self.stage_bytes), self.stage_time.min(self.stage_bytes))
+            (
+                self.stage_time.max(self.stage_bytes),
+                self.stage_time.min(self.stage_bytes),
+            )
         };
         if high >= c.threshold {
             let step = if low > c.threshold { c.hai } else { c.ai };

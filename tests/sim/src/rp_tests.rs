@@ -10,7 +10,10 @@ fn constants(change: impl FnOnce(&mut RpParams)) -> RpConstants {
 }
 
 fn near(got: f64, want: f64) {
-    assert!((got - want).abs() <= want.abs() * 1e-9 + 1e-9, "got {got}, want {want}");
+    assert!(
+        (got - want).abs() <= want.abs() * 1e-9 + 1e-9,
+        "got {got}, want {want}"
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@ use crate::config::SimConfig;
 use crate::job::JobSpec;
 use crate::plan::Plan;
 use crate::port::EcnParams;
+use crate::route::ANSWERS;
 use crate::rp::RpParams;
 use crate::sim::{Change, Sim};
 use crate::time::{MS, Time, from_us};
@@ -157,13 +158,18 @@ impl Traffic {
     #[must_use]
     pub fn plan(self, ranks: u32) -> Plan {
         match self {
-            Traffic::RingAllReduce { bytes, channels } => Plan::ring_all_reduce(ranks, bytes, channels),
+            Traffic::RingAllReduce { bytes, channels } => {
+                Plan::ring_all_reduce(ranks, bytes, channels)
+            }
             Traffic::TreeAllReduce { bytes, chunks } => Plan::tree_all_reduce(ranks, bytes, chunks),
             Traffic::AllGather { bytes, channels } | Traffic::ReduceScatter { bytes, channels } => {
                 Plan::ring_half(ranks, bytes, channels)
             }
             Traffic::AllToAll { bytes } => Plan::all_to_all(ranks, bytes),
-            Traffic::Pipeline { bytes, micro_batches } => Plan::pipeline(ranks, bytes, micro_batches),
+            Traffic::Pipeline {
+                bytes,
+                micro_batches,
+            } => Plan::pipeline(ranks, bytes, micro_batches),
             Traffic::Incast { bytes } => Plan::incast(ranks, bytes),
             Traffic::Checkpoint { bytes, storage } => Plan::checkpoint(ranks, bytes, storage),
         }
@@ -192,6 +198,9 @@ pub struct PathEntry {
     /// Which of the queue pairs between the two, from 0, in the order of jobs and channels.
     #[serde(default)]
     pub nth: u32,
+    /// The way of what the receiver sends back instead.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub answers: bool,
     /// Ports by which it leaves switches, such as `leaf0/5`.
     pub via: Vec<String>,
 }
@@ -216,15 +225,26 @@ pub enum What {
     /// A share of what a port receives is damaged.
     Loss { port: String, share: f64 },
     /// A link goes down; routes follow after `reroute_us`.
-    LinkDown { port: String, #[serde(default)] reroute_us: f64 },
+    LinkDown {
+        port: String,
+        #[serde(default)]
+        reroute_us: f64,
+    },
     /// A link comes back.
-    LinkUp { port: String, #[serde(default)] reroute_us: f64 },
+    LinkUp {
+        port: String,
+        #[serde(default)]
+        reroute_us: f64,
+    },
     /// A host takes in only so much; without a rate it is healed.
     SlowReceiver { host: u32, gbps: Option<f64> },
     /// A rank computes so much longer.
     Straggler { job: String, rank: u32, us: f64 },
     /// Marking of a switch, or of all.
-    Ecn { switch: Option<String>, ecn: EcnParams },
+    Ecn {
+        switch: Option<String>,
+        ecn: EcnParams,
+    },
     /// Reaction point of a host, or of all.
     Rp { host: Option<u32>, rp: RpParams },
     /// Weight of a port in its groups.
@@ -254,8 +274,16 @@ pub enum ScenarioError {
     },
 }
 
-fn refuse(key: impl Into<String>, value: impl ToString, allowed: impl Into<String>) -> ScenarioError {
-    ScenarioError::Value { key: key.into(), value: value.to_string(), allowed: allowed.into() }
+fn refuse(
+    key: impl Into<String>,
+    value: impl ToString,
+    allowed: impl Into<String>,
+) -> ScenarioError {
+    ScenarioError::Value {
+        key: key.into(),
+        value: value.to_string(),
+        allowed: allowed.into(),
+    }
 }
 
 /// Messages of one job at most: 100 million take 4 GB.
@@ -296,7 +324,11 @@ impl Scenario {
             let ranks = crate::num::index(hosts.len());
             let ops = u64::from(ranks).pow(2) * 2 * u64::from(job.traffic.multiplier().max(1));
             if ops > OPS_MAX {
-                return Err(refuse(format!("{key}.traffic"), format!("{ops} messages"), format!("at most {OPS_MAX}")));
+                return Err(refuse(
+                    format!("{key}.traffic"),
+                    format!("{ops} messages"),
+                    format!("at most {OPS_MAX}"),
+                ));
             }
             sim.add_job(JobSpec {
                 name: job.name.clone(),
@@ -314,11 +346,22 @@ impl Scenario {
             let qp = (0..sim.qp_count())
                 .filter(|qp| (sim.tuple(*qp).src, sim.tuple(*qp).dst) == (path.src, path.dst))
                 .nth(path.nth as usize)
-                .ok_or_else(|| refuse(format!("paths[{i}]"), format!("{} to {}, nth {}", path.src, path.dst, path.nth), "a connection of a job"))?;
+                .ok_or_else(|| {
+                    refuse(
+                        format!("paths[{i}]"),
+                        format!("{} to {}, nth {}", path.src, path.dst, path.nth),
+                        "a connection of a job",
+                    )
+                })?;
             for name in &path.via {
                 let port = port(&sim, &format!("paths[{i}].via"), name)?;
                 let switch = sim.topology().ports[port as usize].node;
-                sim.apply(Change::PinFlow { switch, qp, port: Some(port) });
+                let flow = if path.answers { qp | ANSWERS } else { qp };
+                sim.apply(Change::PinFlow {
+                    switch,
+                    qp: flow,
+                    port: Some(port),
+                });
             }
         }
         for (i, event) in self.events.iter().enumerate() {
@@ -333,12 +376,32 @@ impl Scenario {
         for (key, value, low, high) in [
             ("config.transport.mtu", f64::from(t.mtu), 1.0, 9000.0),
             ("config.transport.header", f64::from(t.header), 0.0, 500.0),
-            ("config.transport.ack_every", f64::from(t.ack_every), 1.0, 1e6),
+            (
+                "config.transport.ack_every",
+                f64::from(t.ack_every),
+                1.0,
+                1e6,
+            ),
             ("config.transport.rto_us", t.rto_us, 1.0, 1e7),
-            ("config.buffer.pause_us", self.config.buffer.pause_us, 1.0, 1e6),
+            (
+                "config.buffer.pause_us",
+                self.config.buffer.pause_us,
+                1.0,
+                1e6,
+            ),
             ("config.ecn.pmax", self.config.ecn.pmax, 0.0, 1.0),
-            ("config.ecn.kmin_kb", self.config.ecn.kmin_kb, 0.0, self.config.ecn.kmax_kb),
-            ("config.rp.rpg_time_reset", self.config.rp.rpg_time_reset, 1.0, 1e6),
+            (
+                "config.ecn.kmin_kb",
+                self.config.ecn.kmin_kb,
+                0.0,
+                self.config.ecn.kmax_kb,
+            ),
+            (
+                "config.rp.rpg_time_reset",
+                self.config.rp.rpg_time_reset,
+                1.0,
+                1e6,
+            ),
             ("config.rp.min_rate", self.config.rp.min_rate, 0.001, 1e6),
             ("limit_ms", self.limit_ms, 0.001, 1e7),
             ("sample_us", self.sample_us, 0.1, 1e9),
@@ -360,23 +423,46 @@ impl JobEntry {
                 HostRange::Range(text) => text
                     .split_once('-')
                     .and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)))
-                    .ok_or_else(|| refuse(format!("{key}.hosts"), text, "a number or a range such as 0-15"))?,
+                    .ok_or_else(|| {
+                        refuse(
+                            format!("{key}.hosts"),
+                            text,
+                            "a number or a range such as 0-15",
+                        )
+                    })?,
             };
             if last >= all || first > last {
-                return Err(refuse(format!("{key}.hosts"), format!("{first}-{last}"), format!("hosts 0 to {}", all - 1)));
+                return Err(refuse(
+                    format!("{key}.hosts"),
+                    format!("{first}-{last}"),
+                    format!("hosts 0 to {}", all - 1),
+                ));
             }
             hosts.extend(first..=last);
         }
         if hosts.len() < 2 {
-            return Err(refuse(format!("{key}.hosts"), hosts.len(), "at least 2 hosts"));
+            return Err(refuse(
+                format!("{key}.hosts"),
+                hosts.len(),
+                "at least 2 hosts",
+            ));
         }
         let mut sorted = hosts.clone();
         sorted.sort_unstable();
         sorted.dedup();
         if sorted.len() != hosts.len() {
-            return Err(refuse(format!("{key}.hosts"), "a host twice", "each host once"));
+            return Err(refuse(
+                format!("{key}.hosts"),
+                "a host twice",
+                "each host once",
+            ));
         }
-        for (name, us) in [("start_us", self.start_us), ("gap_us", self.gap_us), ("step_us", self.step_us), ("jitter_us", self.jitter_us)] {
+        for (name, us) in [
+            ("start_us", self.start_us),
+            ("gap_us", self.gap_us),
+            ("step_us", self.step_us),
+            ("jitter_us", self.jitter_us),
+        ] {
             if !(0.0..=1e9).contains(&us) {
                 return Err(refuse(format!("{key}.{name}"), us, "0 to 1000000000"));
             }
@@ -386,41 +472,92 @@ impl JobEntry {
 }
 
 fn port(sim: &Sim, key: &str, name: &str) -> Result<u32, ScenarioError> {
-    sim.topology().port_named(name).ok_or_else(|| refuse(key, name, "a port such as leaf0/5, counted from 1"))
+    sim.topology()
+        .port_named(name)
+        .ok_or_else(|| refuse(key, name, "a port such as leaf0/5, counted from 1"))
 }
 
 impl EventEntry {
     fn change(&self, sim: &Sim, key: &str) -> Result<Change, ScenarioError> {
-        let host = |h: u32| if h < sim.topology().hosts { Ok(h) } else { Err(refuse(format!("{key}.host"), h, "a host of the fabric")) };
+        let host = |h: u32| {
+            if h < sim.topology().hosts {
+                Ok(h)
+            } else {
+                Err(refuse(format!("{key}.host"), h, "a host of the fabric"))
+            }
+        };
         let port = |name: &String| port(sim, &format!("{key}.port"), name);
         Ok(match &self.what {
             What::LinkRate { port: p, gbps } => {
                 if !(0.001..=3200.0).contains(gbps) {
                     return Err(refuse(format!("{key}.gbps"), gbps, "0.001 to 3200"));
                 }
-                Change::LinkRate { port: port(p)?, bits_per_s: gbps * 1e9 }
+                Change::LinkRate {
+                    port: port(p)?,
+                    bits_per_s: gbps * 1e9,
+                }
             }
-            What::Loss { port: p, share } => Change::Loss { port: port(p)?, share: *share },
-            What::LinkDown { port: p, reroute_us } => Change::Link { port: port(p)?, up: false, reroute: from_us(*reroute_us) },
-            What::LinkUp { port: p, reroute_us } => Change::Link { port: port(p)?, up: true, reroute: from_us(*reroute_us) },
-            What::SlowReceiver { host: h, gbps } => {
-                Change::Receiver { host: host(*h)?, bits_per_s: gbps.map_or(f64::INFINITY, |g| g * 1e9) }
-            }
+            What::Loss { port: p, share } => Change::Loss {
+                port: port(p)?,
+                share: *share,
+            },
+            What::LinkDown {
+                port: p,
+                reroute_us,
+            } => Change::Link {
+                port: port(p)?,
+                up: false,
+                reroute: from_us(*reroute_us),
+            },
+            What::LinkUp {
+                port: p,
+                reroute_us,
+            } => Change::Link {
+                port: port(p)?,
+                up: true,
+                reroute: from_us(*reroute_us),
+            },
+            What::SlowReceiver { host: h, gbps } => Change::Receiver {
+                host: host(*h)?,
+                bits_per_s: gbps.map_or(f64::INFINITY, |g| g * 1e9),
+            },
             What::Straggler { job, rank, us } => {
                 let at = sim.jobs().iter().position(|j| j.spec.name == *job);
                 let at = at.filter(|at| *rank < sim.jobs()[*at].spec.plan.ranks);
-                let at = at.ok_or_else(|| refuse(key, format!("{job} rank {rank}"), "a rank of a job"))?;
-                Change::Straggler { job: crate::num::index(at), rank: *rank, delay: from_us(*us) }
+                let at =
+                    at.ok_or_else(|| refuse(key, format!("{job} rank {rank}"), "a rank of a job"))?;
+                Change::Straggler {
+                    job: crate::num::index(at),
+                    rank: *rank,
+                    delay: from_us(*us),
+                }
             }
             What::Ecn { switch, ecn } => {
-                let switch = switch.as_ref().map(|s| sim.topology().switch_named(s).ok_or_else(|| refuse(format!("{key}.switch"), s, "a switch such as leaf0")));
-                Change::Ecn { switch: switch.transpose()?, ecn: *ecn }
+                let switch = switch.as_ref().map(|s| {
+                    sim.topology()
+                        .switch_named(s)
+                        .ok_or_else(|| refuse(format!("{key}.switch"), s, "a switch such as leaf0"))
+                });
+                Change::Ecn {
+                    switch: switch.transpose()?,
+                    ecn: *ecn,
+                }
             }
-            What::Rp { host: h, rp } => Change::Rp { host: h.map(host).transpose()?, rp: *rp },
-            What::Weight { port: p, weight } => Change::Weight { port: port(p)?, weight: *weight },
+            What::Rp { host: h, rp } => Change::Rp {
+                host: h.map(host).transpose()?,
+                rp: *rp,
+            },
+            What::Weight { port: p, weight } => Change::Weight {
+                port: port(p)?,
+                weight: *weight,
+            },
             What::Pin { port: p, dst } => {
                 let p = port(p)?;
-                Change::Pin { switch: sim.topology().ports[p as usize].node, dst: host(*dst)?, port: Some(p) }
+                Change::Pin {
+                    switch: sim.topology().ports[p as usize].node,
+                    dst: host(*dst)?,
+                    port: Some(p),
+                }
             }
         })
     }

@@ -7,7 +7,7 @@ use crate::num::index;
 use crate::packet::{Queue, Slab};
 use crate::port::{Ecn, EcnParams, Host, HostCounters, Path, Port, PortCounters, Qp};
 use crate::rng::Rng;
-use crate::route::{Routes, Tuple};
+use crate::route::{ANSWERS, Routes, Tuple};
 use crate::rp::{Rp, RpConstants, RpParams};
 use crate::time::{NS, Time, Wire, from_us};
 use crate::topology::Topology;
@@ -67,9 +67,17 @@ pub enum Change {
     /// Weight of a port in its groups; 0 takes it out.
     Weight { port: u32, weight: u32 },
     /// Everything for a host leaves the switch by one port; `None` ends that.
-    Pin { switch: u32, dst: u32, port: Option<u32> },
-    /// The data of a queue pair leaves the switch by one port.
-    PinFlow { switch: u32, qp: u32, port: Option<u32> },
+    Pin {
+        switch: u32,
+        dst: u32,
+        port: Option<u32>,
+    },
+    /// The data of a queue pair leaves the switch by one port; with [`ANSWERS`] added, what comes back for it.
+    PinFlow {
+        switch: u32,
+        qp: u32,
+        port: Option<u32>,
+    },
     /// A rank computes so much longer in each iteration, ps.
     Straggler { job: u32, rank: u32, delay: Time },
 }
@@ -180,12 +188,18 @@ impl Sim {
                 let headroom = |p: &u32| match config.buffer.headroom {
                     // What is on its way while a pause travels there and takes effect, and some frames.
                     0 => {
-                        let bytes = topology.ports[*p as usize].bits_per_s / 8e12 * (2 * topology.delay) as f64;
-                        crate::num::whole(bytes) + 4 * u64::from(config.transport.mtu + config.transport.header) + 3000
+                        let bytes = topology.ports[*p as usize].bits_per_s / 8e12
+                            * (2 * topology.delay) as f64;
+                        crate::num::whole(bytes)
+                            + 4 * u64::from(config.transport.mtu + config.transport.header)
+                            + 3000
                     }
                     h => h,
                 };
-                Buffer::new(config.buffer, &n.ports.iter().map(headroom).collect::<Vec<_>>())
+                Buffer::new(
+                    config.buffer,
+                    &n.ports.iter().map(headroom).collect::<Vec<_>>(),
+                )
             })
             .collect();
         let routes = Routes::new(&topology, config.seed);
@@ -253,11 +267,17 @@ impl Sim {
         let start = spec.start;
         let mut job = Job::new(spec);
         for (src, dst) in job.endpoints() {
-            let local = self.topology.nodes[src as usize].server == self.topology.nodes[dst as usize].server;
-            job.qps.push(if local { u32::MAX } else { self.connect(src, dst) });
+            let local = self.topology.nodes[src as usize].server
+                == self.topology.nodes[dst as usize].server;
+            job.qps.push(if local {
+                u32::MAX
+            } else {
+                self.connect(src, dst)
+            });
         }
         self.jobs.push(job);
-        self.wheel.push(start.max(self.now), Event::Iterate { job: id });
+        self.wheel
+            .push(start.max(self.now), Event::Iterate { job: id });
         id
     }
 
@@ -332,7 +352,8 @@ impl Sim {
                 }
             }
             Change::Loss { port, share } => {
-                self.ports[port as usize].loss = crate::num::whole(share.clamp(0.0, 1.0) * 4_294_967_296.0);
+                self.ports[port as usize].loss =
+                    crate::num::whole(share.clamp(0.0, 1.0) * 4_294_967_296.0);
             }
             Change::Link { port, up, reroute } => {
                 self.set_link(port, up);
@@ -387,9 +408,11 @@ impl Sim {
             }
             Change::PinFlow { switch, qp, port } => {
                 self.routes.pin_flow(switch, qp, port);
-                self.trace_paths(qp);
+                self.trace_paths(qp & !ANSWERS);
             }
-            Change::Straggler { job, rank, delay } => self.jobs[job as usize].set_straggler(rank, delay),
+            Change::Straggler { job, rank, delay } => {
+                self.jobs[job as usize].set_straggler(rank, delay)
+            }
         }
     }
 
@@ -408,7 +431,7 @@ impl Sim {
         let q = &self.qps[qp as usize];
         let (there, back) = (q.there_tuple(), q.back_tuple());
         let there = self.trace(there, qp);
-        let back = self.trace(back, u32::MAX);
+        let back = self.trace(back, qp | ANSWERS);
         let q = &mut self.qps[qp as usize];
         (q.there, q.back) = (there, back);
     }
@@ -417,7 +440,9 @@ impl Sim {
         let mut path = Path::default();
         let mut node = self.topology.access(tuple.src);
         while usize::from(path.len) < path.ports.len() {
-            let Some(port) = self.routes.egress(node, tuple, qp) else { break };
+            let Some(port) = self.routes.egress(node, tuple, qp) else {
+                break;
+            };
             path.ports[usize::from(path.len)] = port;
             path.len += 1;
             node = self.ports[self.ports[port as usize].peer as usize].node;
@@ -530,24 +555,38 @@ impl Sim {
                 if p.paused_until > now {
                     count.pause_rx_ps += now - p.paused_since;
                 }
-                if p.node >= hosts_n && buffers[(p.node - hosts_n) as usize].pausing(p.position as usize) {
+                if p.node >= hosts_n
+                    && buffers[(p.node - hosts_n) as usize].pausing(p.position as usize)
+                {
                     count.pause_tx_ps += now - p.pausing_since;
                 }
                 p.count.queue_bytes_max = count.queue_bytes;
                 count
             })
             .collect();
-        Sample { at: now, ports, hosts }
+        Sample {
+            at: now,
+            ports,
+            hosts,
+        }
     }
 }
 
 impl Qp {
     pub(crate) fn there_tuple(&self) -> Tuple {
-        Tuple { src: self.src, dst: self.dst, sport: self.sport }
+        Tuple {
+            src: self.src,
+            dst: self.dst,
+            sport: self.sport,
+        }
     }
 
     /// Acknowledgements have the ports swapped; what varies is the same number.
     pub(crate) fn back_tuple(&self) -> Tuple {
-        Tuple { src: self.dst, dst: self.src, sport: self.sport }
+        Tuple {
+            src: self.dst,
+            dst: self.src,
+            sport: self.sport,
+        }
     }
 }

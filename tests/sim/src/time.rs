@@ -38,14 +38,21 @@ impl Wire {
     #[must_use]
     pub fn new(bits_per_s: f64, quantum: Time) -> Self {
         let per_byte = whole((8e12 * 65536.0 / bits_per_s.max(1.0)).round());
-        Self { per_byte, quantum: quantum.max(1) }
+        Self {
+            per_byte,
+            quantum: quantum.max(1),
+        }
     }
 
     /// Serialisation time of so many bytes.
     #[must_use]
     pub fn time(self, bytes: u64) -> Time {
         let exact = (bytes * self.per_byte) >> 16;
-        if self.quantum == 1 { exact } else { exact - exact % self.quantum }
+        if self.quantum == 1 {
+            exact
+        } else {
+            exact - exact % self.quantum
+        }
     }
 }
 

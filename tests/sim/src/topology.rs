@@ -70,11 +70,18 @@ impl Shape {
     #[must_use]
     pub fn hosts(self) -> u64 {
         match self {
-            Shape::LeafSpine { leaves, hosts_per_leaf, .. } => u64::from(leaves) * u64::from(hosts_per_leaf),
+            Shape::LeafSpine {
+                leaves,
+                hosts_per_leaf,
+                ..
+            } => u64::from(leaves) * u64::from(hosts_per_leaf),
             Shape::FatTree { k } => u64::from(k).pow(3) / 4,
-            Shape::Rail { groups, servers_per_group, rails, .. } => {
-                u64::from(groups) * u64::from(servers_per_group) * u64::from(rails)
-            }
+            Shape::Rail {
+                groups,
+                servers_per_group,
+                rails,
+                ..
+            } => u64::from(groups) * u64::from(servers_per_group) * u64::from(rails),
         }
     }
 }
@@ -128,7 +135,9 @@ pub enum TopologyError {
     #[error("topology.shape: {0} hosts, the most is {HOSTS_MAX}")]
     Hosts(u64),
     /// A rate or delay out of range.
-    #[error("topology: host_gbps and fabric_gbps must be in 0.001..=3200, delay_ns at most 10000000")]
+    #[error(
+        "topology: host_gbps and fabric_gbps must be in 0.001..=3200, delay_ns at most 10000000"
+    )]
     Link,
 }
 
@@ -143,9 +152,18 @@ impl Topology {
             return Err(TopologyError::Link);
         }
         let counts = match spec.shape {
-            Shape::LeafSpine { leaves, spines, hosts_per_leaf } => vec![leaves, spines, hosts_per_leaf],
+            Shape::LeafSpine {
+                leaves,
+                spines,
+                hosts_per_leaf,
+            } => vec![leaves, spines, hosts_per_leaf],
             Shape::FatTree { k } => vec![k, if k % 2 == 0 { 1 } else { 0 }],
-            Shape::Rail { groups, servers_per_group, rails, spines } => vec![groups, servers_per_group, rails, spines],
+            Shape::Rail {
+                groups,
+                servers_per_group,
+                rails,
+                spines,
+            } => vec![groups, servers_per_group, rails, spines],
         };
         if counts.iter().any(|c| *c == 0 || *c > 4096) {
             return Err(TopologyError::Count);
@@ -165,7 +183,11 @@ impl Topology {
             t.add(format!("host{h}"), 0, h);
         }
         match spec.shape {
-            Shape::LeafSpine { leaves, spines, hosts_per_leaf } => {
+            Shape::LeafSpine {
+                leaves,
+                spines,
+                hosts_per_leaf,
+            } => {
                 let first = t.tier("leaf", 1, leaves);
                 let spine = t.tier("spine", 2, spines);
                 for l in 0..leaves {
@@ -194,7 +216,12 @@ impl Topology {
                     }
                 }
             }
-            Shape::Rail { groups, servers_per_group, rails, spines } => {
+            Shape::Rail {
+                groups,
+                servers_per_group,
+                rails,
+                spines,
+            } => {
                 let first = t.tier("leaf", 1, groups * rails);
                 let spine = t.tier("spine", 2, spines);
                 for g in 0..groups {
@@ -214,7 +241,12 @@ impl Topology {
     }
 
     fn add(&mut self, name: String, tier: u32, server: u32) {
-        self.nodes.push(NodeInfo { name, tier, ports: Vec::new(), server });
+        self.nodes.push(NodeInfo {
+            name,
+            tier,
+            ports: Vec::new(),
+            server,
+        });
     }
 
     fn tier(&mut self, name: &str, tier: u32, count: u32) -> u32 {
@@ -239,7 +271,12 @@ impl Topology {
             let ports = &mut self.nodes[node as usize].ports;
             let position = index(ports.len());
             ports.push(own);
-            self.ports.push(PortInfo { node, position, peer, bits_per_s });
+            self.ports.push(PortInfo {
+                node,
+                position,
+                peer,
+                bits_per_s,
+            });
         }
     }
 
@@ -262,13 +299,21 @@ impl Topology {
     pub fn port_named(&self, name: &str) -> Option<u32> {
         let (node, number) = name.split_once('/')?;
         let number: usize = number.parse().ok()?;
-        self.nodes.iter().find(|n| n.name == node)?.ports.get(number.checked_sub(1)?).copied()
+        self.nodes
+            .iter()
+            .find(|n| n.name == node)?
+            .ports
+            .get(number.checked_sub(1)?)
+            .copied()
     }
 
     /// The switch of that name. `None` if there is none.
     #[must_use]
     pub fn switch_named(&self, name: &str) -> Option<u32> {
-        self.nodes.iter().position(|n| n.tier > 0 && n.name == name).map(index)
+        self.nodes
+            .iter()
+            .position(|n| n.tier > 0 && n.name == name)
+            .map(index)
     }
 }
 
@@ -277,12 +322,22 @@ mod tests {
     use super::*;
 
     fn build(shape: Shape) -> Topology {
-        Topology::build(&TopologySpec { shape, host_gbps: 100.0, fabric_gbps: 100.0, delay_ns: 1000 }).unwrap()
+        Topology::build(&TopologySpec {
+            shape,
+            host_gbps: 100.0,
+            fabric_gbps: 100.0,
+            delay_ns: 1000,
+        })
+        .unwrap()
     }
 
     #[test]
     fn a_leaf_spine_is_numbered_as_the_traces_are() {
-        let t = build(Shape::LeafSpine { leaves: 4, spines: 4, hosts_per_leaf: 4 });
+        let t = build(Shape::LeafSpine {
+            leaves: 4,
+            spines: 4,
+            hosts_per_leaf: 4,
+        });
         assert_eq!((t.hosts, t.nodes.len(), t.ports.len()), (16, 24, 64));
         assert_eq!(t.access(5), 17);
         let up = t.port_named("leaf0/5").unwrap();
@@ -300,7 +355,12 @@ mod tests {
 
     #[test]
     fn a_rail_holds_one_nic_of_each_server_of_its_group() {
-        let t = build(Shape::Rail { groups: 2, servers_per_group: 4, rails: 8, spines: 8 });
+        let t = build(Shape::Rail {
+            groups: 2,
+            servers_per_group: 4,
+            rails: 8,
+            spines: 8,
+        });
         assert_eq!(t.hosts, 64);
         let leaves: Vec<u32> = (0..8).map(|r| t.access(r)).collect();
         assert_eq!(leaves, (64..72).collect::<Vec<_>>());
@@ -310,8 +370,19 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() {
-        let spec = |shape| TopologySpec { shape, host_gbps: 100.0, fabric_gbps: 100.0, delay_ns: 1000 };
-        assert_eq!(Topology::build(&spec(Shape::FatTree { k: 3 })), Err(TopologyError::Count));
-        assert_eq!(Topology::build(&spec(Shape::FatTree { k: 18 })), Err(TopologyError::Hosts(1458)));
+        let spec = |shape| TopologySpec {
+            shape,
+            host_gbps: 100.0,
+            fabric_gbps: 100.0,
+            delay_ns: 1000,
+        };
+        assert_eq!(
+            Topology::build(&spec(Shape::FatTree { k: 3 })),
+            Err(TopologyError::Count)
+        );
+        assert_eq!(
+            Topology::build(&spec(Shape::FatTree { k: 18 })),
+            Err(TopologyError::Hosts(1458))
+        );
     }
 }

@@ -63,6 +63,8 @@ pub struct Wheel<E> {
     free: u32,
     /// Entries of the slot whose turn it is, the next one last.
     now: Vec<Entry<E>>,
+    /// Entries that were put in for this slot or earlier while its turn was.
+    late: BinaryHeap<Reverse<Far<E>>>,
     slot: u64,
     far: BinaryHeap<Reverse<Far<E>>>,
     seq: u64,
@@ -77,6 +79,7 @@ impl<E: Copy> Default for Wheel<E> {
             nodes: Vec::new(),
             free: NONE,
             now: Vec::new(),
+            late: BinaryHeap::new(),
             slot: 0,
             far: BinaryHeap::new(),
             seq: 0,
@@ -89,7 +92,7 @@ impl<E: Copy> Wheel<E> {
     /// Entries held.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.now.len() + self.near + self.far.len()
+        self.now.len() + self.late.len() + self.near + self.far.len()
     }
 
     /// True when nothing will happen any more.
@@ -102,11 +105,14 @@ impl<E: Copy> Wheel<E> {
     #[inline]
     pub fn push(&mut self, time: Time, event: E) {
         self.seq += 1;
-        let entry = Entry { time, seq: self.seq, event };
+        let entry = Entry {
+            time,
+            seq: self.seq,
+            event,
+        };
         let slot = time >> SLOT_BITS;
         if slot <= self.slot {
-            let at = self.now.partition_point(|e| e.key() > entry.key());
-            self.now.insert(at, entry);
+            self.late.push(Reverse(Far(entry)));
         } else if slot - self.slot < SLOTS as u64 {
             self.link(slot, entry);
         } else {
@@ -118,18 +124,39 @@ impl<E: Copy> Wheel<E> {
     #[inline]
     pub fn pop(&mut self, until: Time) -> Option<Entry<E>> {
         loop {
-            if let Some(last) = self.now.last() {
-                return if last.time <= until { self.now.pop() } else { None };
-            }
-            if !self.advance() {
-                return None;
+            let late = self.late.peek().map(|Reverse(Far(e))| e.key());
+            match (self.now.last(), late) {
+                (Some(a), late) if late.is_none_or(|b| a.key() < b) => {
+                    return if a.time <= until {
+                        self.now.pop()
+                    } else {
+                        None
+                    };
+                }
+                (None, None) => {
+                    if !self.advance() {
+                        return None;
+                    }
+                }
+                _ => return self.pop_late(until),
             }
         }
     }
 
+    fn pop_late(&mut self, until: Time) -> Option<Entry<E>> {
+        let Reverse(Far(first)) = self.late.peek()?;
+        if first.time > until {
+            return None;
+        }
+        self.late.pop().map(|Reverse(Far(entry))| entry)
+    }
+
     fn link(&mut self, slot: u64, entry: Entry<E>) {
         let s = crate::num::position(slot % SLOTS as u64);
-        let node = Node { entry, next: self.heads[s] };
+        let node = Node {
+            entry,
+            next: self.heads[s],
+        };
         let at = if self.free == NONE {
             self.nodes.push(node);
             crate::num::index(self.nodes.len() - 1)
@@ -147,7 +174,11 @@ impl<E: Copy> Wheel<E> {
 
     /// Moves to the next slot that holds something. False when there is none.
     fn advance(&mut self) -> bool {
-        let near = if self.near == 0 { None } else { self.next_slot() };
+        let near = if self.near == 0 {
+            None
+        } else {
+            self.next_slot()
+        };
         let far = self.far.peek().map(|Reverse(Far(e))| e.time >> SLOT_BITS);
         let Some(slot) = (match (near, far) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -161,7 +192,9 @@ impl<E: Copy> Wheel<E> {
             if s >= slot + SLOTS as u64 {
                 break;
             }
-            let Some(Reverse(Far(entry))) = self.far.pop() else { break };
+            let Some(Reverse(Far(entry))) = self.far.pop() else {
+                break;
+            };
             self.link(s, entry);
         }
         let s = crate::num::position(slot % SLOTS as u64);
