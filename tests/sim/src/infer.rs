@@ -8,7 +8,8 @@
 use crate::num::index;
 use crate::rng::Rng;
 use crate::scenario::{PathEntry, Scenario};
-use crate::sim::{Change, Sim};
+use crate::change::Change;
+use crate::sim::Sim;
 use crate::time::NS;
 use crate::topology::Shape;
 use crate::traces::Trace;

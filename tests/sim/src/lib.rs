@@ -3,7 +3,9 @@
 
 pub mod bench;
 pub mod buffer;
+pub mod change;
 pub mod config;
+pub mod events;
 pub mod hist;
 pub mod infer;
 pub mod job;
@@ -16,6 +18,7 @@ pub mod port;
 pub mod reference;
 pub mod report;
 pub mod rng;
+pub mod round;
 pub mod route;
 pub mod rp;
 pub mod scenario;

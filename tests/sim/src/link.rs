@@ -14,7 +14,7 @@ impl Sim {
             self.slab.remove(packet);
             return;
         }
-        if port.loss > 0 && (self.rng.next() >> 32) < port.loss {
+        if port.loss > 0 && (self.rng.bits() >> 32) < port.loss {
             port.count.rx_errors += 1;
             self.totals.lost_error += 1;
             self.slab.remove(packet);

@@ -29,7 +29,7 @@ impl Sim {
         let p = host.port;
         if q.next_at <= self.now.max(self.ports[p as usize].busy_until) {
             q.in_ready = true;
-            host.ready.push_back(qp);
+            host.ready.insert(q.turn);
             self.nic_kick(p);
         } else {
             q.timed = true;
@@ -57,9 +57,10 @@ impl Sim {
             let host = port.node as usize;
             let window = self.config.transport.window;
             let next = loop {
-                let Some(qp) = self.hosts[host].ready.pop_front() else {
+                let Some(turn) = self.hosts[host].ready.take() else {
                     return;
                 };
+                let qp = self.hosts[host].qps[turn as usize];
                 let q = &mut self.qps[qp as usize];
                 q.in_ready = false;
                 if q.may_send(window) {
@@ -109,7 +110,7 @@ impl Sim {
         if q.may_send(window) {
             if q.next_at <= self.ports[p as usize].busy_until {
                 q.in_ready = true;
-                self.hosts[host].ready.push_back(qp);
+                self.hosts[host].ready.insert(q.turn);
             } else {
                 q.timed = true;
                 self.wheel.push(q.next_at, Event::Ready { qp });

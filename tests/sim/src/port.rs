@@ -1,6 +1,7 @@
 //! A port: what waits to be sent, whether it may be sent, and everything that is counted there.
 
 use crate::packet::Queue;
+use crate::round::Round;
 use crate::rp::Rp;
 use crate::time::{Time, Wire};
 use serde::{Deserialize, Serialize};
@@ -183,7 +184,7 @@ pub struct SlowReceiver {
 #[derive(Debug)]
 pub struct Host {
     pub(crate) port: u32,
-    pub(crate) ready: VecDeque<u32>,
+    pub(crate) ready: Round,
     pub(crate) qps: Vec<u32>,
     pub(crate) rp: crate::rp::RpConstants,
     pub(crate) rp_params: crate::rp::RpParams,
@@ -206,6 +207,8 @@ pub struct Qp {
     pub(crate) src: u32,
     pub(crate) dst: u32,
     pub(crate) sport: u16,
+    /// Position among the queue pairs of its sender.
+    pub(crate) turn: u32,
     pub(crate) there: Path,
     pub(crate) back: Path,
     pub(crate) rp: Rp,

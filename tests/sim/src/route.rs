@@ -169,7 +169,7 @@ impl Routes {
     #[must_use]
     pub fn hash(&self, switch: u32, tuple: Tuple) -> u64 {
         let pair = (u64::from(tuple.src) << 32) | u64::from(tuple.dst);
-        mix(mix(pair ^ self.seeds[switch as usize]) ^ (u64::from(tuple.sport) << 24 | 0x12b7_11))
+        mix(mix(pair ^ self.seeds[switch as usize]) ^ (u64::from(tuple.sport) << 24 | 0x0012_b711))
             >> 16
     }
 

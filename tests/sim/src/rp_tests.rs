@@ -73,12 +73,12 @@ fn recovery_is_fast_then_additive_then_hyper() {
     rp.catch_up(from_us(64.0), &c);
     near(rp.rate(), 37.5e9);
     near(rp.target(), 75e9);
-    rp.catch_up(from_us(60.0 + 55.0), &c);
+    rp.catch_up(from_us(64.0 + 55.0), &c);
     near(rp.rate(), 56.25e9);
-    rp.catch_up(from_us(60.0 + 110.0), &c);
+    rp.catch_up(from_us(64.0 + 110.0), &c);
     near(rp.target(), 75.1e9);
     near(rp.rate(), f64::midpoint(56.25e9, 75.1e9));
-    rp.catch_up(from_us(60.0 + 165.0), &c);
+    rp.catch_up(from_us(64.0 + 165.0), &c);
     near(rp.target(), 76.1e9);
 }
 

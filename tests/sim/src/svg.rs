@@ -5,6 +5,13 @@ use crate::report::History;
 use crate::sim::Sim;
 use std::fmt::Write;
 
+/// Adds a line; writing to a string cannot fail.
+macro_rules! line {
+    ($svg:ident, $($arg:tt)*) => {
+        writeln!($svg, $($arg)*).unwrap_or_default()
+    };
+}
+
 const LEFT: f64 = 110.0;
 const WIDTH: f64 = 900.0;
 const COLOURS: [&str; 8] = [
@@ -75,8 +82,7 @@ pub fn heat_map(sim: &Sim, history: &History) -> String {
         let y = 26.0 + r as f64 * row_height;
         let info = &sim.topology().ports[*p];
         let name = sim.topology().port_name(crate::num::index(*p));
-        let _ = writeln!(
-            svg,
+        line!(svg,
             "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" font-size=\"8\">{name}</text>",
             LEFT - 4.0,
             y + 7.0
@@ -92,16 +98,14 @@ pub fn heat_map(sim: &Sim, history: &History) -> String {
                 .max()
                 .unwrap_or(0);
             if used > 0.005 {
-                let _ = writeln!(
-                    svg,
+                line!(svg,
                     "<rect x=\"{:.1}\" y=\"{y:.1}\" width=\"{w:.2}\" height=\"8\" fill=\"{}\"/>",
                     LEFT + c as f64 * w,
                     heat(used)
                 );
             }
             if queue > 150_000 {
-                let _ = writeln!(
-                    svg,
+                line!(svg,
                     "<rect x=\"{:.1}\" y=\"{y:.1}\" width=\"{w:.2}\" height=\"2.5\" fill=\"#2040ff\"/>",
                     LEFT + c as f64 * w
                 );
@@ -116,8 +120,7 @@ fn axis(svg: &mut String, history: &History, y: f64) {
     let end = history.at.last().copied().unwrap_or(1) as f64 / 1e9;
     for i in 0..=5 {
         let x = LEFT + WIDTH * f64::from(i) / 5.0;
-        let _ = writeln!(
-            svg,
+        line!(svg,
             "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">{:.3} ms</text>",
             end * f64::from(i) / 5.0
         );
@@ -136,13 +139,11 @@ fn curves(title: &str, unit: &str, history: &History, lines: &[(String, Vec<f64>
     let mut svg = open(LEFT + WIDTH + 130.0, height, title);
     for i in 0..=4 {
         let y = top + plot * (1.0 - f64::from(i) / 4.0);
-        let _ = writeln!(
-            svg,
+        line!(svg,
             "<line x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#ddd\"/>",
             LEFT + WIDTH
         );
-        let _ = writeln!(
-            svg,
+        line!(svg,
             "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{:.1} {unit}</text>",
             LEFT - 4.0,
             y + 3.0,
@@ -161,14 +162,12 @@ fn curves(title: &str, unit: &str, history: &History, lines: &[(String, Vec<f64>
                 format!("{x:.1},{:.1}", top + plot * (1.0 - value / max))
             })
             .collect();
-        let _ = writeln!(
-            svg,
+        line!(svg,
             "<polyline fill=\"none\" stroke=\"{colour}\" points=\"{}\"/>",
             points.join(" ")
         );
         let y = top + 12.0 * n as f64 + 10.0;
-        let _ = writeln!(
-            svg,
+        line!(svg,
             "<text x=\"{}\" y=\"{y:.1}\" fill=\"{colour}\">{}</text>",
             LEFT + WIDTH + 8.0,
             escape(name)

@@ -1,0 +1,74 @@
+//! Our model of each trace of the independent simulator, beside it. The traces are not part of the project.
+
+use std::path::PathBuf;
+use weir_sim::scenario::Scenario;
+use weir_sim::traces::{MODELS, compare};
+
+/// Where the traces are, or why there is nothing to compare with.
+fn traces() -> Option<PathBuf> {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/traces");
+    if dir.is_dir() {
+        return Some(dir);
+    }
+    println!("skipped: no traces in {}", dir.display());
+    None
+}
+
+#[test]
+fn iteration_times_and_hot_links_agree_with_the_independent_traces() {
+    let Some(dir) = traces() else { return };
+    for model in MODELS.into_iter().filter(|m| m.2.is_some()) {
+        let c = compare(&dir, model).unwrap();
+        assert!(c.holds(), "{}: {:+.1} %, theirs {:?}, ours {:?}", c.trace, c.off_pct, c.theirs_us, c.ours_us);
+        assert!(c.same_hot(), "{}: hot {:?}, ours {:?}", c.trace, c.theirs_hot, c.ours_hot);
+        assert_eq!(c.lost, 0, "{}", c.trace);
+        assert_eq!(c.theirs_us.len(), c.ours_us.len(), "{}", c.trace);
+    }
+}
+
+#[test]
+fn a_clean_ring_agrees_to_the_tenth_of_a_microsecond_and_marks_nothing() {
+    let Some(dir) = traces() else { return };
+    let c = compare(&dir, MODELS[0]).unwrap();
+    assert!((c.ours_mean_us - c.theirs_mean_us).abs() < 0.1, "{c:?}");
+    assert_eq!((c.ours_sums.0, c.ours_sums.1, c.ours_hot.len()), (0, 0, 0));
+}
+
+#[test]
+fn every_scenario_that_comes_with_the_simulator_builds_and_ends() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.display();
+        let scenario = Scenario::parse(&std::fs::read_to_string(&path).unwrap()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let mut sim = scenario.build().unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(sim.run_jobs(scenario.limit()), "{name}");
+        seen += 1;
+    }
+    assert!(seen >= 12, "{seen}");
+}
+
+#[test]
+fn a_scenario_that_cannot_be_says_which_key_and_what_is_allowed() {
+    let good = "topology: {shape: {kind: leaf_spine, leaves: 2, spines: 2, hosts_per_leaf: 2}}\n\
+                jobs: [{name: a, traffic: {kind: incast, bytes: 1000}, hosts: [0-3]}]\n";
+    assert!(Scenario::parse(good).unwrap().build().is_ok());
+    for (text, want) in [
+        (good.replace("[0-3]", "[0-4]"), "hosts 0 to 3"),
+        (good.replace("[0-3]", "[0, 0]"), "a host twice"),
+        (good.replace("[0-3]", "[x]"), "a range such as 0-15"),
+        (good.replace("leaves: 2", "leaves: 0"), "at least 1"),
+        (good.replace("bytes: 1000", "byte: 1000"), "unknown field"),
+        (format!("{good}speed: 1\n"), "unknown field `speed`"),
+        (format!("{good}events: [{{at_us: 1, what: link_rate, port: leaf9/1, gbps: 1}}]\n"), "a port such as leaf0/5"),
+        (format!("{good}events: [{{at_us: 1, what: link_rate, port: leaf0/1, gbit: 1}}]\n"), "gbit"),
+        (format!("{good}config: {{ecn: {{kmin_kb: 9000}}}}\n"), "config.ecn.kmin_kb"),
+    ] {
+        let error = match Scenario::parse(&text).map(|s| s.build()) {
+            Err(e) | Ok(Err(e)) => e.to_string(),
+            Ok(Ok(_)) => panic!("accepted: {text}"),
+        };
+        assert!(error.contains(want), "{error}\nwanted: {want}\n{text}");
+    }
+}
