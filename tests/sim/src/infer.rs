@@ -5,10 +5,10 @@
 //! the flows of a leaf share a link, is found by exchanging two at a time and comparing the first rows of the trace
 //! with ours. Iteration times are not looked at: they stay a test of the model.
 
+use crate::change::Change;
 use crate::num::index;
 use crate::rng::Rng;
 use crate::scenario::{PathEntry, Scenario};
-use crate::change::Change;
 use crate::sim::Sim;
 use crate::time::NS;
 use crate::topology::Shape;

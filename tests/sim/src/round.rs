@@ -42,7 +42,11 @@ impl Round {
         let start = self.last + 1;
         let words = self.words.len();
         let mut word = (start / 64) % words;
-        let mut bits = if start / 64 < words { self.words[word] & (u64::MAX << (start % 64)) } else { self.words[word] };
+        let mut bits = if start / 64 < words {
+            self.words[word] & (u64::MAX << (start % 64))
+        } else {
+            self.words[word]
+        };
         while bits == 0 {
             word = (word + 1) % words;
             bits = self.words[word];

@@ -1,11 +1,11 @@
 //! Scenario files: what a run is, in YAML. Unknown keys are refused; names and numbers are checked before it starts.
 
+use crate::change::Change;
 use crate::config::SimConfig;
+use crate::events::{EventEntry, port};
 use crate::job::JobSpec;
 use crate::plan::Plan;
 use crate::route::ANSWERS;
-use crate::change::Change;
-use crate::events::{EventEntry, port};
 use crate::sim::Sim;
 use crate::time::{MS, Time, from_us};
 use crate::topology::{Topology, TopologyError, TopologySpec};

@@ -82,7 +82,8 @@ pub fn heat_map(sim: &Sim, history: &History) -> String {
         let y = 26.0 + r as f64 * row_height;
         let info = &sim.topology().ports[*p];
         let name = sim.topology().port_name(crate::num::index(*p));
-        line!(svg,
+        line!(
+            svg,
             "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" font-size=\"8\">{name}</text>",
             LEFT - 4.0,
             y + 7.0
@@ -98,14 +99,16 @@ pub fn heat_map(sim: &Sim, history: &History) -> String {
                 .max()
                 .unwrap_or(0);
             if used > 0.005 {
-                line!(svg,
+                line!(
+                    svg,
                     "<rect x=\"{:.1}\" y=\"{y:.1}\" width=\"{w:.2}\" height=\"8\" fill=\"{}\"/>",
                     LEFT + c as f64 * w,
                     heat(used)
                 );
             }
             if queue > 150_000 {
-                line!(svg,
+                line!(
+                    svg,
                     "<rect x=\"{:.1}\" y=\"{y:.1}\" width=\"{w:.2}\" height=\"2.5\" fill=\"#2040ff\"/>",
                     LEFT + c as f64 * w
                 );
@@ -120,7 +123,8 @@ fn axis(svg: &mut String, history: &History, y: f64) {
     let end = history.at.last().copied().unwrap_or(1) as f64 / 1e9;
     for i in 0..=5 {
         let x = LEFT + WIDTH * f64::from(i) / 5.0;
-        line!(svg,
+        line!(
+            svg,
             "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">{:.3} ms</text>",
             end * f64::from(i) / 5.0
         );
@@ -139,11 +143,13 @@ fn curves(title: &str, unit: &str, history: &History, lines: &[(String, Vec<f64>
     let mut svg = open(LEFT + WIDTH + 130.0, height, title);
     for i in 0..=4 {
         let y = top + plot * (1.0 - f64::from(i) / 4.0);
-        line!(svg,
+        line!(
+            svg,
             "<line x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#ddd\"/>",
             LEFT + WIDTH
         );
-        line!(svg,
+        line!(
+            svg,
             "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{:.1} {unit}</text>",
             LEFT - 4.0,
             y + 3.0,
@@ -162,12 +168,14 @@ fn curves(title: &str, unit: &str, history: &History, lines: &[(String, Vec<f64>
                 format!("{x:.1},{:.1}", top + plot * (1.0 - value / max))
             })
             .collect();
-        line!(svg,
+        line!(
+            svg,
             "<polyline fill=\"none\" stroke=\"{colour}\" points=\"{}\"/>",
             points.join(" ")
         );
         let y = top + 12.0 * n as f64 + 10.0;
-        line!(svg,
+        line!(
+            svg,
             "<text x=\"{}\" y=\"{y:.1}\" fill=\"{colour}\">{}</text>",
             LEFT + WIDTH + 8.0,
             escape(name)

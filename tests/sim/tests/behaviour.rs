@@ -3,11 +3,13 @@
 use proptest::prelude::*;
 use weir_sim::change::Change;
 use weir_sim::port::EcnParams;
+use weir_sim::rp::RpParams;
 use weir_sim::scenario::Scenario;
 use weir_sim::sim::Sim;
 use weir_sim::time::{MS, Time, US};
 
-const SMALL: &str = "topology: {shape: {kind: leaf_spine, leaves: 2, spines: 2, hosts_per_leaf: 4}}\n";
+const SMALL: &str =
+    "topology: {shape: {kind: leaf_spine, leaves: 2, spines: 2, hosts_per_leaf: 4}}\n";
 
 const ONE_FLOW: &str = "jobs: [{name: one, traffic: {kind: incast, bytes: 1}, hosts: [0, 1]}]\n";
 
@@ -26,10 +28,18 @@ fn check_conservation(sim: &Sim) {
 /// Payload of all iterations that crossed the fabric; what stays inside a server does not.
 fn payload(sim: &Sim) -> u64 {
     let sent = |j: &weir_sim::job::Job| -> u64 {
-        let fabric = j.spec.plan.ops.iter().filter(|o| j.qps[o.connection as usize] != u32::MAX);
+        let fabric = j
+            .spec
+            .plan
+            .ops
+            .iter()
+            .filter(|o| j.qps[o.connection as usize] != u32::MAX);
         fabric.map(|o| o.bytes).sum()
     };
-    sim.jobs().iter().map(|j| sent(j) * j.iterations.len() as u64).sum()
+    sim.jobs()
+        .iter()
+        .map(|j| sent(j) * j.iterations.len() as u64)
+        .sum()
 }
 
 #[test]
@@ -49,7 +59,15 @@ fn pfc_loses_nothing_in_an_incast_and_without_it_packets_are_lost() {
     assert!(sample.hosts.iter().all(|h| h.retransmits == 0));
     let mut without = incast(false);
     assert!(without.totals().lost_buffer > 0);
-    assert!(without.sample().hosts.iter().map(|h| h.retransmits).sum::<u64>() > 0);
+    assert!(
+        without
+            .sample()
+            .hosts
+            .iter()
+            .map(|h| h.retransmits)
+            .sum::<u64>()
+            > 0
+    );
     for sim in [&with, &without] {
         check_conservation(sim);
         assert_eq!(sim.totals().goodput, payload(sim));
@@ -70,7 +88,9 @@ fn every_byte_comes_once_and_in_order_over_a_link_that_loses() {
     assert_eq!(sim.totals().goodput, payload(&sim));
     let sample = sim.sample();
     let sum = |f: fn(&weir_sim::port::HostCounters) -> u64| sample.hosts.iter().map(f).sum::<u64>();
-    assert!(sum(|h| h.sequence_naks) > 0 && sum(|h| h.ack_timeouts) > 0 && sum(|h| h.retransmits) > 0);
+    assert!(
+        sum(|h| h.sequence_naks) > 0 && sum(|h| h.ack_timeouts) > 0 && sum(|h| h.retransmits) > 0
+    );
     assert_eq!(sum(|h| h.tx_packets), sim.totals().data_made);
 }
 
@@ -96,7 +116,10 @@ fn rates(sim: &mut Sim, from: Time, to: Time) -> Vec<f64> {
     let before: Vec<u64> = (0..sim.qp_count()).map(|q| sim.qp_delivered(q)).collect();
     sim.run_until(to);
     let span = (to - from) as f64;
-    (0..sim.qp_count()).zip(before).map(|(q, b)| (sim.qp_delivered(q) - b) as f64 * 8e3 / span).collect()
+    (0..sim.qp_count())
+        .zip(before)
+        .map(|(q, b)| (sim.qp_delivered(q) - b) as f64 * 8e3 / span)
+        .collect()
 }
 
 #[test]
@@ -107,7 +130,14 @@ fn one_flow_keeps_the_line_and_is_never_marked() {
     let rate = rates(&mut sim, MS, 2 * MS)[0];
     // 1000 of 1048 bytes of 100 Gb/s are payload.
     assert!((rate - 95.4).abs() < 0.1, "{rate}");
-    assert_eq!(sim.sample().ports.iter().map(|p| p.ecn_marked_tx).sum::<u64>(), 0);
+    assert_eq!(
+        sim.sample()
+            .ports
+            .iter()
+            .map(|p| p.ecn_marked_tx)
+            .sum::<u64>(),
+        0
+    );
 }
 
 #[test]
@@ -140,7 +170,11 @@ fn a_flow_alone_again_gets_its_line_back() {
 #[test]
 fn a_pause_spreads_from_a_slow_receiver_to_whoever_shares_its_path() {
     let run = |slow: bool| {
-        let events = if slow { "events: [{at_us: 0, what: slow_receiver, host: 0, gbps: 10}]\n" } else { "" };
+        let events = if slow {
+            "events: [{at_us: 0, what: slow_receiver, host: 0, gbps: 10}]\n"
+        } else {
+            ""
+        };
         let mut sim = build(&format!(
             "topology: {{shape: {{kind: leaf_spine, leaves: 2, spines: 1, hosts_per_leaf: 4}}}}\n\
              config: {{ecn: {{enabled: false}}, buffer: {{bytes: 1000000}}}}\n\
@@ -181,13 +215,37 @@ fn knobs_and_routes_change_in_mid_run() {
     for switch in 16..20 {
         for dst in (0..16).filter(|dst| 16 + dst / 4 != switch) {
             let port = sim.topology().nodes[switch as usize].ports[4 + (dst % 4) as usize];
-            sim.apply(Change::Pin { switch, dst, port: Some(port) });
+            sim.apply(Change::Pin {
+                switch,
+                dst,
+                port: Some(port),
+            });
         }
     }
-    sim.apply(Change::Ecn { switch: None, ecn: EcnParams { enabled: false, ..EcnParams::default() } });
+    sim.apply(Change::Ecn {
+        switch: None,
+        ecn: EcnParams {
+            enabled: false,
+            ..EcnParams::default()
+        },
+    });
+    // The shipped steps would take hundreds of milliseconds from where the collisions left the rates.
+    let rp = RpParams {
+        rpg_hai_rate: 10_000.0,
+        rpg_time_reset: 55.0,
+        ..*sim.rp(0)
+    };
+    sim.apply(Change::Rp { host: None, rp });
     let marked: u64 = sim.sample().ports.iter().map(|p| p.ecn_marked_tx).sum();
     assert!(sim.run_jobs(200 * MS));
-    assert_eq!(sim.sample().ports.iter().map(|p| p.ecn_marked_tx).sum::<u64>(), marked);
+    assert_eq!(
+        sim.sample()
+            .ports
+            .iter()
+            .map(|p| p.ecn_marked_tx)
+            .sum::<u64>(),
+        marked
+    );
     let d: Vec<Time> = sim.jobs()[0].durations().collect();
     // The independent simulator's ring takes 772 us on collision-free paths.
     assert!(d[1] > 1000 * US && d[7] < 790 * US, "{d:?}");
@@ -231,8 +289,14 @@ fn a_straggler_is_late_at_its_start_and_the_others_at_their_end() {
 fn a_thousand_hosts_run_on_every_shape() {
     for (shape, hosts) in [
         ("{kind: fat_tree, k: 16}", 1024),
-        ("{kind: rail, groups: 4, servers_per_group: 32, rails: 8, spines: 16}", 1024),
-        ("{kind: leaf_spine, leaves: 32, spines: 16, hosts_per_leaf: 32}", 1024),
+        (
+            "{kind: rail, groups: 4, servers_per_group: 32, rails: 8, spines: 16}",
+            1024,
+        ),
+        (
+            "{kind: leaf_spine, leaves: 32, spines: 16, hosts_per_leaf: 32}",
+            1024,
+        ),
     ] {
         let mut sim = build(&format!(
             "topology: {{shape: {shape}}}\njobs: [{{name: half, traffic: {{kind: reduce_scatter, bytes: 40960}}, hosts: [0-{}]}}]\nlimit_ms: 100\n",

@@ -5,6 +5,7 @@ use weir_sim::scenario::Scenario;
 use weir_sim::traces::{MODELS, compare};
 
 /// Where the traces are, or why there is nothing to compare with.
+#[expect(clippy::print_stdout, reason = "a test that skips says so")]
 fn traces() -> Option<PathBuf> {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/traces");
     if dir.is_dir() {
@@ -19,8 +20,21 @@ fn iteration_times_and_hot_links_agree_with_the_independent_traces() {
     let Some(dir) = traces() else { return };
     for model in MODELS.into_iter().filter(|m| m.2.is_some()) {
         let c = compare(&dir, model).unwrap();
-        assert!(c.holds(), "{}: {:+.1} %, theirs {:?}, ours {:?}", c.trace, c.off_pct, c.theirs_us, c.ours_us);
-        assert!(c.same_hot(), "{}: hot {:?}, ours {:?}", c.trace, c.theirs_hot, c.ours_hot);
+        assert!(
+            c.holds(),
+            "{}: {:+.1} %, theirs {:?}, ours {:?}",
+            c.trace,
+            c.off_pct,
+            c.theirs_us,
+            c.ours_us
+        );
+        assert!(
+            c.same_hot(),
+            "{}: hot {:?}, ours {:?}",
+            c.trace,
+            c.theirs_hot,
+            c.ours_hot
+        );
         assert_eq!(c.lost, 0, "{}", c.trace);
         assert_eq!(c.theirs_us.len(), c.ours_us.len(), "{}", c.trace);
     }
@@ -41,7 +55,8 @@ fn every_scenario_that_comes_with_the_simulator_builds_and_ends() {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let name = path.display();
-        let scenario = Scenario::parse(&std::fs::read_to_string(&path).unwrap()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let scenario = Scenario::parse(&std::fs::read_to_string(&path).unwrap())
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
         let mut sim = scenario.build().unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(sim.run_jobs(scenario.limit()), "{name}");
         seen += 1;
@@ -61,9 +76,18 @@ fn a_scenario_that_cannot_be_says_which_key_and_what_is_allowed() {
         (good.replace("leaves: 2", "leaves: 0"), "at least 1"),
         (good.replace("bytes: 1000", "byte: 1000"), "unknown field"),
         (format!("{good}speed: 1\n"), "unknown field `speed`"),
-        (format!("{good}events: [{{at_us: 1, what: link_rate, port: leaf9/1, gbps: 1}}]\n"), "a port such as leaf0/5"),
-        (format!("{good}events: [{{at_us: 1, what: link_rate, port: leaf0/1, gbit: 1}}]\n"), "gbit"),
-        (format!("{good}config: {{ecn: {{kmin_kb: 9000}}}}\n"), "config.ecn.kmin_kb"),
+        (
+            format!("{good}events: [{{at_us: 1, what: link_rate, port: leaf9/1, gbps: 1}}]\n"),
+            "a port such as leaf0/5",
+        ),
+        (
+            format!("{good}events: [{{at_us: 1, what: link_rate, port: leaf0/1, gbit: 1}}]\n"),
+            "gbit",
+        ),
+        (
+            format!("{good}config: {{ecn: {{kmin_kb: 9000}}}}\n"),
+            "config.ecn.kmin_kb",
+        ),
     ] {
         let error = match Scenario::parse(&text).map(|s| s.build()) {
             Err(e) | Ok(Err(e)) => e.to_string(),
