@@ -38,6 +38,8 @@ pub struct TransportParams {
     pub rto_us: f64,
     /// Time before the same gap is reported again, us.
     pub nak_gap_us: f64,
+    /// A gap reported by the receiver slows the sender down as a notification does.
+    pub nak_slows: bool,
     /// Notifications ride on acknowledgements; otherwise they are packets of their own, ahead of all data.
     pub cnp_on_ack: bool,
     /// Least time between notifications of one queue pair, us.
@@ -58,6 +60,7 @@ impl Default for TransportParams {
             window: 0,
             rto_us: 4000.0,
             nak_gap_us: 500.0,
+            nak_slows: false,
             cnp_on_ack: true,
             cnp_gap_us: 4.0,
             whole_ns: false,

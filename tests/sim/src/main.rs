@@ -41,6 +41,9 @@ enum Command {
     Traces {
         /// Where the traces are
         dir: PathBuf,
+        /// Seeds of the marks
+        #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,5")]
+        seeds: Vec<u64>,
         /// Write the figures as JSON to standard output
         #[arg(long)]
         json: bool,
@@ -84,7 +87,7 @@ fn main() -> anyhow::Result<()> {
             progress,
             seed,
         } => run(&file, json, svg.as_deref(), progress, seed),
-        Command::Traces { dir, json } => compare(&dir, json),
+        Command::Traces { dir, seeds, json } => compare(&dir, &seeds, json),
         Command::Reference { seeds, json } => settings(&seeds, json),
         Command::Infer {
             file,
@@ -250,10 +253,19 @@ fn show(report: &report::Report) {
     ));
 }
 
-fn compare(dir: &Path, json: bool) -> anyhow::Result<()> {
+/// At least one seed, or there is nothing to say.
+fn some(seeds: &[u64]) -> anyhow::Result<()> {
+    if seeds.is_empty() {
+        bail!("--seeds: at least one");
+    }
+    Ok(())
+}
+
+fn compare(dir: &Path, seeds: &[u64], json: bool) -> anyhow::Result<()> {
+    some(seeds)?;
     let all = traces::MODELS
         .into_iter()
-        .map(|m| traces::compare(dir, m))
+        .map(|m| traces::compare(dir, m, seeds))
         .collect::<Result<Vec<_>, _>>()?;
     if json {
         return say_json(&all);
@@ -262,6 +274,7 @@ fn compare(dir: &Path, json: bool) -> anyhow::Result<()> {
         "trace",
         "theirs us",
         "ours us",
+        "by seed",
         "off %",
         "allowed %",
         "hot, theirs",
@@ -276,6 +289,7 @@ fn compare(dir: &Path, json: bool) -> anyhow::Result<()> {
             c.trace.to_owned(),
             format!("{:.1}", c.theirs_mean_us),
             format!("{:.1}", c.ours_mean_us),
+            format!("{:.0}..{:.0}", c.ours_range_us.0, c.ours_range_us.1),
             format!("{:+.1}", c.off_pct),
             c.allowed_pct.map_or("-".to_owned(), |a| format!("{a:.0}")),
             c.theirs_hot.join(" "),
@@ -318,6 +332,7 @@ fn compare(dir: &Path, json: bool) -> anyhow::Result<()> {
 }
 
 fn settings(seeds: &[u64], json: bool) -> anyhow::Result<()> {
+    some(seeds)?;
     let bar = bar(
         (reference::TRAFFIC.len() * reference::SETTINGS.len()) as u64,
         true,

@@ -234,7 +234,7 @@ impl Sim {
                 q.go_back();
             }
         }
-        if pk.cnp {
+        if pk.cnp || (pk.kind == Kind::Nack && self.config.transport.nak_slows) {
             self.notify(host, pk.qp);
         }
         self.offer(pk.qp);

@@ -13,6 +13,10 @@ const SMALL: &str =
 
 const ONE_FLOW: &str = "jobs: [{name: one, traffic: {kind: incast, bytes: 1}, hosts: [0, 1]}]\n";
 
+#[expect(
+    clippy::unwrap_used,
+    reason = "a test's scenario is right or the test is wrong"
+)]
 fn build(text: &str) -> Sim {
     Scenario::parse(text).unwrap().build().unwrap()
 }

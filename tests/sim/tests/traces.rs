@@ -19,7 +19,7 @@ fn traces() -> Option<PathBuf> {
 fn iteration_times_and_hot_links_agree_with_the_independent_traces() {
     let Some(dir) = traces() else { return };
     for model in MODELS.into_iter().filter(|m| m.2.is_some()) {
-        let c = compare(&dir, model).unwrap();
+        let c = compare(&dir, model, &[1, 2, 3]).unwrap();
         assert!(
             c.holds(),
             "{}: {:+.1} %, theirs {:?}, ours {:?}",
@@ -43,7 +43,7 @@ fn iteration_times_and_hot_links_agree_with_the_independent_traces() {
 #[test]
 fn a_clean_ring_agrees_to_the_tenth_of_a_microsecond_and_marks_nothing() {
     let Some(dir) = traces() else { return };
-    let c = compare(&dir, MODELS[0]).unwrap();
+    let c = compare(&dir, MODELS[0], &[1]).unwrap();
     assert!((c.ours_mean_us - c.theirs_mean_us).abs() < 0.1, "{c:?}");
     assert_eq!((c.ours_sums.0, c.ours_sums.1, c.ours_hot.len()), (0, 0, 0));
 }
