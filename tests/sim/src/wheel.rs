@@ -1,6 +1,6 @@
 //! The event queue: a wheel of narrow slots for what is near, a heap for what is far.
 //!
-//! Packets travel microseconds, so nearly every event falls into the wheel and costs a list insertion; a slot is
+//! Packets travel microseconds, so nearly every event falls into the wheel and is added to a list; a slot is
 //! sorted when its turn comes. Events come out by time and, at the same time, in the order in which they were
 //! put in: that makes a run depend on its seed alone.
 
@@ -22,12 +22,6 @@ pub struct Entry<E> {
     seq: u64,
     /// What.
     pub event: E,
-}
-
-#[derive(Clone, Copy)]
-struct Node<E> {
-    entry: Entry<E>,
-    next: u32,
 }
 
 struct Far<E>(Entry<E>);
@@ -57,10 +51,12 @@ impl<E> Entry<E> {
 
 /// The queue.
 pub struct Wheel<E> {
-    heads: Vec<u32>,
+    /// For each slot, the list that holds its entries.
+    slots: Vec<u32>,
     occupied: Vec<u64>,
-    nodes: Vec<Node<E>>,
-    free: u32,
+    lists: Vec<Vec<Entry<E>>>,
+    /// Lists that are empty. There are only as many as slots were occupied at once.
+    spare: Vec<u32>,
     /// Entries of the slot whose turn it is, the next one last.
     now: Vec<Entry<E>>,
     /// Entries that were put in for this slot or earlier while its turn was.
@@ -74,10 +70,10 @@ pub struct Wheel<E> {
 impl<E: Copy> Default for Wheel<E> {
     fn default() -> Self {
         Self {
-            heads: vec![NONE; SLOTS],
+            slots: vec![NONE; SLOTS],
             occupied: vec![0; SLOTS / 64],
-            nodes: Vec::new(),
-            free: NONE,
+            lists: Vec::new(),
+            spare: Vec::new(),
             now: Vec::new(),
             late: BinaryHeap::new(),
             slot: 0,
@@ -151,24 +147,17 @@ impl<E: Copy> Wheel<E> {
         self.late.pop().map(|Reverse(Far(entry))| entry)
     }
 
+    #[inline]
     fn link(&mut self, slot: u64, entry: Entry<E>) {
         let s = crate::num::position(slot % SLOTS as u64);
-        let node = Node {
-            entry,
-            next: self.heads[s],
-        };
-        let at = if self.free == NONE {
-            self.nodes.push(node);
-            crate::num::index(self.nodes.len() - 1)
-        } else {
-            let at = self.free;
-            let spare = &mut self.nodes[at as usize];
-            self.free = spare.next;
-            *spare = node;
-            at
-        };
-        self.heads[s] = at;
-        self.occupied[s / 64] |= 1 << (s % 64);
+        if self.slots[s] == NONE {
+            self.slots[s] = self.spare.pop().unwrap_or_else(|| {
+                self.lists.push(Vec::new());
+                crate::num::index(self.lists.len() - 1)
+            });
+            self.occupied[s / 64] |= 1 << (s % 64);
+        }
+        self.lists[self.slots[s] as usize].push(entry);
         self.near += 1;
     }
 
@@ -198,15 +187,13 @@ impl<E: Copy> Wheel<E> {
             self.link(s, entry);
         }
         let s = crate::num::position(slot % SLOTS as u64);
-        let mut at = std::mem::replace(&mut self.heads[s], NONE);
+        let list = std::mem::replace(&mut self.slots[s], NONE);
         self.occupied[s / 64] &= !(1 << (s % 64));
-        while at != NONE {
-            let node = &mut self.nodes[at as usize];
-            self.now.push(node.entry);
-            let next = std::mem::replace(&mut node.next, self.free);
-            self.free = at;
-            at = next;
-            self.near -= 1;
+        if list != NONE {
+            // The list that `now` was goes back empty, with its room.
+            std::mem::swap(&mut self.now, &mut self.lists[list as usize]);
+            self.spare.push(list);
+            self.near -= self.now.len();
         }
         if self.now.len() > 1 {
             self.now.sort_unstable_by_key(|e| Reverse(e.key()));
