@@ -72,6 +72,7 @@ pub mod round;
 pub mod route;
 pub mod rp;
 pub mod scenario;
+pub mod signals;
 pub mod sim;
 pub mod svg;
 pub mod time;

@@ -76,7 +76,7 @@ impl Ecn {
     }
 }
 
-/// Counters of a port; they only rise, but for the queue's.
+/// Counters of a port; they only rise, but for the last four.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct PortCounters {
     /// Bytes sent, on the wire, pauses included (`tx_bytes`).
@@ -105,6 +105,10 @@ pub struct PortCounters {
     pub rx_errors: u64,
     /// Times that the link went down (`link_downs`).
     pub link_downs: u64,
+    /// The link is up (`link_up`).
+    pub up: bool,
+    /// Its rate, bits per second (`rate_bps`).
+    pub rate_bps: u64,
     /// Bytes waiting (`queue_bytes`).
     pub queue_bytes: u64,
     /// Most bytes waiting since the last sample (`queue_bytes_max`).

@@ -429,6 +429,8 @@ impl Sim {
             .iter_mut()
             .map(|p| {
                 let mut count = p.count;
+                count.up = p.up;
+                count.rate_bps = crate::num::whole(p.bits_per_s);
                 count.queue_bytes = p.high.bytes + p.low.bytes;
                 if p.paused_until > now {
                     count.pause_rx_ps += now - p.paused_since;
