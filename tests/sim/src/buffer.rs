@@ -94,6 +94,12 @@ impl Buffer {
         }
     }
 
+    /// Bytes that all ports share; 0 when their headrooms and reserves take the whole buffer.
+    #[must_use]
+    pub fn pool(&self) -> u64 {
+        self.pool
+    }
+
     /// Bytes held in all.
     #[must_use]
     pub fn used(&self) -> u64 {

@@ -6,6 +6,9 @@ use crate::route::ANSWERS;
 use crate::sim::{Event, Sim};
 use crate::time::Time;
 
+/// A packet that passed so many switches goes in a circle, while routes are not computed anew.
+const HOPS_MAX: usize = 16;
+
 impl Sim {
     pub(crate) fn arrive(&mut self, p: u32, packet: u32) {
         let port = &mut self.ports[p as usize];
@@ -63,12 +66,16 @@ impl Sim {
         } else {
             self.routes.egress(node, q.back_tuple(), qp | ANSWERS)
         };
-        let Some(out) = out.filter(|o| self.ports[*o as usize].up && hop < 16) else {
+        let Some(out) = out.filter(|_| hop < HOPS_MAX) else {
             self.totals.lost_link += 1;
             self.ports[in_port as usize].count.rx_discards += 1;
             self.slab.remove(packet);
             return;
         };
+        if !self.ports[out as usize].up {
+            self.lose(out, packet);
+            return;
+        }
         let control = kind == Kind::Cnp || (self.ack_high && kind != Kind::Data);
         if !control {
             let (s, at) = self.ingress(in_port);

@@ -146,7 +146,7 @@ pub fn run(
     let report = Report {
         about: scenario.about.clone(),
         simulated_ms: span / 1e9,
-        done,
+        done: done || sim.jobs().iter().all(|j| j.spec.iterations == 0),
         jobs,
         links,
         hosts: sample.hosts,

@@ -55,7 +55,7 @@ pub struct RpParams {
 }
 
 impl Default for RpParams {
-    /// What NVIDIA's adapters ship with.
+    /// What NVIDIA's adapters ship with, but for the byte counter: the unit of theirs is not documented, and it is off.
     fn default() -> Self {
         Self {
             enabled: true,

@@ -270,6 +270,14 @@ impl Scenario {
         self.check()?;
         let topology = Topology::build(&self.topology)?;
         let mut sim = Sim::new(topology, self.config);
+        if sim.buffers.iter().any(|b| b.pool() == 0) {
+            let allowed = "more than the headrooms and reserves of a switch's ports take";
+            return Err(refuse(
+                "config.buffer.bytes",
+                self.config.buffer.bytes,
+                allowed,
+            ));
+        }
         for (i, job) in self.jobs.iter().enumerate() {
             let key = format!("jobs[{i}]");
             let hosts = job.ranks(&key, sim.topology().hosts)?;
