@@ -41,6 +41,10 @@
 //! 4.3 us in the incast is what arrives in the time that a pause takes to work. Without marking they are paused for
 //! 0.52 us a frame, more than pauses that run out after 5 us could give; the notes on that simulator say 5 us.
 //!
+//! *The incast beside the victim ends after 20 MB a sender*: its 0 iterations in 3 ms only say more than 3 MB. Without
+//! marking the reference's victim is slowed by 528 % and ports are paused for 195 ms in all; with 20 MB ours are 480 % and
+//! 202 ms, with an endless incast 1570 % and 850 ms.
+//!
 //! *Turns by position*: a queue pair that its pacing held back for less than a round keeps its turn. With turns in the
 //! order of becoming ready, the deepest queue of the all-to-all grows half as fast as theirs, and a third is marked.
 //!
