@@ -45,7 +45,7 @@ pub struct Iteration {
 }
 
 /// A job as it runs.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Job {
     /// What it is.
     pub spec: JobSpec,
@@ -121,6 +121,21 @@ impl Sim {
     pub(crate) fn jobs_done(&self) -> bool {
         let endless = |j: &Job| j.spec.iterations == 0;
         self.jobs.iter().all(|j| endless(j) || j.done()) && !self.jobs.iter().all(endless)
+    }
+
+    /// Runs until a job has ended so many iterations in all, at most until `limit`. True when it has.
+    pub fn run_iterations(&mut self, job: u32, count: usize, limit: Time) -> bool {
+        while self.jobs[job as usize].iterations.len() < count {
+            if !self.step(limit) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Durations of the messages that a job has delivered since this was last asked.
+    pub fn take_flow_ns(&mut self, job: u32) -> Histogram {
+        std::mem::take(&mut self.jobs[job as usize].flow_ns)
     }
 
     pub(crate) fn iterate(&mut self, job: u32) {

@@ -64,7 +64,7 @@ impl Packet {
 }
 
 /// All packets that exist.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Slab {
     packets: Vec<Packet>,
     free: u32,

@@ -116,7 +116,7 @@ pub struct PortCounters {
 }
 
 /// A port. One wire leaves it; the other direction is its peer's.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Port {
     pub(crate) node: u32,
     pub(crate) peer: u32,
@@ -185,7 +185,7 @@ pub struct SlowReceiver {
 }
 
 /// A host's NIC.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Host {
     pub(crate) port: u32,
     pub(crate) ready: Round,
@@ -206,7 +206,7 @@ pub struct Path {
 }
 
 /// A queue pair, with the state of both its ends: `src` sends, `dst` receives.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Qp {
     pub(crate) src: u32,
     pub(crate) dst: u32,

@@ -6,7 +6,7 @@
 use crate::num::index;
 
 /// A set of positions, taken out one after the other in a circle.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Round {
     words: Vec<u64>,
     last: usize,

@@ -79,7 +79,8 @@ pub struct Sample {
     pub hosts: Vec<HostCounters>,
 }
 
-/// A run.
+/// A run. A copy goes on from the same state on its own: what would another setting have done?
+#[derive(Clone)]
 pub struct Sim {
     pub(crate) now: Time,
     pub(crate) config: SimConfig,
@@ -254,24 +255,29 @@ impl Sim {
 
     /// Runs until that time, or until nothing happens any more.
     pub fn run_until(&mut self, until: Time) {
-        while let Some(entry) = self.wheel.pop(until) {
-            self.now = entry.time;
-            self.totals.events += 1;
-            self.handle(entry.event);
-        }
+        while self.step(until) {}
         self.now = self.now.max(until);
     }
 
     /// Runs until every job that has an end has reached it, at most until `limit`. True when they have.
     pub fn run_jobs(&mut self, limit: Time) -> bool {
         while !self.jobs_done() {
-            let Some(entry) = self.wheel.pop(limit) else {
+            if !self.step(limit) {
                 return self.jobs_done();
-            };
-            self.now = entry.time;
-            self.totals.events += 1;
-            self.handle(entry.event);
+            }
         }
+        true
+    }
+
+    /// Handles the next event if it is not after `until`.
+    #[inline]
+    pub(crate) fn step(&mut self, until: Time) -> bool {
+        let Some(entry) = self.wheel.pop(until) else {
+            return false;
+        };
+        self.now = entry.time;
+        self.totals.events += 1;
+        self.handle(entry.event);
         true
     }
 

@@ -24,6 +24,7 @@ pub struct Entry<E> {
     pub event: E,
 }
 
+#[derive(Clone)]
 struct Far<E>(Entry<E>);
 
 impl<E> PartialEq for Far<E> {
@@ -50,6 +51,7 @@ impl<E> Entry<E> {
 }
 
 /// The queue.
+#[derive(Clone)]
 pub struct Wheel<E> {
     /// For each slot, the list that holds its entries.
     slots: Vec<u32>,

@@ -279,6 +279,34 @@ fn knobs_and_routes_change_in_mid_run() {
 }
 
 #[test]
+fn a_copy_goes_on_as_the_original_does_and_alone() {
+    let mut sim = build(&format!(
+        "{SMALL}config: {{seed: 6}}\n\
+         jobs: [{{name: incast, traffic: {{kind: incast, bytes: 600000}}, hosts: [0-7], iterations: 6, gap_us: 20}}]\n"
+    ));
+    assert!(sim.run_iterations(0, 2, 100 * MS));
+    assert_eq!(sim.take_flow_ns(0).len(), 2 * 7);
+    let (mut same, mut other) = (sim.clone(), sim.clone());
+    let gentle = EcnParams {
+        kmin_kb: 800.0,
+        kmax_kb: 3200.0,
+        pmax: 0.1,
+        ..EcnParams::default()
+    };
+    other.apply(Change::Ecn {
+        switch: None,
+        ecn: gentle,
+    });
+    for s in [&mut sim, &mut same, &mut other] {
+        assert!(s.run_jobs(100 * MS));
+    }
+    assert_eq!(sim.sample(), same.sample());
+    assert_eq!(sim.jobs()[0].iterations, same.jobs()[0].iterations);
+    assert_ne!(sim.jobs()[0].iterations, other.jobs()[0].iterations);
+    assert_eq!(sim.take_flow_ns(0).len(), 4 * 7);
+}
+
+#[test]
 fn traffic_goes_round_a_dead_link_and_comes_back() {
     let mut sim = build(&format!(
         "{SMALL}config: {{seed: 4, transport: {{rto_us: 500}}}}\n\
