@@ -1,11 +1,13 @@
 //! Ten settings of congestion control in five kinds of traffic: the reference of an independent simulator beside ours.
 //!
 //! In incast, all-to-all and victim the flows take the paths of the traces, and the seed is chance alone: there the
-//! reference's first seed is what to compare with. Sizes that it does not give are inferred from its other figures: 2 MB in
-//! the all-to-all (its clean time), 4 iterations where a mean of the trace's first four is the figure, and 20 MB a sender in
-//! the victim's incast (without marking its slowdown is that of two slow iterations and four undisturbed ones). What runs beside the ring in
-//! `ring+incast` is not said: here it is the incast of its own column, again and again. The paths of its rings are not known: ours are hashed, and what must
+//! reference's first seed is what to compare with. The paths of its rings are not known: ours are hashed, and what must
 //! agree is the order of the settings, not the single figure.
+//!
+//! Sizes that it does not give are inferred from its other figures: 2 MB in the all-to-all (its clean time), 4
+//! iterations where the mean of a trace's first four is the figure, 20 MB a sender in the victim's incast (without
+//! marking, its slowdown is that of two slow iterations and four undisturbed ones). What runs beside the ring in
+//! `ring+incast` is not said: here it is the incast of its own column, again and again.
 
 use crate::port::EcnParams;
 use crate::rp::RpParams;

@@ -1,6 +1,7 @@
 //! Our model of each trace of the independent simulator, beside it. The traces are not part of the project.
 
 use std::path::PathBuf;
+use weir_sim::reference::{rank_correlation, run};
 use weir_sim::scenario::Scenario;
 use weir_sim::traces::{MODELS, compare};
 
@@ -49,6 +50,42 @@ fn a_clean_ring_agrees_to_the_tenth_of_a_microsecond_and_marks_nothing() {
 }
 
 #[test]
+fn settings_come_in_the_order_of_the_reference() {
+    let cells = run(&[1], |_, _| ());
+    for (traffic, least) in [
+        ("ring", 0.8),
+        ("ring+incast", 0.5),
+        ("incast", 0.8),
+        ("all-to-all", 0.5),
+        ("victim", 0.7),
+    ] {
+        let r = rank_correlation(&cells, traffic).unwrap();
+        assert!(r >= least, "{traffic}: {r:.2}");
+    }
+    // What the reference teaches: what is best for one job is the worst for its neighbour.
+    let pct = |setting: &str, traffic: &str| {
+        cells
+            .iter()
+            .find(|c| (c.setting, c.traffic) == (setting, traffic))
+            .unwrap()
+            .ours_pct
+    };
+    for setting in ["nv_ecn", "no_ecn"] {
+        assert!(
+            pct(setting, "ring") < -5.0 && pct(setting, "incast") < -15.0,
+            "{setting}"
+        );
+        assert!(pct(setting, "victim") > 30.0, "{setting}");
+    }
+    assert!(pct("no_ecn", "victim") > 200.0);
+    assert!(
+        ["ring", "incast", "all-to-all"]
+            .iter()
+            .all(|t| pct("nv_ai", t).abs() < 6.0)
+    );
+}
+
+#[test]
 fn every_scenario_that_comes_with_the_simulator_builds_and_ends() {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scenarios");
     let mut seen = 0;
@@ -62,6 +99,20 @@ fn every_scenario_that_comes_with_the_simulator_builds_and_ends() {
         seen += 1;
     }
     assert!(seen >= 12, "{seen}");
+}
+
+#[test]
+fn the_scenario_of_the_manual_runs() {
+    let manual = include_str!("../../../docs/simulator.md");
+    let text = manual
+        .split("```yaml")
+        .nth(1)
+        .and_then(|t| t.split("```").next())
+        .unwrap();
+    let scenario = Scenario::parse(text).unwrap();
+    let mut sim = scenario.build().unwrap();
+    assert!(sim.run_jobs(scenario.limit()));
+    assert_eq!(sim.jobs()[0].iterations.len(), 6);
 }
 
 #[test]
