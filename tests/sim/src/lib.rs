@@ -34,7 +34,7 @@
 //! *A packet is marked as it leaves, by what still waits in the lossless class*: sums of marks agree (7260 and about 7300
 //! in the incast).
 //!
-//! *Alpha of the buffer is 1/16* (`dynamic_th: -4`): with 1/8 the incast is never paused, with 1/32 it is for 500 us;
+//! *Alpha of the buffer is 1/16* (`dynamic_th: -4`): with 1/8 the incast is never paused, with 1/32 it is for 400 us;
 //! theirs is for 78 us, and so is ours.
 //!
 //! *A pause for each packet that arrives above the threshold, and it holds until the resume*: 19 pauses to a paused time of
@@ -42,7 +42,7 @@
 //! 0.52 us a frame, more than pauses that run out after 5 us could give; the notes on that simulator say 5 us.
 //!
 //! *The incast beside the victim ends after 20 MB a sender*: its 0 iterations in 3 ms only say more than 3 MB. Without
-//! marking the reference's victim is slowed by 528 % and ports are paused for 195 ms in all; with 20 MB ours are 480 % and
+//! marking the reference's victim is slowed by 528 % and ports are paused for 195 ms in all; with 20 MB ours are 450 % and
 //! 202 ms, with an endless incast 1570 % and 850 ms.
 //!
 //! *Turns by position*: a queue pair that its pacing held back for less than a round keeps its turn. With turns in the
