@@ -337,7 +337,7 @@ fn settings(seeds: &[u64], json: bool) -> anyhow::Result<()> {
         (reference::TRAFFIC.len() * reference::SETTINGS.len()) as u64,
         true,
     )?;
-    let cells = reference::run(seeds, |traffic, setting| {
+    let cells = reference::run(&reference::TRAFFIC, seeds, |traffic, setting| {
         bar.set_message(format!("{traffic}, {setting}"));
         bar.inc(1);
     });

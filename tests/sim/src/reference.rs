@@ -249,10 +249,17 @@ impl Setting {
     }
 }
 
-/// Runs every setting in every kind of traffic.
-pub fn run(seeds: &[u64], mut progress: impl FnMut(&str, &str)) -> Vec<Cell> {
+/// Runs every setting in some kinds of traffic.
+pub fn run(
+    kinds: &[&'static str],
+    seeds: &[u64],
+    mut progress: impl FnMut(&str, &str),
+) -> Vec<Cell> {
     let mut cells: Vec<Cell> = Vec::new();
     for (t, traffic) in TRAFFIC.into_iter().enumerate() {
+        if !kinds.contains(&traffic) {
+            continue;
+        }
         let mut base: Vec<f64> = Vec::new();
         for setting in &SETTINGS {
             progress(traffic, setting.name);
