@@ -6,7 +6,12 @@
 //! `fields=3`): policy 1 does not follow the 5-tuple over veth, and with ports left out a flow's path is
 //! known before it exists, so that a placement can be made on purpose (see [`crate::placement`]).
 
-use std::{fs, path::Path, thread};
+use std::{
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
@@ -17,6 +22,8 @@ use crate::{
     sys, teardown,
 };
 
+/// The kernel looks at a link's carrier once a second.
+const CARRIER_DEADLINE: Duration = Duration::from_secs(10);
 /// Sysctls of every namespace, below /proc/sys/net/ipv4 or ipv6.
 const SYSCTLS: [(&str, &str); 11] = [
     ("ipv6/conf/all/disable_ipv6", "1"),

@@ -1,0 +1,61 @@
+//! The command, as a person runs it.
+
+use std::process::{Command, Output};
+
+fn sim(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_weir-sim"))
+        .args(args)
+        .output()
+        .expect("the binary is built for this test")
+}
+
+const SCENARIO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios/slow-receiver.yaml");
+
+#[test]
+fn run_reports_in_json_and_draws() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let out = sim(&["run", SCENARIO, "--json", "--svg", path]);
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(
+        report["jobs"][0]["iterations_us"].as_array().unwrap().len(),
+        6
+    );
+    assert!(report["links"][0]["queue_bytes_max"].as_u64().unwrap() > 100_000);
+    assert_eq!(report["totals"]["lost_buffer"], 0);
+    for (name, wanted) in [
+        ("heat.svg", "<rect"),
+        ("queues.svg", "leaf1/5"),
+        ("rates.svg", "<polyline"),
+    ] {
+        let svg = std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert!(
+            svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>") && svg.contains(wanted),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_file_is_said_with_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bad.yaml");
+    let text = std::fs::read_to_string(SCENARIO)
+        .unwrap()
+        .replace("hosts: [1, 5]", "hosts: [1, 99]");
+    std::fs::write(&file, text).unwrap();
+    let out = sim(&["run", file.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success());
+    assert!(
+        said.contains("bad.yaml")
+            && said.contains("jobs[0].hosts")
+            && said.contains("hosts 0 to 7"),
+        "{said}"
+    );
+}

@@ -1,0 +1,148 @@
+//! Our model of each trace of the independent simulator, beside it. The traces are not part of the project.
+
+use std::path::PathBuf;
+use weir_sim::reference::{rank_correlation, run};
+use weir_sim::scenario::Scenario;
+use weir_sim::traces::{MODELS, compare};
+
+/// Where the traces are: `WEIR_TRACES`, or beside the repository. Says why there is nothing to compare with.
+#[expect(clippy::print_stdout, reason = "a test that skips says so")]
+fn traces() -> Option<PathBuf> {
+    let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/traces");
+    let dir = std::env::var_os("WEIR_TRACES").map_or(beside, PathBuf::from);
+    if dir.is_dir() {
+        return Some(dir);
+    }
+    println!(
+        "skipped: no traces in {} (WEIR_TRACES=DIR names another place)",
+        dir.display()
+    );
+    None
+}
+
+#[test]
+fn iteration_times_and_hot_links_agree_with_the_independent_traces() {
+    let Some(dir) = traces() else { return };
+    for model in MODELS.into_iter().filter(|m| m.2.is_some()) {
+        let c = compare(&dir, model, &[1, 2, 3]).unwrap();
+        assert!(
+            c.holds(),
+            "{}: {:+.1} %, theirs {:?}, ours {:?}",
+            c.trace,
+            c.off_pct,
+            c.theirs_us,
+            c.ours_us
+        );
+        assert!(
+            c.same_hot(),
+            "{}: hot {:?}, ours {:?}",
+            c.trace,
+            c.theirs_hot,
+            c.ours_hot
+        );
+        assert_eq!(c.lost, 0, "{}", c.trace);
+        assert_eq!(c.theirs_us.len(), c.ours_us.len(), "{}", c.trace);
+    }
+}
+
+#[test]
+fn a_clean_ring_agrees_to_the_tenth_of_a_microsecond_and_marks_nothing() {
+    let Some(dir) = traces() else { return };
+    let c = compare(&dir, MODELS[0], &[1]).unwrap();
+    assert!((c.ours_mean_us - c.theirs_mean_us).abs() < 0.1, "{c:?}");
+    assert_eq!((c.ours_sums.0, c.ours_sums.1, c.ours_hot.len()), (0, 0, 0));
+}
+
+#[test]
+fn settings_come_in_the_order_of_the_reference() {
+    let kinds = ["ring", "incast", "victim"];
+    let cells = run(&kinds, &[1], |_, _| ());
+    for traffic in kinds {
+        let r = rank_correlation(&cells, traffic).unwrap();
+        assert!(r >= 0.7, "{traffic}: {r:.2}");
+    }
+    // What the reference teaches: what is best for one job is the worst for its neighbour.
+    let pct = |setting: &str, traffic: &str| {
+        cells
+            .iter()
+            .find(|c| (c.setting, c.traffic) == (setting, traffic))
+            .unwrap()
+            .ours_pct
+    };
+    for setting in ["nv_ecn", "no_ecn"] {
+        assert!(
+            pct(setting, "ring") < -5.0 && pct(setting, "incast") < -15.0,
+            "{setting}"
+        );
+        assert!(pct(setting, "victim") > 30.0, "{setting}");
+    }
+    assert!(pct("no_ecn", "victim") > 200.0);
+    assert!(
+        ["ring", "incast"]
+            .iter()
+            .all(|t| pct("nv_ai", t).abs() < 6.0)
+    );
+}
+
+#[test]
+fn every_scenario_that_comes_with_the_simulator_builds_and_ends() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.display();
+        let scenario = Scenario::parse(&std::fs::read_to_string(&path).unwrap())
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        let mut sim = scenario.build().unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(sim.run_jobs(scenario.limit()), "{name}");
+        seen += 1;
+    }
+    assert!(seen >= 12, "{seen}");
+}
+
+#[test]
+fn the_scenario_of_the_manual_runs() {
+    let manual = include_str!("../../../docs/simulator.md");
+    let text = manual
+        .split("```yaml")
+        .nth(1)
+        .and_then(|t| t.split("```").next())
+        .unwrap();
+    let scenario = Scenario::parse(text).unwrap();
+    let mut sim = scenario.build().unwrap();
+    assert!(sim.run_jobs(scenario.limit()));
+    assert_eq!(sim.jobs()[0].iterations.len(), 6);
+}
+
+#[test]
+fn a_scenario_that_cannot_be_says_which_key_and_what_is_allowed() {
+    let good = "topology: {shape: {kind: leaf_spine, leaves: 2, spines: 2, hosts_per_leaf: 2}}\n\
+                jobs: [{name: a, traffic: {kind: incast, bytes: 1000}, hosts: [0-3]}]\n";
+    assert!(Scenario::parse(good).unwrap().build().is_ok());
+    for (text, want) in [
+        (good.replace("[0-3]", "[0-4]"), "hosts 0 to 3"),
+        (good.replace("[0-3]", "[0, 0]"), "a host twice"),
+        (good.replace("[0-3]", "[x]"), "a range such as 0-15"),
+        (good.replace("leaves: 2", "leaves: 0"), "at least 1"),
+        (good.replace("bytes: 1000", "byte: 1000"), "unknown field"),
+        (format!("{good}speed: 1\n"), "unknown field `speed`"),
+        (
+            format!("{good}events: [{{at_us: 1, what: link_rate, port: leaf9/1, gbps: 1}}]\n"),
+            "a port such as leaf0/5",
+        ),
+        (
+            format!("{good}events: [{{at_us: 1, what: link_rate, port: leaf0/1, gbit: 1}}]\n"),
+            "gbit",
+        ),
+        (
+            format!("{good}config: {{ecn: {{kmin_kb: 9000}}}}\n"),
+            "config.ecn.kmin_kb",
+        ),
+    ] {
+        let error = match Scenario::parse(&text).map(|s| s.build()) {
+            Err(e) | Ok(Err(e)) => e.to_string(),
+            Ok(Ok(_)) => panic!("accepted: {text}"),
+        };
+        assert!(error.contains(want), "{error}\nwanted: {want}\n{text}");
+    }
+}
