@@ -120,7 +120,8 @@ impl Collector {
             drop: config.bpf.enabled && config.bpf.drop,
             // A single look lists no pairs: `weir-agent qps` does.
             qp: config.bpf.qp && matches!(from, From::Now),
-            roce: config.bpf.enabled && config.bpf.roce,
+            // Its filters are the running agent's.
+            roce: config.bpf.enabled && config.bpf.roce && matches!(from, From::Now),
             cgroup: config.bpf.cgroup.clone(),
             no_programs: !config.bpf.enabled,
             object: None,
@@ -280,6 +281,12 @@ impl Collector {
             self.costs.note(reading, ended);
         }
         sample.columns = gathered.columns;
+        if gathered.events.len() > EVENTS_MAX {
+            // A flood of one source must not push out what matters of another.
+            gathered
+                .events
+                .sort_by_key(|event| std::cmp::Reverse(event.severity));
+        }
         let kept = gathered.events.len().min(EVENTS_MAX);
         self.events_dropped += (gathered.events.len() - kept) as u64;
         gathered.events.truncate(kept);

@@ -11,7 +11,7 @@ use crate::ethtool::EthtoolSource;
 use crate::gpu::{self, Gpu};
 use crate::kmsg::{From, Kmsg, catalogue};
 use crate::rdma::{self, Rdma};
-use crate::source::{Gathered, RawCounter, Source};
+use crate::source::{Event, Gathered, RawCounter, Source};
 use crate::verbs::{self, Verbs};
 use std::collections::BTreeSet;
 use std::fs;
@@ -45,6 +45,11 @@ struct Device {
     ask: SyncSender<Question>,
     answers: Receiver<Answer>,
     asked: Option<Instant>,
+    /// What it read last, which stands until it has read again or hangs: one that takes longer
+    /// than a sample waits is not away every other second.
+    last: Gathered,
+    /// Seen since the last sample.
+    events: Vec<Event>,
 }
 
 impl Device {
@@ -79,13 +84,26 @@ impl Device {
             ask,
             answers,
             asked: None,
+            last: Gathered::default(),
+            events: Vec::new(),
         }
     }
 
-    fn ask(&mut self, question: &Question) {
+    /// Asks, unless it is still at the last question; gives what a late answer to that cost.
+    fn ask(&mut self, question: &Question) -> Option<cost::Reading> {
+        let late = self.answers.try_recv().ok().map(|answer| self.take(answer));
         if self.asked.is_none() && self.ask.try_send(question.clone()).is_ok() {
             self.asked = Some(Instant::now());
         }
+        late
+    }
+
+    fn take(&mut self, mut answer: Answer) -> cost::Reading {
+        self.asked = None;
+        self.state(answer.result.err().unwrap_or_default());
+        self.events.append(&mut answer.gathered.events);
+        self.last = answer.gathered;
+        answer.cost
     }
 
     /// Takes the answer, if it comes within `patience`; gives what the reading cost.
@@ -95,22 +113,24 @@ impl Device {
         stuck: Duration,
         out: &mut Gathered,
     ) -> Option<cost::Reading> {
+        let mut cost = None;
         match self.answers.recv_timeout(patience) {
-            Ok(answer) => {
-                self.asked = None;
-                self.state(answer.result.err().unwrap_or_default());
-                out.append(answer.gathered);
-                return Some(answer.cost);
-            }
+            Ok(answer) => cost = Some(self.take(answer)),
             Err(RecvTimeoutError::Timeout) => {
                 if self.asked.is_some_and(|asked| asked.elapsed() >= stuck) {
                     let reason = format!("no answer for {stuck:?}: a device or its driver hangs");
                     self.state(reason);
+                    self.last = Gathered::default();
                 }
             }
-            Err(RecvTimeoutError::Disconnected) => self.state("its thread has ended".into()),
+            Err(RecvTimeoutError::Disconnected) => {
+                self.state("its thread has ended".into());
+                self.last = Gathered::default();
+            }
         }
-        None
+        out.append(self.last.clone());
+        out.events.append(&mut self.events);
+        cost
     }
 
     fn state(&mut self, reason: String) {
@@ -177,11 +197,12 @@ impl Devices {
     ) -> Vec<cost::Reading> {
         let interfaces = Arc::new(interfaces);
         let question = Question { now, interfaces };
-        for device in &mut self.devices {
-            device.ask(&question);
-        }
+        let mut costs: Vec<cost::Reading> = self
+            .devices
+            .iter_mut()
+            .filter_map(|device| device.ask(&question))
+            .collect();
         let deadline = Instant::now() + patience;
-        let mut costs = Vec::new();
         for device in &mut self.devices {
             let left = deadline.saturating_duration_since(Instant::now());
             costs.extend(device.answer(left, STUCK, out));
@@ -330,6 +351,31 @@ mod tests {
         release.send(()).unwrap();
         assert!(device.answer(LONG, LONG, &mut out).is_some());
         assert!(device.source.up && out.raw.len() == 1);
+    }
+
+    #[test]
+    fn what_a_slow_source_read_stands_until_it_has_read_again() {
+        let (release, wait) = sync_channel::<u64>(0);
+        let read = move |_: &Question, out: &mut Gathered| {
+            out.raw.push(counted(wait.recv().map_err(|_| "over")?));
+            Ok(())
+        };
+        let mut device = Device::start("test", Box::new(read));
+        let mut poll = |patience, released: Option<u64>| {
+            let mut out = Gathered::default();
+            let late = device.ask(&question()).is_some();
+            if let Some(value) = released {
+                release.send(value).unwrap();
+            }
+            device.answer(patience, LONG, &mut out);
+            let values: Vec<u64> = out.raw.iter().map(|raw| raw.value).collect();
+            (late, values)
+        };
+        assert_eq!(poll(LONG, Some(1)), (false, vec![1]));
+        assert_eq!(poll(Duration::ZERO, None), (false, vec![1]));
+        // It answers between two samples, and is asked again with the next.
+        assert_eq!(poll(LONG, Some(2)), (false, vec![2]));
+        assert_eq!(poll(LONG, Some(3)), (false, vec![3]));
     }
 
     #[test]

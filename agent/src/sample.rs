@@ -242,10 +242,12 @@ impl Judged {
                 self.sum = raw.value;
                 true
             }
-            Observation::Reset
-            | Observation::Gap
-            | Observation::Saturated
-            | Observation::Implausible => false,
+            // It stands at its maximum, whatever has happened since.
+            Observation::Saturated => {
+                self.sum = self.sum.max(raw.value);
+                false
+            }
+            Observation::Reset | Observation::Gap | Observation::Implausible => false,
         };
         let value = if raw.bits < 64 { self.sum } else { raw.value };
         (value, sound)
@@ -341,6 +343,7 @@ mod tests {
     fn a_counter_that_stands_at_its_maximum_has_no_rate() {
         let last = judged(&[saturating(1, 65_000), saturating(2, 65_535)]);
         assert_eq!(last.resets.len(), 1);
+        assert_eq!(last.columns.values().next().map(|r| r.value), Some(65_535));
         let last = judged(&[saturating(1, 65_000), saturating(2, 65_010)]);
         assert!(last.resets.is_empty());
     }

@@ -376,7 +376,7 @@ mod tests {
         let Some(fixtures) = crate::testing::fixtures("ethtool") else {
             return;
         };
-        let expected: [(&str, &str, Slot, u64); 7] = [
+        let expected: [(&str, &str, Slot, u64); 6] = [
             (
                 "ethq/bnxt_en",
                 "bnxt_en",
@@ -407,12 +407,6 @@ mod tests {
                 "mlx5_core",
                 Slot::Column(Signal::LaneErrors, Some(3)),
                 17_722_623,
-            ),
-            (
-                "snippets/mlx5-cx7-gb10-fec.txt",
-                "mlx5_core",
-                Slot::Column(Signal::FecCorrected, None),
-                198,
             ),
         ];
         for (file, driver, meant, sum) in expected {

@@ -32,8 +32,6 @@ const MLX5: &[Row] = &[
     Row("tx_discards_phy", Signal::TxDiscards),
     Row("rx_symbol_err_phy", Signal::SymbolErrors),
     Row("link_down_events_phy", Signal::LinkDowns),
-    Row("rx_corrected_bits_phy", Signal::FecCorrected),
-    Row("rx_pcs_symbol_err_phy", Signal::FecUncorrected),
     Row("rx_err_lane_#_phy", Signal::LaneErrors),
     Row("outbound_pci_stalled_rd_events", Signal::PcieStalls),
     Row("outbound_pci_stalled_wr_events", Signal::PcieStalls),

@@ -53,6 +53,16 @@ pub struct List {
     pub unusable: usize,
 }
 
+impl List {
+    /// Probes in a second for so many of the targets: UDP and verbs have one rate between them.
+    #[must_use]
+    pub fn share(&self, targets: usize, most: u32) -> u32 {
+        let rate = u64::from(self.packets_per_s.min(most));
+        let part = rate * targets as u64 / self.targets.len().max(1) as u64;
+        u32::try_from(part).unwrap_or(u32::MAX)
+    }
+}
+
 impl From<&v1::Pinglist> for List {
     fn from(list: &v1::Pinglist) -> List {
         let targets: Vec<Ping> = list.targets.iter().filter_map(ping).collect();

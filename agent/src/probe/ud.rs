@@ -38,7 +38,11 @@ impl Ud {
         let targets = targets(list);
         let known = |id: &String| targets.iter().any(|target| target.id == *id);
         self.windows.paths.retain(|id, _| known(id));
-        let rate = list.packets_per_s.min(self.packets_per_s);
+        let of_ours = list
+            .targets
+            .iter()
+            .filter(|p| matches!(p.way, Way::Ud { .. }));
+        let rate = list.share(of_ours.count(), self.packets_per_s);
         self.verbs.set_targets(targets, rate);
     }
 

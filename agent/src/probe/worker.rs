@@ -212,10 +212,10 @@ impl Worker {
                 .targets
                 .iter()
                 .filter(|p| matches!(p.way, Way::Ud { .. }));
-            left_out = list.unusable + list.targets.len() - targets.len() - others.count();
+            let others = others.count();
+            left_out = list.unusable + list.targets.len() - targets.len() - others;
             let packets_per_s = list
-                .packets_per_s
-                .min(self.packets_per_s)
+                .share(list.targets.len() - others, self.packets_per_s)
                 .min(PACKETS_PER_S_MAX);
             let bytes = bytes_per_s(rate_bps);
             left_out += prober.set_targets(targets, packets_per_s, bytes, now);

@@ -115,6 +115,15 @@ pub fn findings(gathered: &Gathered) -> Vec<Finding> {
                 indexes.extend(key.index.map(|i| i.to_string()));
             }
         }
+        if rule.signal == Signal::NvlinkUp {
+            // A card without a bridge has links, and none is active.
+            let is_up = |entity: &str| {
+                gathered.columns.iter().any(|(key, reading)| {
+                    key.signal == Signal::NvlinkUp && key.entity == entity && reading.value != 0
+                })
+            };
+            bad.retain(|entity, _| is_up(entity));
+        }
         for (entity, (sum, indexes)) in bad {
             let which = match (rule.signal.index(), indexes.is_empty()) {
                 (Some(index), false) => format!(" ({index} {})", indexes.join(", ")),
@@ -143,10 +152,18 @@ fn kind_text(kind: Entity) -> &'static str {
     }
 }
 
-/// One line for each thing that happened to each subject, with how often.
+/// One line for each thing that happened to each subject, with how often. A link that went down and
+/// came back is no finding: links do so at every start.
 fn events(events: &[Event]) -> Vec<Finding> {
     let mut sums: BTreeMap<(&str, &str, Option<u32>), (u32, &Event)> = BTreeMap::new();
-    for event in events.iter().filter(|e| e.severity > Severity::Info) {
+    let came_back = |n: usize, down: &Event| {
+        let later = events.iter().skip(n);
+        let mut later = later.filter(|e| e.source == down.source && e.subject == down.subject);
+        down.name == "link_down" && later.any(|e| e.name == "link_up")
+    };
+    let lasting = events.iter().enumerate();
+    let lasting = lasting.filter(|(n, event)| !came_back(*n, event));
+    for (_, event) in lasting.filter(|(_, e)| e.severity > Severity::Info) {
         let key = (event.subject.as_str(), event.name, event.code);
         sums.entry(key).or_insert((0, event)).0 += 1;
     }
@@ -180,6 +197,41 @@ mod tests {
             gathered.put(rule.kind, "x", rule.signal, None, Reading::wide(good));
         }
         assert!(findings(&gathered).is_empty());
+    }
+
+    #[test]
+    fn links_of_a_card_without_a_bridge_are_none() {
+        let mut gathered = Gathered::default();
+        for link in 0..12 {
+            let reading = Reading::wide(0);
+            gathered.put(
+                Entity::Gpu,
+                "0000:18:00.0",
+                Signal::NvlinkUp,
+                Some(link),
+                reading,
+            );
+        }
+        assert!(findings(&gathered).is_empty());
+    }
+
+    #[test]
+    fn a_link_that_came_back_is_no_finding() {
+        let event = |name, severity| Event {
+            source: "kmsg",
+            name,
+            subject: "eth2".into(),
+            code: None,
+            severity,
+            text: name.into(),
+            action: String::new(),
+        };
+        let (down, up) = (
+            event("link_down", Severity::Warning),
+            event("link_up", Severity::Info),
+        );
+        assert!(events(&[down.clone(), up.clone()]).is_empty());
+        assert_eq!(events(&[down.clone(), up, down]).len(), 1);
     }
 
     #[test]

@@ -56,7 +56,9 @@ fn count(packets: &[Vec<u8>]) -> Option<(Vec<RoceSample>, u64)> {
         match run {
             Ok(run) => assert_eq!(run.return_value, NEXT, "the packet goes on: {packet:x?}"),
             // Some kernels run no test on less than a whole IP header, of IPv6 where the type says so.
-            Err(error) if packet.len() < 14 + 40 => skipped(&error.to_string()),
+            Err(error) if packet.len() < 14 + 40 => {
+                println!("this kernel runs no test on {packet:x?}: {error}");
+            }
             Err(error) => panic!("{packet:x?}: {error}"),
         }
     }
