@@ -179,11 +179,12 @@ impl RawConfig {
             Some(other) => return Err(check.wrong("role", &other, "give host or switch")),
         };
         let node = self.node.clone().unwrap_or_else(hostname);
-        if node.is_empty() || node.len() > 255 || node.contains([':', ' ', '\n']) {
+        let foreign = |c: char| c.is_control() || [':', ' ', '/'].contains(&c);
+        if node.is_empty() || node.len() > 255 || node.contains(foreign) {
             return Err(check.wrong(
                 "node",
                 &node,
-                "give 1 to 255 characters without colon or space",
+                "give 1 to 255 bytes without colon, slash, space or control characters",
             ));
         }
         if let Some(controller) = &self.controller

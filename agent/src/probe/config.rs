@@ -11,8 +11,8 @@ use weir_common::config::{Checker, ConfigError};
 
 /// UDP port of responders.
 pub const PORT: u16 = 9744;
-/// 104 kbit/s at 130 bytes on the wire.
-const PACKETS_PER_SECOND: usize = 100;
+/// 26 kbit/s at 130 bytes on the wire.
+const PACKETS_PER_SECOND: usize = 25;
 /// 16 flows take all of 4 equal paths in 96 of 100 cases; those of two probers in 9,996 of 10,000.
 const PATHS: usize = 16;
 
