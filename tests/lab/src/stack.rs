@@ -493,6 +493,7 @@ fn controller_yaml(spec: &StackSpec, topology: &Path, dir: &Path) -> String {
     )
 }
 
+/// No probes: twelve agents that probe each other share two cores with the job that is measured.
 fn agent_yaml(spec: &StackSpec, node: &str, role: Role, dir: &Path) -> String {
     let role = match role {
         Role::Host => "host",
@@ -501,7 +502,7 @@ fn agent_yaml(spec: &StackSpec, node: &str, role: Role, dir: &Path) -> String {
     format!(
         "node: {node}\nrole: {role}\ncontroller: \"http://{CONTROLLER_ADDRESS}:{GRPC_PORT}\"\n\
          listen_metrics: \"0.0.0.0:{METRICS_PORT}\"\nstate_dir: \"{}\"\nlimits: \"{}\"\nsample_interval: \"{}\"\n\
-         bpf: {{netns_filter: true}}\n{}\n",
+         bpf: {{netns_filter: true}}\ncollectors: {{probe: false}}\n{}\n",
         dir.join("state").display(),
         dir.join("limits.yaml").display(),
         spec.sample_interval,
