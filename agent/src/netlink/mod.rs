@@ -178,7 +178,7 @@ impl Netlink {
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         socket.set_ext_ack(true)?;
-        set_receive_timeout(&socket)?;
+        set_receive_timeout(&socket, TIMEOUT_S)?;
         Ok(Netlink {
             socket,
             seq: 0,
@@ -276,9 +276,9 @@ pub(crate) fn verdict(what: &str, message: &[u8]) -> Result<(), NetlinkError> {
 }
 
 #[expect(unsafe_code, reason = "netlink-sys has no call for SO_RCVTIMEO")]
-fn set_receive_timeout(socket: &Socket) -> std::io::Result<()> {
+pub(crate) fn set_receive_timeout(socket: &Socket, seconds: i64) -> std::io::Result<()> {
     let timeout = libc::timeval {
-        tv_sec: TIMEOUT_S,
+        tv_sec: seconds,
         tv_usec: 0,
     };
     let size = libc::socklen_t::try_from(size_of::<libc::timeval>()).unwrap_or(0);

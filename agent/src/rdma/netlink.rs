@@ -6,10 +6,9 @@
 //! EMSGSIZE what does not fit a page: who asks keeps to the lifespan and has the files to fall back
 //! on.
 
-use crate::netlink::{Attributes, text, u16_at, u32_at, u64_at};
+use crate::netlink::{Attributes, set_receive_timeout, text, u16_at, u32_at, u64_at};
 use netlink_sys::{Socket, SocketAddr};
 use std::io;
-use std::os::fd::AsRawFd;
 
 const NETLINK_RDMA: isize = 20;
 const NLDEV: u16 = 5;
@@ -110,7 +109,7 @@ impl RdmaNetlink {
         let mut socket = Socket::new(NETLINK_RDMA)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        set_receive_timeout(&socket)?;
+        set_receive_timeout(&socket, TIMEOUT_S)?;
         Ok(RdmaNetlink {
             socket,
             seq: 0,
@@ -399,30 +398,6 @@ fn parse_qp(entry: Attributes<'_>) -> Option<Qp> {
     }
     qp.lqpn = lqpn?;
     Some(qp)
-}
-
-#[expect(unsafe_code, reason = "netlink-sys has no call for SO_RCVTIMEO")]
-fn set_receive_timeout(socket: &Socket) -> io::Result<()> {
-    let timeout = libc::timeval {
-        tv_sec: TIMEOUT_S,
-        tv_usec: 0,
-    };
-    let size = libc::socklen_t::try_from(size_of::<libc::timeval>()).unwrap_or(0);
-    // SAFETY: the descriptor is open, and the pointer and size describe one timeval that outlives the call.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVTIMEO,
-            (&raw const timeout).cast(),
-            size,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }
 
 #[cfg(test)]
