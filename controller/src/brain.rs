@@ -10,6 +10,7 @@ use std::time::Duration;
 use weir_controller_core::ids::{JobId, NodeId};
 use weir_controller_core::io::{PinChange, Role};
 use weir_controller_core::topology::Plan;
+use weir_controller_core::verdict::Severity;
 use weir_controller_core::{Command, Config, Core, Input};
 use weir_wire::v1;
 
@@ -162,6 +163,7 @@ impl Brain {
                 actions.push(self.refuse(node, &IngestError::TooManyNodes));
             }
             Ok(ingest) => {
+                let columns = ingest.columns();
                 let role = match hello.role() {
                     v1::Role::Switch => Role::Switch,
                     v1::Role::Host | v1::Role::Unspecified => Role::Host,
@@ -177,6 +179,7 @@ impl Brain {
                     },
                     now,
                 );
+                self.core.handle_input(columns, now);
             }
             Err(error) => actions.push(self.refuse(node, &error)),
         }
@@ -199,8 +202,15 @@ impl Brain {
                 if self.node_events.len() == NODE_EVENTS_MAX {
                     self.node_events.pop_front();
                 }
-                let node = node.clone();
                 let event = shortened(event);
+                self.core.handle_input(
+                    Input::EventReported {
+                        node: NodeId::new(&node),
+                        event: event_of(&event),
+                    },
+                    now,
+                );
+                let node = node.clone();
                 self.node_events.push_back(NodeEvent {
                     at: now,
                     node,
@@ -244,6 +254,23 @@ impl Brain {
             node,
             reason: error.to_string(),
         }
+    }
+}
+
+/// An event as the core takes it.
+fn event_of(event: &v1::Event) -> weir_controller_core::io::NodeEvent {
+    weir_controller_core::io::NodeEvent {
+        source: event.source.as_str().into(),
+        name: event.name.as_str().into(),
+        subject: event.subject.as_str().into(),
+        code: event.code,
+        severity: match event.severity() {
+            v1::Severity::Critical => Severity::Critical,
+            v1::Severity::Warning => Severity::Warning,
+            v1::Severity::Info | v1::Severity::Unspecified => Severity::Info,
+        },
+        text: event.text.clone(),
+        action: event.action.clone(),
     }
 }
 

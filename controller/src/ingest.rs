@@ -2,6 +2,7 @@
 //!
 //! Pure: no clock, no IO. One [`Ingest`] for each stream; it dies with the stream.
 
+use crate::values::Values;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -111,6 +112,7 @@ pub struct Ingest {
     /// Values decoded so far, for the bytes-per-sample figure.
     pub samples: u64,
     probes: Vec<ProbeColumn>,
+    values: Values,
 }
 
 /// A column of active probes.
@@ -173,6 +175,7 @@ impl Ingest {
             running_rows: RunningRows::default(),
             samples: 0,
             probes: Vec::new(),
+            values: Values::default(),
         };
         if let Some(schema) = &hello.schema {
             ingest.schema(schema)?;
@@ -189,7 +192,7 @@ impl Ingest {
             Body::Hello(_) => return Err(IngestError::SecondHello),
             Body::Schema(schema) => {
                 self.schema(&schema)?;
-                Ingested::Nothing
+                Ingested::Input(self.columns())
             }
             Body::Frame(frame) => self.frame(frame)?,
             Body::Inventory(inventory) => Ingested::Input(Input::InventoryReported {
@@ -224,6 +227,15 @@ impl Ingest {
         })
     }
 
+    /// What the values of its samples are.
+    #[must_use]
+    pub fn columns(&self) -> Input {
+        Input::ColumnsDeclared {
+            node: self.node.clone(),
+            columns: self.values.columns(),
+        }
+    }
+
     fn schema(&mut self, schema: &v1::Schema) -> Result<(), IngestError> {
         if schema.columns.len() > COLUMNS_MAX {
             return Err(IngestError::SchemaTooLarge {
@@ -232,7 +244,8 @@ impl Ingest {
         }
         schema.columns.iter().try_for_each(|c| name(&c.port))?;
         self.schema_epoch = schema.epoch;
-        // The core looks at ports as a whole; the rest is there for later.
+        self.values = Values::of(schema, &self.values);
+        // Links are ports as a whole.
         let whole_ports = schema.columns.iter().enumerate().filter_map(|(n, c)| {
             let signal = Signal::from_number(c.signal).filter(|s| WATCHED.contains(s))?;
             let whole = c.entity() == v1::Entity::Port && c.index.is_none() && !c.port.is_empty();
@@ -333,7 +346,10 @@ impl Ingest {
             .and_then(|last| at.checked_sub(last))
             .filter(|e| !e.is_zero() && *e <= GAP);
         self.last_at = Some(at);
-        let ports = self.port_samples(&frame.resets);
+        let resets = frame.resets.iter().filter_map(|r| usize::try_from(*r).ok());
+        let resets: BTreeSet<usize> = resets.collect();
+        let ports = self.port_samples(&resets);
+        let values = self.values.read(self.state.values(), &resets);
         for series in frame.series {
             self.announce_series(series)?;
         }
@@ -396,6 +412,7 @@ impl Ingest {
             running: running.collect(),
             flows,
             flows_closed,
+            values,
         };
         Ok(Ingested::Input(Input::SampleReported {
             node: self.node.clone(),
@@ -404,20 +421,12 @@ impl Ingest {
     }
 
     /// The newest value or difference of every port's signals.
-    fn port_samples(&mut self, resets: &[u32]) -> Vec<io::PortSample> {
+    fn port_samples(&mut self, resets: &BTreeSet<usize>) -> Vec<io::PortSample> {
         let empty = |port: &Arc<str>| io::PortSample {
             port: port.clone(),
-            tx_bytes: None,
-            queue_bytes_max: None,
-            drops: None,
-            ecn_marked: None,
-            up: None,
+            ..io::PortSample::default()
         };
         let mut samples: Vec<io::PortSample> = self.ports.iter().map(empty).collect();
-        let resets: BTreeSet<usize> = resets
-            .iter()
-            .filter_map(|r| usize::try_from(*r).ok())
-            .collect();
         for watched in &mut self.watched {
             let value = self.state.values()[watched.column];
             let delta = match watched.signal.kind() {

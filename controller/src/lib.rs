@@ -12,4 +12,5 @@ pub mod record;
 pub mod server;
 pub mod topology_command;
 pub mod topology_file;
+pub mod values;
 pub mod views;

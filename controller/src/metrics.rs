@@ -7,8 +7,8 @@ use crate::{probes, views};
 use prometheus::{Encoder, GaugeVec, Opts, Registry, TextEncoder};
 use std::collections::BTreeMap;
 use weir_common::catalogue::{Metric, Type};
-use weir_controller_core::hotspot::Class;
 use weir_controller_core::trial::Cause;
+use weir_controller_core::verdict::Class;
 
 macro_rules! catalogue {
     ($($ident:ident $kind:ident $name:literal [$($label:literal),*] $help:literal;)+) => {
@@ -178,7 +178,7 @@ fn all_points(view: &View<'_>) -> Vec<Point> {
             }
         }
     }
-    for class in Class::ALL {
+    for &class in Class::ALL {
         let open = core
             .incidents()
             .iter()

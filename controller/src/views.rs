@@ -317,9 +317,11 @@ pub fn incidents(view: &View<'_>) -> Vec<IncidentView> {
             .collect(),
         opened_at: date(view, i.opened_at),
         resolved_at: i.resolved_at.map(|at| date(view, at)),
-        series: core
-            .topology()
-            .link(&i.verdict.entity)
+        series: i
+            .verdict
+            .entity
+            .link()
+            .and_then(|link| core.topology().link(link))
             .into_iter()
             .flat_map(|link| core.links().history(link))
             .map(|s| SampleView {

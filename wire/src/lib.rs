@@ -10,8 +10,8 @@ pub mod codec;
 pub mod columns;
 pub mod frame;
 pub mod rows;
-pub mod signal;
 pub mod version;
+pub use weir_signal as signal;
 
 /// Messages and the gRPC service, generated from `proto/weir.proto`.
 #[expect(

@@ -2,7 +2,8 @@
 
 use crate::config::{Config, Mode};
 use crate::flows::Flows;
-use crate::hotspot::{self, Verdict};
+use crate::health::Health;
+use crate::hotspot;
 use crate::ids::{JobId, NodeId};
 use crate::incident::Incidents;
 use crate::io::{Command, Input, LeaseOutcome, NodeSample, PinChange, Role};
@@ -10,6 +11,7 @@ use crate::jobs::Jobs;
 use crate::links::{Interval, Links};
 use crate::topology::{Plan, Topology};
 use crate::trial::{Cause, Proposal, STALLED_MIN, State, Trial};
+use crate::verdict::Verdict;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -45,6 +47,7 @@ pub struct Core {
     links: Links,
     flows: Flows,
     jobs: Jobs,
+    health: Health,
     incidents: Incidents,
     trials: VecDeque<Trial>,
     given_back: BTreeMap<Cause, u64>,
@@ -66,6 +69,7 @@ impl Core {
             links: Links::default(),
             flows: Flows::default(),
             jobs: Jobs::default(),
+            health: Health::default(),
             incidents: Incidents::default(),
             trials: VecDeque::new(),
             given_back: BTreeMap::new(),
@@ -95,6 +99,16 @@ impl Core {
                 {
                     known.routes_epoch = epoch;
                     self.flows.routes_changed(&node);
+                }
+            }
+            Input::ColumnsDeclared { node, columns } => {
+                if self.nodes.contains_key(&node) {
+                    self.health.declared(&node, columns, now);
+                }
+            }
+            Input::EventReported { node, event } => {
+                if self.nodes.contains_key(&node) {
+                    self.health.event_seen(&node, event, now);
                 }
             }
             Input::SampleReported { node, sample } => self.sampled(&node, &sample, now),
@@ -173,6 +187,7 @@ impl Core {
             },
         );
         self.topology.node_connected(node, role);
+        self.health.connected(node, now);
         self.flows.routes_changed(node);
         for lease in held {
             let live = self
@@ -198,11 +213,12 @@ impl Core {
 
     fn forget_nodes(&mut self, now: Duration) {
         let gone = |n: &Node| !n.connected && now.saturating_sub(n.last_seen) >= NODE_GONE;
-        let topology = &mut self.topology;
+        let (topology, health) = (&mut self.topology, &mut self.health);
         self.nodes.retain(|id, node| {
             let keep = !gone(node);
             if !keep {
                 topology.node_forgotten(id);
+                health.forget(id);
             }
             keep
         });
@@ -212,6 +228,7 @@ impl Core {
         if let Some(known) = self.nodes.get_mut(node) {
             known.connected = false;
         }
+        self.health.lost(node, now);
         for trial in &mut self.trials {
             trial.node_lost(node, &self.config.trial, now, &mut self.commands);
         }
@@ -223,6 +240,8 @@ impl Core {
         };
         known.last_seen = now;
         self.jobs.sampled(node, sample, now);
+        self.health
+            .sampled(node, &sample.values, sample.elapsed, now);
         let Some(elapsed) = sample.elapsed else {
             return;
         };
@@ -263,7 +282,10 @@ impl Core {
                 self.commands.push_back(Command::QueryPaths { node, keys });
             }
         }
-        for verdict in verdicts {
+        for verdict in verdicts
+            .into_iter()
+            .chain(self.health.verdicts(&self.topology, now))
+        {
             self.judged(verdict, now);
         }
     }
@@ -275,7 +297,7 @@ impl Core {
             describe(&verdict),
         );
         let window = self.config.hotspot.window;
-        let link = self.topology.link(&verdict.entity);
+        let link = verdict.entity.link().and_then(|l| self.topology.link(l));
         let since = link.and_then(|l| self.links.hot_since(l, window));
         let (id, new) = self.incidents.judged(verdict, now);
         if new {
@@ -549,15 +571,18 @@ impl Core {
 #[must_use]
 pub fn describe(verdict: &Verdict) -> String {
     let links: Vec<String> = verdict.links.iter().map(ToString::to_string).collect();
+    let links = match links.as_slice() {
+        [] => String::new(),
+        links => format!("links {}; ", links.join(", ")),
+    };
     let job = verdict
         .job
         .as_ref()
         .map_or(String::new(), |j| format!(" of job {j}"));
     format!(
-        "{} on {}{job} (links {}; confidence {:.2})",
+        "{} on {}{job} ({links}confidence {:.2})",
         verdict.class.name(),
         verdict.entity,
-        links.join(", "),
         verdict.confidence
     )
 }

@@ -21,59 +21,14 @@
 use crate::config::Hotspot;
 use crate::flows::{Flows, Path, RATE_AGE_MAX};
 use crate::ids::{FlowKey, JobId, NodeId, PortId};
-use crate::io::PinChange;
 use crate::links::{LinkSample, Links};
 use crate::maxmin;
 use crate::plan::{self, Choice, Item, Load};
 use crate::topology::Topology;
+use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
-
-/// What kind of hot a link is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Class {
-    EcmpCollision,
-    Incast,
-    Oversubscription,
-}
-
-impl Class {
-    pub const ALL: [Class; 3] = [Class::EcmpCollision, Class::Incast, Class::Oversubscription];
-
-    /// Name in the API, in labels and in documents.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Class::EcmpCollision => "ecmp_collision",
-            Class::Incast => "incast",
-            Class::Oversubscription => "oversubscription",
-        }
-    }
-}
-
-/// One thing that was measured or weighed, in words and figures.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Evidence {
-    pub what: String,
-    pub value: String,
-}
-
-/// What is wrong, where, why we think so and what would help.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Verdict {
-    pub class: Class,
-    /// The link to look at first.
-    pub entity: PortId,
-    /// All links that the cause makes hot, the roots first.
-    pub links: Vec<PortId>,
-    pub job: Option<JobId>,
-    /// In 0..=1: share of hot samples times share of the traffic explained.
-    pub confidence: f64,
-    pub evidence: Vec<Evidence>,
-    /// The change that would relieve it; empty if no route does.
-    pub plan: Vec<PinChange>,
-}
 
 /// An active flow with its path.
 struct Crossing {
@@ -238,14 +193,17 @@ impl Scene<'_> {
             what: "rejected: reroute".into(),
             value: format!("every path to {} ends in {port}", receiver.node),
         });
+        let entity = Subject::Link(port.clone());
         Some(Verdict {
-            class: Class::Incast,
-            entity: port.clone(),
             links,
             job: common_job(&flows),
-            confidence: self.confidence(port),
             evidence,
-            plan: Vec::new(),
+            ..Verdict::new(
+                Class::Incast,
+                Severity::Warning,
+                entity,
+                self.confidence(port),
+            )
         })
     }
 
@@ -352,14 +310,13 @@ impl Scene<'_> {
                 what: "rejected: oversubscription".into(),
                 value: "a sibling in the group has room".into(),
             });
+            let entity = Subject::Link(entity);
             return Some(Verdict {
-                class: Class::EcmpCollision,
-                entity,
                 links,
                 job,
-                confidence,
                 evidence,
                 plan,
+                ..Verdict::new(Class::EcmpCollision, Severity::Warning, entity, confidence)
             });
         }
         let is_full = |p: &PortId| {
@@ -383,14 +340,17 @@ impl Scene<'_> {
             what: "rejected: collision".into(),
             value: format!("every member of the group is hot; best placement gives x{gain:.2}"),
         });
+        let entity = Subject::Link(entity);
         Some(Verdict {
-            class: Class::Oversubscription,
-            entity,
             links,
             job,
-            confidence,
             evidence,
-            plan: Vec::new(),
+            ..Verdict::new(
+                Class::Oversubscription,
+                Severity::Warning,
+                entity,
+                confidence,
+            )
         })
     }
 

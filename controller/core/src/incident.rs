@@ -1,8 +1,7 @@
 //! Incidents: one for each cause, opened by a verdict, kept up to date by the next, resolved when
 //! its links were not hot for a while.
 
-use crate::hotspot::{Class, Verdict};
-use crate::ids::JobId;
+use crate::verdict::{Class, Verdict};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -124,14 +123,14 @@ impl Incidents {
     }
 }
 
-/// The same job hit in the same way is the same cause, although the hottest link may differ from
-/// sample to sample; without a job it is the same link.
+/// The same thing, or the same job hit in the same way, although the hottest link may differ from
+/// sample to sample; without a job, a link in common.
 fn same_cause(a: &Verdict, b: &Verdict) -> bool {
-    let job = |v: &Verdict| -> Option<JobId> { v.job.clone() };
-    match (job(a), job(b)) {
-        (Some(a), Some(b)) => a == b,
-        (None, None) | (Some(_), None) | (None, Some(_)) => {
-            a.links.iter().any(|l| b.links.contains(l))
+    a.entity == b.entity
+        || match (&a.job, &b.job) {
+            (Some(a), Some(b)) => a == b,
+            (None, None) | (Some(_), None) | (None, Some(_)) => {
+                a.links.iter().any(|l| b.links.contains(l))
+            }
         }
-    }
 }

@@ -27,9 +27,18 @@ pub enum Input {
         node: NodeId,
         inventory: Inventory,
     },
+    /// What the values of this node's samples are from now on.
+    ColumnsDeclared {
+        node: NodeId,
+        columns: Arc<[Column]>,
+    },
     SampleReported {
         node: NodeId,
         sample: NodeSample,
+    },
+    EventReported {
+        node: NodeId,
+        event: NodeEvent,
     },
     PathsResolved {
         node: NodeId,
@@ -92,10 +101,41 @@ pub struct NodeSample {
     pub running: Vec<CollectiveRunning>,
     pub flows: Vec<FlowSample>,
     pub flows_closed: Vec<FlowKey>,
+    /// One for each column of the last [`Input::ColumnsDeclared`]: a gauge's value, or how far a counter
+    /// rose over `elapsed`. `None` is absent or not comparable (first, reset, gap).
+    pub values: Vec<Option<u64>>,
+}
+
+/// What one value of a sample is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    pub entity: weir_signal::Entity,
+    /// Interface, `DEVICE/PORT`, or PCI address; empty for the node.
+    pub subject: Arc<str>,
+    /// Priority, lane or link number, where the signal has one.
+    pub index: Option<u32>,
+    pub signal: weir_signal::Signal,
+}
+
+/// Something that a node's agent saw happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeEvent {
+    /// Source that saw it, such as `kmsg`.
+    pub source: Arc<str>,
+    /// Stable name, such as `xid`.
+    pub name: Arc<str>,
+    /// As [`Column::subject`]; empty if unknown.
+    pub subject: Arc<str>,
+    /// Number of an XID or SXID.
+    pub code: Option<u32>,
+    pub severity: crate::verdict::Severity,
+    pub text: String,
+    /// What the vendor says to do; empty if nothing.
+    pub action: String,
 }
 
 /// Differences over the interval. `None` is absent or not comparable (first, reset, gap).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PortSample {
     pub port: Arc<str>,
     pub tx_bytes: Option<u64>,

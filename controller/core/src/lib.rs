@@ -14,6 +14,7 @@
 pub mod config;
 pub mod engine;
 pub mod flows;
+pub mod health;
 pub mod hotspot;
 pub mod ids;
 pub mod incident;
@@ -25,6 +26,7 @@ pub mod pinglist;
 pub mod plan;
 pub mod topology;
 pub mod trial;
+pub mod verdict;
 
 pub use config::Config;
 pub use engine::Core;

@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use weir_controller_core::Core;
 use weir_controller_core::config::{Config, Mode};
-use weir_controller_core::hotspot::Class;
 use weir_controller_core::ids::{FlowKey, JobId, NodeId, PortId};
 use weir_controller_core::io::{self, Command, Input, LeaseOutcome, NodeSample, PinChange, Role};
 use weir_controller_core::topology::{Cable, Plan};
 use weir_controller_core::trial::{Cause, State};
+use weir_controller_core::verdict::Class;
 
 const LINK_BPS: f64 = 200e6;
 const SECOND: Duration = Duration::from_secs(1);
