@@ -240,8 +240,9 @@ impl Core {
         };
         known.last_seen = now;
         self.jobs.sampled(node, sample, now);
+        let job = sample.job();
         self.health
-            .sampled(node, &sample.values, sample.elapsed, now);
+            .sampled(node, &sample.values, sample.elapsed, job, now);
         let Some(elapsed) = sample.elapsed else {
             return;
         };

@@ -1,8 +1,9 @@
 //! What the counters, gauges and events of single devices say about their health.
 //!
 //! ```text
-//!  values ──> watch (rules, debounce, reference) ──┐
-//!  events ──> events ──────────────────────────────┴──> alarm ──> report ──> verdicts
+//!  values ─┬─> watch (rules, debounce, reference) ──┐
+//!  events ─┼─> events ──────────────────────────────┴──> alarm ──> report ─┬─> verdicts
+//!          └─> peers ─────────────────────────────────────────────────────┘
 //! ```
 //!
 //! A value is judged under each rule of its signal ([`rules`]), and an alarm stands for as long as it is
@@ -20,6 +21,7 @@
 pub mod alarm;
 pub mod debounce;
 pub mod events;
+pub mod peers;
 pub mod reference;
 mod report;
 pub mod rules;
@@ -28,13 +30,14 @@ mod tests;
 pub mod watch;
 
 use crate::config;
-use crate::ids::{NodeId, PortId};
+use crate::ids::{JobId, NodeId, PortId};
 use crate::io::{Column, NodeEvent, Role};
 use crate::topology::Topology;
 use crate::verdict::{Class, Severity, Verdict};
 use alarm::{Alarms, Remark, Space};
 use debounce::Bucket;
 use events::{Effect, Sign};
+use peers::Peer;
 use reference::{Model, References};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -56,6 +59,10 @@ pub struct Health {
     references: References,
     /// Nodes against which something stands.
     troubled: BTreeSet<NodeId>,
+    /// Nodes that differ from the others of their job.
+    outliers: BTreeSet<NodeId>,
+    /// When nodes are compared again.
+    next_step: Duration,
 }
 
 /// What is known of a node.
@@ -73,6 +80,7 @@ struct Node {
     since_gauges: Duration,
     watches: Watches,
     alarms: Alarms,
+    peer: Peer,
     /// Downs of ports by events, and when each was counted last.
     bounces: Vec<(Arc<str>, Bucket, Duration)>,
 }
@@ -81,7 +89,7 @@ struct Node {
 #[must_use]
 pub fn watches(entity: Entity, signal: Signal) -> bool {
     let ruled = |r: &rules::Rule| r.entities.contains(&entity) && is_read(r, signal);
-    rules::RULES.iter().any(ruled)
+    rules::RULES.iter().any(ruled) || peers::compares(entity, signal)
 }
 
 /// Whether a rule reads the signal.
@@ -106,6 +114,8 @@ impl Health {
             nodes: BTreeMap::new(),
             references: References::default(),
             troubled: BTreeSet::new(),
+            outliers: BTreeSet::new(),
+            next_step: Duration::ZERO,
         }
     }
 
@@ -122,6 +132,7 @@ impl Health {
             since_gauges: Duration::ZERO,
             watches: Watches::default(),
             alarms: Alarms::default(),
+            peer: Peer::default(),
             bounces: Vec::new(),
         });
         (known.role, known.connected, known.connected_at) = (role, true, now);
@@ -159,15 +170,17 @@ impl Health {
             )]
             Some(bps as u64)
         };
+        known.peer.declared(&columns);
         known.watches = Watches::of(columns, model, before, &mut self.references, planned);
     }
 
-    /// Values in the order of the columns.
+    /// Values in the order of the columns; `job` is what the node was seen to work for meanwhile.
     pub fn sampled(
         &mut self,
         node: &NodeId,
         values: &[Option<u64>],
         elapsed: Option<Duration>,
+        job: Option<&JobId>,
         now: Duration,
     ) {
         let Some(known) = self.nodes.get_mut(node) else {
@@ -197,6 +210,7 @@ impl Health {
             known.link_moved = now;
         }
         known.settle(&self.config, now);
+        known.peer.sampled(values, elapsed, job, now);
         if !known.alarms.is_quiet() {
             self.troubled.insert(node.clone());
         }
@@ -225,7 +239,17 @@ impl Health {
                 !node.alarms.is_quiet()
             })
         });
-        self.report(topology, now)
+        if now >= self.next_step {
+            self.next_step = now + peers::STEP;
+            peers::step(self.nodes.values_mut().map(|n| &mut n.peer), now);
+            let outliers = self.nodes.iter().filter(|(_, n)| n.peer.is_outlier());
+            self.outliers = outliers.map(|(id, _)| id.clone()).collect();
+        }
+        let mut verdicts = self.report(topology, now);
+        // What a rule names is no riddle.
+        let riddles = self.outliers.difference(&self.troubled);
+        verdicts.extend(riddles.filter_map(|id| self.nodes.get(id)?.peer.verdict(id, now)));
+        verdicts
     }
 
     /// Alarms that a node had no room for, of all nodes.

@@ -148,7 +148,8 @@ impl World {
                 changed.unwrap_or(Some(healthy(c)))
             };
             let values: Vec<Option<u64>> = columns.iter().enumerate().map(value).collect();
-            self.health.sampled(&node, &values, Some(SECOND), self.now);
+            self.health
+                .sampled(&node, &values, Some(SECOND), None, self.now);
         }
         self.health.verdicts(&self.topology, self.now)
     }
@@ -559,7 +560,7 @@ fn an_agent_that_samples_ten_times_a_second_finds_the_same() {
     for _ in 0..30 {
         world.now += SECOND / 10;
         let tenth = Some(SECOND / 10);
-        world.health.sampled(&node, &values, tenth, world.now);
+        world.health.sampled(&node, &values, tenth, None, world.now);
         seen.push(world.health.verdicts(&world.topology, world.now).len());
     }
     assert!(
@@ -609,7 +610,7 @@ proptest! {
                         };
                         let values: Vec<_> = (0..columns.len() + 3).map(wild).collect();
                         let elapsed = (*what > 5).then_some(Duration::from_millis(*millis));
-                        world.health.sampled(&id(&name), &values, elapsed, world.now);
+                        world.health.sampled(&id(&name), &values, elapsed, None, world.now);
                     }
                 }
                 let verdicts = world.health.verdicts(&world.topology, world.now);
