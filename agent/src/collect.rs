@@ -573,6 +573,7 @@ fn readings_of(
         Signal::TxErrors => stats.map(|s| s.tx_errors),
         Signal::RxErrors => stats.map(|s| s.rx_errors),
         Signal::LinkUp => Some(u64::from(link.up)),
+        Signal::AdminUp => Some(u64::from(link.admin_up)),
         Signal::QueueBytes => qdisc.map(|q| u64::from(q.backlog_bytes)),
         Signal::QueueBytesMax => depth,
         Signal::QueueDrops => qdisc.map(|q| u64::from(q.drops)),

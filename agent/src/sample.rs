@@ -13,7 +13,7 @@ use weir_agent_core::counter::{Counter, Observation};
 use weir_wire::signal::{Kind, Signal};
 
 /// Signals of a port, in the order of their columns.
-pub const PORT_SIGNALS: [Signal; 14] = [
+pub const PORT_SIGNALS: [Signal; 15] = [
     Signal::TxBytes,
     Signal::RxBytes,
     Signal::TxPackets,
@@ -23,6 +23,7 @@ pub const PORT_SIGNALS: [Signal; 14] = [
     Signal::TxErrors,
     Signal::RxErrors,
     Signal::LinkUp,
+    Signal::AdminUp,
     Signal::QueueBytes,
     Signal::QueueBytesMax,
     Signal::QueueDrops,

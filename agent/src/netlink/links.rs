@@ -30,6 +30,8 @@ pub struct Link {
     pub ethernet: bool,
     /// Administratively up with a carrier.
     pub up: bool,
+    /// Nobody took it down.
+    pub admin_up: bool,
     /// `None` where the driver gives no 64-bit statistics.
     pub stats: Option<Stats>,
 }
@@ -110,6 +112,7 @@ pub(crate) fn parse_link(message: &[u8]) -> Option<Link> {
         loopback: flags & IFF_LOOPBACK != 0,
         ethernet: u16_at(message, 2)? == ARPHRD_ETHER,
         up: false,
+        admin_up: flags & IFF_UP != 0,
         stats: None,
     };
     let mut operstate = OPER_UNKNOWN;
@@ -122,7 +125,7 @@ pub(crate) fn parse_link(message: &[u8]) -> Option<Link> {
         }
     }
     let running = operstate == OPER_UP || (operstate == OPER_UNKNOWN && flags & IFF_LOWER_UP != 0);
-    link.up = flags & IFF_UP != 0 && running;
+    link.up = link.admin_up && running;
     Some(link)
 }
 

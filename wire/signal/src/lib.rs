@@ -196,6 +196,8 @@ signals! {
     ModuleTemperature = 48, "module_temperature", "millidegrees Celsius", Gauge, "module_temperature_celsius", 1e-3, [Port];
     /// Power that the transceiver module may draw at most.
     ModulePower = 49, "module_power", "milliwatts", Gauge, "module_power_watts", 1e-3, [Port];
+    /// 1 unless somebody took the port down, otherwise 0.
+    AdminUp = 50, "admin_up", "bool", Gauge, "admin_up", 1.0, [Port];
     /// Temperature of the GPU.
     GpuTemperature = 60, "gpu_temperature", "millidegrees Celsius", Gauge, "temperature_celsius", 1e-3, [Gpu];
     /// Temperature of the GPU's memory.

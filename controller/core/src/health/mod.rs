@@ -89,7 +89,8 @@ struct Node {
 #[must_use]
 pub fn watches(entity: Entity, signal: Signal) -> bool {
     let ruled = |r: &rules::Rule| r.entities.contains(&entity) && is_read(r, signal);
-    rules::RULES.iter().any(ruled) || peers::compares(entity, signal)
+    let taken_down = (entity, signal) == (Entity::Port, Signal::AdminUp);
+    rules::RULES.iter().any(ruled) || peers::compares(entity, signal) || taken_down
 }
 
 /// Whether a rule reads the signal.

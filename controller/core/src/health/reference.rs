@@ -7,6 +7,7 @@
 
 use crate::io::{Column, Role};
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use weir_signal::{Entity, Signal};
 
@@ -44,9 +45,15 @@ impl Model {
 
 type Key = (Model, Entity, Signal, Option<u32>, Arc<str>);
 
-/// Number of a group.
+/// Number of a group, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Group(u32);
+pub struct Group(NonZeroU32);
+
+impl Group {
+    fn index(self) -> usize {
+        self.0.get() as usize - 1
+    }
+}
 
 #[derive(Debug, Clone, Default)]
 struct Values {
@@ -81,7 +88,7 @@ impl References {
                     Some(group) => group,
                     None if self.groups.len() < GROUPS_MAX => {
                         self.groups.push(Values::default());
-                        Group(u32::try_from(self.groups.len() - 1).ok()?)
+                        Group(NonZeroU32::new(u32::try_from(self.groups.len()).ok()?)?)
                     }
                     None => return None,
                 };
@@ -89,14 +96,14 @@ impl References {
                 group
             }
         };
-        self.groups[group.0 as usize].members += 1;
+        self.groups[group.index()].members += 1;
         Some(group)
     }
 
     /// A column is a member no more; it showed `value` last.
     pub fn leave(&mut self, model: Model, column: &Column, group: Group, value: Option<u64>) {
         self.changed(group, value, None);
-        let values = &mut self.groups[group.0 as usize];
+        let values = &mut self.groups[group.index()];
         values.members -= 1;
         if values.members == 0 {
             let key = (
@@ -113,7 +120,7 @@ impl References {
 
     /// A member shows another value than before.
     pub fn changed(&mut self, group: Group, before: Option<u64>, now: Option<u64>) {
-        let values = &mut self.groups[group.0 as usize];
+        let values = &mut self.groups[group.index()];
         if let Some(before) = before
             && let Some(count) = values.counts.get_mut(&before)
         {
@@ -132,7 +139,7 @@ impl References {
     #[inline]
     #[must_use]
     pub fn of(&self, group: Group) -> Option<u64> {
-        self.groups[group.0 as usize].reference
+        self.groups[group.index()].reference
     }
 }
 

@@ -136,7 +136,8 @@ impl Health {
             Some((port, peer))
         });
         if let Some((port, peer)) = cables.next() {
-            if !self.is_own_fault(node, &peer.node, last_bad, now) {
+            let own = self.is_own_fault(node, &peer.node, last_bad, now);
+            if !own || [&port, &peer].iter().any(|end| self.is_taken_down(end)) {
                 return None;
             }
             let switch = |port: &PortId| !topology.is_switch(&port.node);
@@ -147,11 +148,18 @@ impl Health {
         match (interface, verbs) {
             // The plan or the agents know this node's cables, and none is here.
             (Some(_), _) if !topology.links_of(id).is_empty() => None,
+            (Some(name), _) if node.watches.is_taken_down(name) => None,
             (Some(name), _) => Some((Subject::Nic(id.clone(), name.clone()), Vec::new())),
             (None, Some(name)) => (now.saturating_sub(trouble.since) >= HOLD_BACK)
                 .then(|| (Subject::Nic(id.clone(), name.clone()), Vec::new())),
             (None, None) => None,
         }
+    }
+
+    /// Whether somebody took the port down: so what its cable does is meant.
+    fn is_taken_down(&self, port: &PortId) -> bool {
+        let node = self.nodes.get(&port.node);
+        node.is_some_and(|node| node.watches.is_taken_down(&port.port))
     }
 
     /// Whether what was bad at `last_bad` came after both ends of the cable had settled, and the other

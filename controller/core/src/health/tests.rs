@@ -58,7 +58,7 @@ fn plan() -> Plan {
 #[expect(clippy::wildcard_enum_match_arm, reason = "all others are at rest")]
 fn healthy(column: &Column) -> u64 {
     match column.signal {
-        Signal::LinkUp | Signal::NvlinkUp => 1,
+        Signal::LinkUp | Signal::AdminUp | Signal::NvlinkUp => 1,
         Signal::RateBps => RATE,
         Signal::Lanes | Signal::PcieGeneration => 5,
         Signal::PcieWidth => 16,
@@ -393,6 +393,21 @@ fn a_host_that_dies_silently_takes_its_links_along() {
     for _ in 0..60 {
         assert!(world.second().is_empty());
     }
+}
+
+#[test]
+fn a_port_that_somebody_took_down_is_no_fault_at_either_end() {
+    let mut world = World::new();
+    for (node, name) in [("h1", "eth0"), ("h1", "mlx5_0/1"), ("leaf", "p1")] {
+        world.set(node, name, Signal::LinkUp, 0);
+        world.set(node, name, Signal::LinkDowns, 0);
+    }
+    world.set("leaf", "p1", Signal::AdminUp, 0);
+    for _ in 0..60 {
+        assert!(world.second().is_empty());
+    }
+    world.set("leaf", "p1", Signal::AdminUp, 1);
+    assert_eq!(one(&world.second()).0, Class::LinkDown, "it stays down");
 }
 
 #[test]

@@ -113,6 +113,8 @@ pub struct Watches {
     watches: Vec<Watch>,
     columns: Arc<[Column]>,
     model: Option<Model>,
+    /// Columns that tell whether somebody took a port down, and whether somebody did.
+    taken_down: Vec<(u16, bool)>,
 }
 
 impl Watches {
@@ -193,11 +195,23 @@ impl Watches {
                 });
             }
         }
+        let admin = columns.iter().enumerate();
+        let admin = admin.filter(|(_, c)| c.signal == Signal::AdminUp);
+        let taken_down = admin.filter_map(|(n, _)| Some((place(n)?, false)));
+        let taken_down = taken_down.collect();
         Watches {
             watches,
             columns,
             model,
+            taken_down,
         }
+    }
+
+    /// Whether somebody took the port down.
+    #[must_use]
+    pub fn is_taken_down(&self, port: &str) -> bool {
+        let mut down = self.taken_down.iter().filter(|(_, down)| *down);
+        down.any(|(n, _)| *self.columns[usize::from(*n)].subject == *port)
     }
 
     #[must_use]
@@ -229,6 +243,11 @@ impl Watches {
         } = *sample;
         let at = |beside: u16| values.get(usize::from(beside)).copied().flatten();
         let mut moved = false;
+        for (column, down) in &mut self.taken_down {
+            if let Some(up) = at(*column) {
+                *down = up == 0;
+            }
+        }
         for watch in &mut self.watches {
             let Some(value) = at(watch.column) else {
                 continue;
