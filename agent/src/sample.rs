@@ -23,12 +23,12 @@ pub const PORT_SIGNALS: [Signal; 15] = [
     Signal::TxErrors,
     Signal::RxErrors,
     Signal::LinkUp,
-    Signal::AdminUp,
     Signal::QueueBytes,
     Signal::QueueBytesMax,
     Signal::QueueDrops,
     Signal::EcnMarkedTx,
     Signal::KernelDrops,
+    Signal::AdminUp,
 ];
 
 /// Events of one sample, at most.

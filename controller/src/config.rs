@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use weir_common::config::{self, Checker, ConfigError};
-use weir_controller_core::config::Mode;
+use weir_controller_core::config::{Health, Mode};
 use weir_controller_core::trial::BEFORE_MAX;
 
 /// The file, key by key. Unknown keys are errors.
@@ -28,6 +28,17 @@ pub struct RawConfig {
     pub trial: RawTrial,
     pub hotspot: RawHotspot,
     pub probe: RawProbe,
+    pub health: RawHealth,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawHealth {
+    pub settle: Option<String>,
+    pub boot_grace: Option<String>,
+    pub flap_window: Option<String>,
+    pub escalate_after: Option<String>,
+    pub module_celsius_max: Option<i64>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -97,6 +108,7 @@ impl RawConfig {
             ..weir_controller_core::Config::default()
         };
         let (trial, hotspot) = (&mut core.trial, &mut core.hotspot);
+        self.health.check(&check, &mut core.health)?;
         trial.ttl = check.duration(
             "lease.ttl",
             self.lease.ttl.as_ref(),
@@ -209,6 +221,46 @@ impl RawConfig {
     }
 }
 
+impl RawHealth {
+    fn check(&self, check: &Checker<'_>, health: &mut Health) -> Result<(), ConfigError> {
+        let s = Duration::from_secs;
+        let durations = [
+            (
+                "health.settle",
+                &self.settle,
+                &mut health.settle,
+                (s(1), s(300)),
+            ),
+            (
+                "health.boot_grace",
+                &self.boot_grace,
+                &mut health.boot_grace,
+                (s(1), s(3600)),
+            ),
+            (
+                "health.flap_window",
+                &self.flap_window,
+                &mut health.flap_window,
+                (s(30), s(86_400)),
+            ),
+            (
+                "health.escalate_after",
+                &self.escalate_after,
+                &mut health.escalate_after,
+                (s(60), s(604_800)),
+            ),
+        ];
+        for (key, given, value, range) in durations {
+            *value = check.duration(key, given.as_ref(), *value, range)?;
+        }
+        let celsius = usize::try_from(health.module_millidegrees_max / 1000).unwrap_or(0);
+        let key = "health.module_celsius_max";
+        let celsius = check.count(key, self.module_celsius_max, celsius, (40, 120))?;
+        health.module_millidegrees_max = celsius as u64 * 1000;
+        Ok(())
+    }
+}
+
 /// Reads and checks a file.
 ///
 /// # Errors
@@ -267,6 +319,17 @@ mod tests {
                 && text.contains("0.1 to 1"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn limits_of_health_are_checked() {
+        let text = refusal("health: {module_celsius_max: 20}");
+        let words = ["health.module_celsius_max", "20", "40 to 120"];
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+        assert!(refusal("health: {flap_window: 1s}").contains("health.flap_window"));
+        let config = config::parse::<RawConfig>("health: {boot_grace: 5m}", Path::new("x"));
+        let config = config.and_then(|raw| raw.check(Path::new("x"))).unwrap();
+        assert_eq!(config.core.health.boot_grace, Duration::from_secs(300));
     }
 
     #[test]

@@ -39,6 +39,8 @@ enum Cmd {
     /// Topology files: make one of what other tools saw, and look for what is odd.
     #[command(subcommand)]
     Topology(topology_command::TopologyCmd),
+    /// Print the rules of diagnosis for single devices, with the limits of a configuration.
+    Rules(File),
     /// Print the catalogue of metrics.
     Metrics {
         /// As JSON instead of Markdown.
@@ -116,6 +118,10 @@ fn run(command: Cmd) -> anyhow::Result<ExitCode> {
         Cmd::Config(ConfigCmd::Show(file)) => {
             let (raw, _, _) = load(&file)?;
             out(serde_norway::to_string(&raw)?.trim_end())
+        }
+        Cmd::Rules(file) => {
+            let (_, config, _) = load(&file)?;
+            out(weir_controller_core::health::document(&config.core.health).trim_end())
         }
         Cmd::Metrics { json } => {
             if json {

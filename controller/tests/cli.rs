@@ -62,6 +62,17 @@ fn a_file_that_is_no_recording_is_named() {
 }
 
 #[test]
+fn the_documented_rules_are_the_controller_s() {
+    let output = String::from_utf8(controller(&["rules"]).stdout).unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/diagnosis.md");
+    let documented = std::fs::read_to_string(path).unwrap();
+    assert!(
+        documented == output,
+        "docs/diagnosis.md is not current: make docs"
+    );
+}
+
+#[test]
 fn the_documented_metrics_are_the_controller_s() {
     let output = String::from_utf8(controller(&["metrics"]).stdout).unwrap();
     let documented =

@@ -98,8 +98,8 @@ pub struct Health {
     /// It is judged after this long in any case. Two minutes: a server's NICs come up within one of
     /// its agent.
     pub boot_grace: Duration,
-    /// A link that goes down twice in one sample or three times in this long flaps. Five minutes: a
-    /// rebooted peer brings its link down up to twice, by firmware and by driver.
+    /// A link that goes down three times in this long flaps, or twice in a fifth of it. Five minutes: a
+    /// peer that boots brings its link down by firmware and by driver, more than a minute apart.
     pub flap_window: Duration,
     /// Bit errors for each bit that a good link makes. 1e-12 is the limit of IEEE 802.3 up to 100 Gbit/s; good links
     /// of any speed are far below.

@@ -697,6 +697,50 @@ fn the_same_inputs_give_the_same_commands() {
     assert_eq!(run(), run());
 }
 
+#[test]
+fn a_link_that_is_down_is_one_incident_until_it_is_up_again() {
+    let mut world = World::new(Mode::Observe);
+    let up = |subject: &str| io::Column {
+        entity: weir_signal::Entity::Port,
+        subject: subject.into(),
+        index: None,
+        signal: weir_signal::Signal::LinkUp,
+    };
+    let ends = [(host(1, 1), "eth0"), (node("l", 1), "h1")];
+    for (node, port) in &ends {
+        let (node, columns) = (node.clone(), [up(port)].into());
+        world.input(Input::ColumnsDeclared { node, columns });
+    }
+    let mut open = Vec::new();
+    for second in 0..60u64 {
+        world.now += SECOND;
+        for (node, _) in &ends {
+            let sample = NodeSample {
+                elapsed: Some(SECOND),
+                values: vec![Some(u64::from(!(20..40).contains(&second)))],
+                ..NodeSample::default()
+            };
+            let node = node.clone();
+            world.input(Input::SampleReported { node, sample });
+        }
+        world.core.handle_timeout(world.now);
+        let incidents = world.core.incidents().iter().filter(|i| i.is_open());
+        open.push(incidents.count());
+    }
+    assert!(
+        open[..24].iter().all(|n| *n == 0) && open[24] == 1,
+        "{open:?}"
+    );
+    assert!(
+        open[59] == 0 && open[24..40].iter().all(|n| *n == 1),
+        "{open:?}"
+    );
+    assert_eq!(world.core.incidents().iter().count(), 1);
+    let incident = world.core.incidents().iter().next().unwrap();
+    assert_eq!(incident.verdict.class, Class::LinkDown);
+    assert_eq!(incident.verdict.entity.to_string(), "l1:h1");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// Whatever comes, in whatever order: no panic, at most one change on trial, and a freeze

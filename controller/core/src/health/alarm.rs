@@ -8,12 +8,12 @@
 //! a trouble of its class on the node that has no such name yet, if both began within [`JOIN`]: two NICs
 //! that break at the same moment stay two troubles, and one that breaks is one.
 
-use super::events::Sign;
+use super::events::{Effect, Sign};
 use super::rules::RULES;
 use super::watch::Found;
 use crate::io::{Column, NodeEvent};
 use crate::verdict::{Class, Severity};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use weir_signal::Entity;
@@ -84,6 +84,8 @@ pub enum Cause {
         code: Option<u32>,
         times: u32,
         text: String,
+        /// It means nothing if many nodes tell it.
+        lonely: bool,
     },
 }
 
@@ -205,6 +207,7 @@ impl Alarms {
                 code: event.code,
                 times: 1,
                 text: event.text,
+                lonely: sign.effect == Effect::Lonely,
             },
             name: event.subject,
             severity: event.severity,
@@ -331,11 +334,29 @@ impl Alarms {
         self.remarks.iter().filter(about)
     }
 
-    /// Rules that stand on this node.
-    pub fn rules(&self) -> impl Iterator<Item = usize> {
-        self.alarms.iter().filter_map(|a| match &a.cause {
-            Cause::Value { found, .. } => Some(usize::from(found.rule)),
-            Cause::Event { .. } => None,
-        })
+    /// What stands on this node that means something only while few nodes have it.
+    pub fn lonely(&self) -> BTreeSet<Lonely> {
+        self.alarms.iter().filter_map(Alarm::lonely).collect()
+    }
+}
+
+/// A rule or an event that means something only while few nodes have it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lonely {
+    Rule(u8),
+    Event(Arc<str>),
+}
+
+impl Alarm {
+    /// `None` if it means something however many have it.
+    #[must_use]
+    pub fn lonely(&self) -> Option<Lonely> {
+        match &self.cause {
+            Cause::Value { found, .. } => {
+                let lonely = RULES[usize::from(found.rule)].lonely;
+                lonely.then_some(Lonely::Rule(found.rule))
+            }
+            Cause::Event { name, lonely, .. } => lonely.then(|| Lonely::Event(name.clone())),
+        }
     }
 }

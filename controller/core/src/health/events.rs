@@ -24,6 +24,8 @@ pub enum Effect {
     Down,
     /// A fault only if the device is known to be of this class: any driver tells these.
     IfKnown,
+    /// It may be how the node is built: a fault if few nodes tell it.
+    Lonely,
     /// It says more about a fault that others tell.
     Remark,
 }
@@ -75,8 +77,8 @@ pub const SIGNS: &[Sign] = &[
     sign("speed_change", Effect::Remark, Class::DegradedLink),
     sign("module_removed", Effect::Remark, Class::LinkDown),
     sign("aer_corrected", Effect::Remark, Class::NicFault),
-    sign("pcie_downgraded", Effect::Remark, Class::NicFault),
-    sign("device_unreadable", Effect::Remark, Class::NicFault),
+    sign("pcie_downgraded", Effect::Lonely, Class::NicFault),
+    sign("device_unreadable", Effect::Lonely, Class::NicFault),
 ];
 
 impl Sign {
@@ -99,9 +101,10 @@ impl Sign {
     /// How often such an event means an ill device: a warning may be the application's doing.
     #[must_use]
     pub fn confidence(&self, severity: Severity) -> f64 {
-        match severity {
-            Severity::Critical => 0.95,
-            Severity::Warning | Severity::Info => 0.8,
+        match (self.effect, severity) {
+            (Effect::Lonely, _) => 0.6,
+            (_, Severity::Critical) => 0.95,
+            (_, Severity::Warning | Severity::Info) => 0.8,
         }
     }
 }

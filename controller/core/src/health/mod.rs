@@ -20,6 +20,7 @@
 
 pub mod alarm;
 pub mod debounce;
+mod document;
 pub mod events;
 pub mod peers;
 pub mod reference;
@@ -36,6 +37,7 @@ use crate::topology::Topology;
 use crate::verdict::{Class, Severity, Verdict};
 use alarm::{Alarms, Remark, Space};
 use debounce::Bucket;
+pub use document::document;
 use events::{Effect, Sign};
 use peers::Peer;
 use reference::{Model, References};
@@ -81,8 +83,16 @@ struct Node {
     watches: Watches,
     alarms: Alarms,
     peer: Peer,
-    /// Downs of ports by events, and when each was counted last.
-    bounces: Vec<(Arc<str>, Bucket, Duration)>,
+    bounces: Vec<Bounces>,
+}
+
+/// Downs of one port that one kind of event told: others tell the same downs.
+#[derive(Debug, Clone)]
+struct Bounces {
+    event: Arc<str>,
+    port: Arc<str>,
+    bucket: Bucket,
+    last: Duration,
 }
 
 /// Whether the core wants values of this column: what it does not look at costs nothing.
@@ -276,7 +286,9 @@ impl Node {
         let is_gpu =
             |c: &Column| c.entity == Entity::Gpu && c.subject.eq_ignore_ascii_case(&event.subject);
         let effect = match sign.effect {
-            Effect::Fault | Effect::Gone if event.severity == Severity::Info => Effect::Remark,
+            Effect::Fault | Effect::Gone | Effect::Lonely if event.severity == Severity::Info => {
+                Effect::Remark
+            }
             Effect::IfKnown if columns.iter().any(is_gpu) || self.is_nic(&event.subject) => {
                 Effect::Fault
             }
@@ -285,6 +297,7 @@ impl Node {
             | Effect::Gone
             | Effect::Ends(_)
             | Effect::Down
+            | Effect::Lonely
             | Effect::Remark) => effect,
         };
         let remark = Remark {
@@ -293,7 +306,7 @@ impl Node {
             text: event.text.clone(),
         };
         match effect {
-            Effect::Fault | Effect::Gone => {
+            Effect::Fault | Effect::Gone | Effect::Lonely => {
                 let class = match columns.iter().any(is_gpu) {
                     true => Class::GpuFault,
                     false => sign.class,
@@ -305,7 +318,7 @@ impl Node {
             Effect::Down => {
                 self.link_moved = now;
                 self.alarms.remark(remark);
-                if self.settled_at.is_some() && self.bounced(&event.subject, config, now) {
+                if self.settled_at.is_some() && self.bounced(&event, config, now) {
                     let action = rules::STOP_FLAP.to_owned();
                     let event = NodeEvent { action, ..event };
                     self.alarms.told(event, (sign, sign.class), space, now);
@@ -324,19 +337,24 @@ impl Node {
     }
 
     /// Counts a down of a port; whether that makes a flap.
-    fn bounced(&mut self, port: &Arc<str>, config: &config::Health, now: Duration) -> bool {
-        let budget = rules::flaps(config);
-        let place = self.bounces.iter().position(|(name, ..)| name == port);
+    fn bounced(&mut self, event: &NodeEvent, config: &config::Health, now: Duration) -> bool {
+        let of_event = |b: &Bounces| b.port == event.subject && b.event == event.name;
+        let place = self.bounces.iter().position(of_event);
         let place = place.unwrap_or_else(|| {
             if self.bounces.len() == BOUNCES_MAX {
                 self.bounces.remove(0);
             }
-            self.bounces.push((port.clone(), Bucket::default(), now));
+            self.bounces.push(Bounces {
+                event: event.name.clone(),
+                port: event.subject.clone(),
+                bucket: Bucket::default(),
+                last: now,
+            });
             self.bounces.len() - 1
         });
-        let (_, bucket, at) = &mut self.bounces[place];
-        let elapsed = now.saturating_sub(*at);
-        *at = now;
-        bucket.add(1, 0.0, elapsed.max(Duration::from_secs(1)), &budget)
+        let bounces = &mut self.bounces[place];
+        let elapsed = now.saturating_sub(bounces.last).max(Duration::from_secs(1));
+        bounces.last = now;
+        bounces.bucket.add(1, 0.0, elapsed, &rules::flaps(config))
     }
 }

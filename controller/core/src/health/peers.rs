@@ -90,6 +90,11 @@ pub fn compares(entity: Entity, signal: Signal) -> bool {
     FEATURES.iter().any(|f| f.is_fed_by(entity, signal))
 }
 
+/// Signals that nodes are compared in, their families, and whether one may be enough alone.
+pub fn features() -> impl Iterator<Item = (Signal, u8, bool)> {
+    FEATURES.iter().map(|f| (f.signal, f.family, f.alone))
+}
+
 impl Feature {
     /// Bytes of interfaces stand in where there are no verbs devices.
     fn is_fed_by(&self, entity: Entity, signal: Signal) -> bool {

@@ -5,14 +5,14 @@
 //! that is down all that its errors and its rate say. Confidence: 1 less the chance that all of its
 //! findings mean something else, were they independent.
 
-use super::alarm::{Alarm, Cause, REMEMBERED, Trouble};
+use super::alarm::{Alarm, Cause, Lonely, REMEMBERED, Trouble};
 use super::rules::{self, Condition, RULES};
 use super::watch::Found;
 use super::{Health, Node};
 use crate::ids::{NodeId, PortId};
 use crate::topology::Topology;
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use weir_signal::{Kind, Signal};
 
@@ -24,6 +24,9 @@ const VERDICTS_MAX: usize = 1024;
 const HOLD_BACK: Duration = Duration::from_secs(2);
 /// More nodes than this share, and than two, have the same: it is no device's fault.
 const LONELY_SHARE: usize = 20;
+/// So many links of a switch, and half of all, or so many GPUs of a node are the node's fault.
+const LINKS_WHOLE: usize = 3;
+const GPUS_WHOLE: usize = 4;
 /// Repetitions within a day that make it worse.
 const REPEATS_WORSE: u32 = 3;
 /// Remarks of this long before the trouble belong to it.
@@ -40,7 +43,8 @@ impl Health {
         let troubled: Vec<(&NodeId, &Node)> = troubled
             .filter_map(|id| self.nodes.get_key_value(id))
             .collect();
-        let crowded = self.crowded(&troubled);
+        let crowds = self.crowds(&troubled);
+        let crowded = |a: &&Alarm| a.lonely().is_some_and(|l| crowds.contains(&l));
         let mut verdicts: BTreeMap<(Subject, Class), Verdict> = BTreeMap::new();
         for (id, node) in troubled {
             for (trouble, alarms) in node.alarms.troubles() {
@@ -88,28 +92,18 @@ impl Health {
         for key in said {
             verdicts.remove(&key);
         }
-        verdicts.into_values().collect()
+        whole(verdicts, topology)
     }
 
-    /// Whether an alarm is one that too many nodes have.
-    fn crowded(&self, troubled: &[(&NodeId, &Node)]) -> impl Fn(&Alarm) -> bool + use<> {
-        let mut nodes = vec![0; RULES.len()];
-        for (_, node) in troubled {
-            let mut rules: Vec<usize> = node.alarms.rules().collect();
-            rules.sort_unstable();
-            rules.dedup();
-            for rule in rules {
-                nodes[rule] += 1;
-            }
+    /// What too many nodes have at once to be a device's fault.
+    fn crowds(&self, troubled: &[(&NodeId, &Node)]) -> BTreeSet<Lonely> {
+        let mut nodes: BTreeMap<Lonely, usize> = BTreeMap::new();
+        for lonely in troubled.iter().flat_map(|(_, node)| node.alarms.lonely()) {
+            *nodes.entry(lonely).or_default() += 1;
         }
         let most = (self.nodes.len() / LONELY_SHARE).max(2);
-        move |alarm| match &alarm.cause {
-            Cause::Value { found, .. } => {
-                let rule = usize::from(found.rule);
-                RULES[rule].lonely && nodes[rule] > most
-            }
-            Cause::Event { .. } => false,
-        }
+        nodes.retain(|_, count| *count > most);
+        nodes.into_keys().collect()
     }
 
     /// What a trouble is about, and its links; `None` if it is another's doing or not cabled.
@@ -122,6 +116,9 @@ impl Health {
         topology: &Topology,
         now: Duration,
     ) -> Option<(Subject, Vec<PortId>)> {
+        if trouble.first.is_empty() {
+            return Some((Subject::Node(id.clone()), Vec::new()));
+        }
         if trouble.class == Class::GpuFault {
             return Some((Subject::Gpu(id.clone(), trouble.first.clone()), Vec::new()));
         }
@@ -222,6 +219,59 @@ impl Health {
         }
         verdict.evidence.extend(evidence);
     }
+}
+
+/// Verdicts of one class about most links of a switch, or about many GPUs of a node, become one: what they
+/// share is ill, not each of them.
+fn whole(verdicts: BTreeMap<(Subject, Class), Verdict>, topology: &Topology) -> Vec<Verdict> {
+    let shared = |(subject, class): &(Subject, Class)| match subject {
+        Subject::Link(port) => Some((port.node.clone(), *class)),
+        Subject::Gpu(node, _) => Some((node.clone(), *class)),
+        Subject::Nic(..) | Subject::Node(_) | Subject::Rank(..) => None,
+    };
+    let mut counts: BTreeMap<(NodeId, Class), usize> = BTreeMap::new();
+    for node in verdicts.keys().filter_map(shared) {
+        *counts.entry(node).or_default() += 1;
+    }
+    counts.retain(|(node, class), count| {
+        let links = topology.links_of(node).len();
+        *count
+            >= if *class == Class::GpuFault {
+                GPUS_WHOLE
+            } else {
+                LINKS_WHOLE.max(links / 2)
+            }
+    });
+    let mut told = Vec::new();
+    let mut wholes: BTreeMap<(NodeId, Class), Verdict> = BTreeMap::new();
+    for (key, verdict) in verdicts {
+        let Some(shared) = shared(&key).filter(|shared| counts.contains_key(shared)) else {
+            told.push(verdict);
+            continue;
+        };
+        let subject = Subject::Node(shared.0.clone());
+        let count = counts[&shared];
+        let whole = wholes.entry(shared).or_insert_with(|| {
+            let mut new = Verdict::new(key.1, verdict.severity, subject, verdict.confidence);
+            let text = format!("{count} of them at the same time");
+            new.evidence
+                .push(Evidence::new("links or GPUs of one node", text));
+            new.action = format!(
+                "look at the node first: power, cooling, software; then: {}",
+                verdict.action
+            );
+            new
+        });
+        whole.severity = whole.severity.max(verdict.severity);
+        whole.confidence = whole.confidence.max(verdict.confidence);
+        whole.links.extend(verdict.links);
+        let room = EVIDENCE_MAX.saturating_sub(whole.evidence.len());
+        whole
+            .evidence
+            .extend(verdict.evidence.into_iter().take(room.min(1)));
+    }
+    told.extend(wholes.into_values());
+    told
 }
 
 impl Node {

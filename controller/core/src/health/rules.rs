@@ -95,14 +95,13 @@ const fn seconds_with(burst: f32, per_s: f32) -> Budget {
     }
 }
 
-/// Twice within some seconds, or three times within the window: the bucket loses one in it.
+/// Twice within a fifth of the window, or three times within it: the bucket loses one in it.
 #[must_use]
 pub fn flaps(config: &config::Health) -> Budget {
     Budget {
         per_s: 1.0 / config.flap_window.as_secs_f32().max(1.0),
         share: 0.0,
-        // What the bucket loses within a sample must not hide one of two downs in it.
-        burst: 1.98,
+        burst: 1.8,
         each_s: 8.0,
     }
 }
@@ -152,8 +151,8 @@ pub const RULES: &[Rule] = &[
             budget: |config| Budget {
                 per_s: 0.1,
                 share: config.bit_error_ratio,
-                burst: 20.0,
-                each_s: 4.0,
+                burst: 40.0,
+                each_s: 8.0,
             },
             of: Some(Signal::RateBps),
         },
