@@ -15,7 +15,7 @@
 //! cabled. Missing samples, resets and gaps change nothing. A link to a node that is away, or has just come
 //! back, is that node's doing.
 //!
-//! Cost: some nanoseconds for a value that is as it should be, no allocation, no look-up; 56 bytes for each column and
+//! Cost: some nanoseconds for a value that is as it should be, no allocation, no look-up; 40 bytes for each column and
 //! rule. Verdicts are made for the nodes alone against which something stands.
 
 pub mod alarm;

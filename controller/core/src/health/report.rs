@@ -6,15 +6,16 @@
 //! findings mean something else, were they independent.
 
 use super::alarm::{Alarm, Cause, Lonely, REMEMBERED, Trouble};
-use super::rules::{self, Condition, RULES};
+use super::rules::{self, Condition, DOWN_SAMPLES, RULES};
 use super::watch::Found;
 use super::{Health, Node};
 use crate::ids::{NodeId, PortId};
+use crate::io::Column;
 use crate::topology::Topology;
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use weir_signal::{Kind, Signal};
+use weir_signal::{Entity, Kind, Signal};
 
 /// Lines of evidence in one verdict.
 const EVIDENCE_MAX: usize = 12;
@@ -126,14 +127,19 @@ impl Health {
             return Some((Subject::Nic(id.clone(), trouble.first.clone()), Vec::new()));
         }
         let [interface, verbs, _] = &trouble.names;
-        let ports = [interface, verbs].into_iter().flatten();
-        let mut cables = ports.filter_map(|name| {
+        // Fabrics name a verbs device with its port or without.
+        let device = verbs
+            .as_ref()
+            .and_then(|v| v.split_once('/'))
+            .map(|(device, _)| device);
+        let ports = [interface.as_deref(), verbs.as_deref(), device];
+        let mut cables = ports.into_iter().flatten().filter_map(|name| {
             let port = PortId::new(id, name);
             let peer = topology.peer(&port)?.clone();
             Some((port, peer))
         });
         if let Some((port, peer)) = cables.next() {
-            let own = self.is_own_fault(node, &peer.node, last_bad, now);
+            let own = self.is_own_fault(node, &peer.node, trouble, last_bad, now);
             if !own || [&port, &peer].iter().any(|end| self.is_taken_down(end)) {
                 return None;
             }
@@ -143,8 +149,8 @@ impl Health {
             return Some((Subject::Link(ends[0].clone()), ends.to_vec()));
         }
         match (interface, verbs) {
-            // The plan or the agents know this node's cables, and none is here.
-            (Some(_), _) if !topology.links_of(id).is_empty() => None,
+            // The plan or the agents know the cables of this node's interfaces, and none is here.
+            (Some(_), _) if node.has_cabled_interfaces(id, topology) => None,
             (Some(name), _) if node.watches.is_taken_down(name) => None,
             (Some(name), _) => Some((Subject::Nic(id.clone(), name.clone()), Vec::new())),
             (None, Some(name)) => (now.saturating_sub(trouble.since) >= HOLD_BACK)
@@ -160,11 +166,25 @@ impl Health {
     }
 
     /// Whether what was bad at `last_bad` came after both ends of the cable had settled, and the other
-    /// end's node is there.
-    fn is_own_fault(&self, node: &Node, peer: &NodeId, last_bad: Duration, now: Duration) -> bool {
+    /// end's node is there and was heard since it began.
+    fn is_own_fault(
+        &self,
+        node: &Node,
+        peer: &NodeId,
+        trouble: &Trouble,
+        last_bad: Duration,
+        now: Duration,
+    ) -> bool {
+        let samples = if trouble.class == Class::LinkDown {
+            DOWN_SAMPLES
+        } else {
+            1
+        };
+        let began = trouble.since.saturating_sub(node.interval * (samples - 1));
         let settled = |n: &Node| n.settled_at.is_some_and(|at| last_bad >= at);
         let peer = self.nodes.get(peer);
-        settled(node) && peer.is_none_or(|peer| settled(peer) && peer.is_here(now))
+        let there = |peer: &Node| settled(peer) && peer.is_here(now) && peer.last_sample >= began;
+        settled(node) && peer.is_none_or(there)
     }
 
     fn add(
@@ -275,6 +295,17 @@ fn whole(verdicts: BTreeMap<(Subject, Class), Verdict>, topology: &Topology) -> 
 }
 
 impl Node {
+    fn has_cabled_interfaces(&self, id: &NodeId, topology: &Topology) -> bool {
+        let links = topology.links_of(id);
+        let cabled = |c: &Column| {
+            links
+                .binary_search_by(|(name, _)| name.cmp(&c.subject))
+                .is_ok()
+        };
+        let mut columns = self.watches.columns().iter();
+        columns.any(|c| c.entity == Entity::Port && cabled(c))
+    }
+
     fn is_here(&self, now: Duration) -> bool {
         let patience = Duration::from_secs(1) + self.interval * INTERVALS_MISSED;
         self.connected && now.saturating_sub(self.last_sample) <= patience

@@ -83,6 +83,9 @@ const ROW: Rule = Rule {
     action: RESET_GPU,
 };
 
+/// Samples for which a link is down before it is said: one that comes back before may be a flap.
+pub const DOWN_SAMPLES: u32 = 5;
+
 const LINK_UP: Option<While> = Some(While(Signal::LinkUp, 1));
 
 /// `burst` seconds with an event, within `burst` / `per_s` seconds or so.
@@ -110,8 +113,7 @@ pub const RULES: &[Rule] = &[
     Rule {
         entities: LINK,
         signal: Signal::LinkUp,
-        // A link that comes back within five seconds is a flap.
-        n_of_m: (5, 5),
+        n_of_m: (DOWN_SAMPLES, DOWN_SAMPLES),
         hold_s: 10,
         class: Class::LinkDown,
         severity: Severity::Critical,

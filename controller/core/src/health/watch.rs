@@ -78,9 +78,24 @@ struct Watch {
     /// Of a gauge that is compared: the highest that it was, or is planned to be.
     highest: u64,
     /// Of a gauge that is compared or may fall: what it was last, and counts for in its group.
-    last: Option<u64>,
+    last: Last,
     group: Option<Group>,
 }
+
+/// A gauge's last value in eight bytes: no gauge shows the highest number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Last(u64);
+
+impl Last {
+    const NONE: Last = Last(u64::MAX);
+
+    fn get(self) -> Option<u64> {
+        (self != Last::NONE).then_some(self.0)
+    }
+}
+
+/// One for each column and rule of ten thousand nodes.
+const _: () = assert!(size_of::<Watch>() == 40);
 
 /// A value that is bad for long enough.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -133,7 +148,7 @@ impl Watches {
         for watch in &before.watches {
             let c = &before.columns[usize::from(watch.column)];
             if let (Some(group), Some(model)) = (watch.group, before.model) {
-                references.leave(model, c, group, watch.last);
+                references.leave(model, c, group, watch.last.get());
             }
             known.insert((c.entity, &c.subject, c.index, c.signal, watch.rule), watch);
         }
@@ -190,7 +205,7 @@ impl Watches {
                     history: old.map_or(History::default(), |w| w.history),
                     bucket: old.map_or(Bucket::default(), |w| w.bucket),
                     highest: old.map_or(0, |w| w.highest).max(rate.unwrap_or(0)),
-                    last: None,
+                    last: Last::NONE,
                     group,
                 });
             }
@@ -224,7 +239,7 @@ impl Watches {
         for watch in &self.watches {
             let column = &self.columns[usize::from(watch.column)];
             if let (Some(group), Some(model)) = (watch.group, self.model) {
-                references.leave(model, column, group, watch.last);
+                references.leave(model, column, group, watch.last.get());
             }
         }
     }
@@ -288,7 +303,8 @@ impl Watches {
                     }
                 }
                 Check::Falls(budget) => {
-                    let fell = watch.last.replace(value).is_some_and(|last| last > value);
+                    let fell = watch.last.get().is_some_and(|last| last > value);
+                    watch.last = Last(value);
                     moved |= fell;
                     let Some(elapsed) = elapsed.filter(|_| !silent) else {
                         continue;
@@ -306,11 +322,12 @@ impl Watches {
                 }
                 Check::Below | Check::Above(_) | Check::Bits(_) if !sample.gauges || not_now => {}
                 Check::Below => {
-                    if watch.last != Some(value) {
+                    if watch.last != Last(value) {
                         if let Some(group) = watch.group {
-                            references.changed(group, watch.last, Some(value));
+                            let last = Last(value);
+                            references.changed(group, watch.last.get(), last.get());
                         }
-                        watch.last = Some(value);
+                        watch.last = Last(value);
                         watch.highest = watch.highest.max(value);
                     }
                     let shared = watch.group.and_then(|group| references.of(group));

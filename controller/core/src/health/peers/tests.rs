@@ -1,0 +1,198 @@
+//! A job whose nodes show what the test says.
+
+use super::*;
+use proptest::prelude::*;
+
+/// Columns of a node: bytes, power, temperature, utilisation.
+fn columns() -> Vec<Column> {
+    FEATURES
+        .iter()
+        .map(|f| Column {
+            entity: f.entity,
+            subject: "x".into(),
+            index: None,
+            signal: f.signal,
+        })
+        .collect()
+}
+
+struct Job {
+    peers: Vec<Peer>,
+    now: Duration,
+}
+
+const HEALTHY: [u64; COUNT] = [
+    40_000_000_000,
+    40_000_000_000,
+    500,
+    500,
+    0,
+    98,
+    650_000,
+    61_000,
+];
+
+impl Job {
+    fn new(nodes: usize) -> Job {
+        let mut peers = vec![Peer::default(); nodes];
+        for peer in &mut peers {
+            peer.declared(&columns());
+        }
+        Job {
+            peers,
+            now: Duration::ZERO,
+        }
+    }
+
+    /// Steps in which node and step make of the healthy values what they show; the outliers.
+    fn run(
+        &mut self,
+        steps: u64,
+        shown: impl Fn(usize, u64, [u64; COUNT]) -> [u64; COUNT],
+    ) -> Vec<usize> {
+        let job = JobId::new("train");
+        for k in 0..steps {
+            for _ in 0..2 {
+                self.now += STEP / 2;
+                for (n, peer) in self.peers.iter_mut().enumerate() {
+                    let values = shown(n, k, HEALTHY).map(Some);
+                    peer.sampled(&values, Some(STEP / 2), Some(&job), self.now);
+                }
+            }
+            step(self.peers.iter_mut(), self.now);
+        }
+        let found = self.peers.iter().enumerate();
+        found
+            .filter(|(_, p)| p.is_outlier())
+            .map(|(n, _)| n)
+            .collect()
+    }
+}
+
+/// A few percent that differ from node to node and from step to step.
+fn noise(n: usize, k: u64, mut values: [u64; COUNT]) -> [u64; COUNT] {
+    for (f, value) in values.iter_mut().enumerate() {
+        let random = (n as u64 * 7919 + k * 104_729 + f as u64 * 1_299_709) * 2_654_435_761 % 100;
+        *value += *value * random / 1500;
+    }
+    values
+}
+
+fn slow(values: [u64; COUNT]) -> [u64; COUNT] {
+    let mut values = values;
+    values[UTILISATION] = values[UTILISATION] * 60 / 100;
+    values[UTILISATION + 1] = values[UTILISATION + 1] * 55 / 100;
+    values[UTILISATION + 2] -= 15_000;
+    values
+}
+
+#[test]
+fn a_node_that_becomes_slow_is_found_within_a_minute_and_cleared() {
+    let mut job = Job::new(8);
+    assert!(job.run(30, noise).is_empty());
+    let sick = |n, k, v| {
+        if n == 3 {
+            slow(noise(n, k, v))
+        } else {
+            noise(n, k, v)
+        }
+    };
+    assert!(job.run(14, sick).is_empty(), "not before N of M");
+    assert_eq!(job.run(4, sick), [3]);
+    let verdict = job.peers[3].verdict(&NodeId::new("h3"), job.now).unwrap();
+    assert!(verdict.evidence.len() >= 3, "{verdict:?}");
+    assert!(verdict.confidence > 0.7);
+    assert!(job.run(50, noise).is_empty());
+}
+
+#[test]
+fn one_signal_must_be_wide_of_the_others() {
+    let less = |percent: u64| {
+        move |n, k, v| {
+            let mut values = noise(n, k, v);
+            if n == 3 && k >= 20 {
+                values[0] = values[0] * percent / 100;
+            }
+            values
+        }
+    };
+    assert!(Job::new(8).run(60, less(70)).is_empty());
+    assert_eq!(Job::new(8).run(60, less(20)), [3]);
+}
+
+#[test]
+fn a_place_in_the_job_is_no_fault() {
+    let stages = |n, k, v| {
+        if n == 0 {
+            slow(noise(n, k, v))
+        } else {
+            noise(n, k, v)
+        }
+    };
+    assert!(Job::new(8).run(200, stages).is_empty());
+}
+
+#[test]
+fn what_several_do_is_the_jobs_doing() {
+    let several = |n, k, v| {
+        if n < 3 && k > 20 {
+            slow(noise(n, k, v))
+        } else {
+            noise(n, k, v)
+        }
+    };
+    assert!(Job::new(8).run(100, several).is_empty());
+}
+
+#[test]
+fn an_idle_job_and_a_small_one_say_nothing() {
+    let idle = |n, k, v| {
+        let mut values = noise(n, k, v);
+        values[UTILISATION] = 3;
+        values[0] = if n == 1 && k > 15 { values[0] } else { 1000 };
+        values[1] = values[0];
+        values
+    };
+    assert!(Job::new(8).run(100, idle).is_empty());
+    let sick = |n, k, v| {
+        if n == 3 && k > 20 {
+            slow(v)
+        } else {
+            noise(n, k, v)
+        }
+    };
+    assert!(Job::new(4).run(100, sick).is_empty());
+}
+
+#[test]
+fn drift_over_a_day_is_no_fault() {
+    let mut job = Job::new(8);
+    let warm = |n: usize, k: u64, v| {
+        let mut values = noise(n, k, v);
+        // One node stands where it becomes warmer by 12 degrees in some hours.
+        values[UTILISATION + 2] += if n == 5 { k.min(6000) * 2 } else { k.min(6000) };
+        values
+    };
+    for part in 0..8 {
+        assert!(
+            job.run(1000, |n, k, v| warm(n, part * 1000 + k, v))
+                .is_empty()
+        );
+    }
+}
+
+proptest! {
+    #[test]
+    fn absurd_values_break_nothing(steps in proptest::collection::vec((0usize..7, any::<u64>(), 0u64..5000), 0..300)) {
+        let mut job = Job::new(7);
+        for (n, value, millis) in steps {
+            job.now += Duration::from_millis(millis);
+            let values = [Some(value); COUNT].map(|v| v.filter(|v| v % 5 != 0));
+            let elapsed = (millis % 7 != 0).then_some(Duration::from_millis(millis));
+            job.peers[n].sampled(&values, elapsed, Some(&JobId::new("j")), job.now);
+            step(job.peers.iter_mut(), job.now);
+            let usual = job.peers[n].usual;
+            prop_assert!(usual.iter().all(|u| u.is_finite()), "{usual:?}");
+        }
+    }
+}
