@@ -1,5 +1,6 @@
 //! The rules as a document for operators: docs/diagnosis.md.
 
+use super::debounce::Budget;
 use super::events::{Effect, SIGNS};
 use super::peers;
 use super::rules::{Condition, RULES, Rule, While};
@@ -120,6 +121,16 @@ pub fn document(config: &config::Health) -> String {
     text
 }
 
+/// Three digits after the first that is not 0.
+fn rounded(value: f32) -> String {
+    let text = if value < 0.1 {
+        format!("{value:.4}")
+    } else {
+        format!("{value:.1}")
+    };
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 /// When a rule trips, in words.
 fn trip(rule: &Rule, config: &config::Health) -> String {
     let mut text = match rule.condition {
@@ -130,17 +141,20 @@ fn trip(rule: &Rule, config: &config::Health) -> String {
                 format!(" (or {:e} of {})", budget.share, of.name())
             });
             format!(
-                "{} beyond {:.4} a second{share}, of which a second adds at most {}",
-                budget.burst, budget.per_s, budget.each_s
+                "{} beyond {} a second{share}, of which a second adds at most {}",
+                budget.burst,
+                rounded(budget.per_s),
+                budget.each_s
             )
         }
         Condition::Falls(budget) => {
-            let budget = budget(config);
-            format!("{} falls to 0 beyond {:.4} a second", budget.burst, budget.per_s)
+            let Budget { per_s, burst, .. } = budget(config);
+            let rate = rounded(per_s);
+            format!("{burst} times to 0 beyond {rate} a second")
         }
         Condition::Below { peers: false } => "below what it had before".to_owned(),
         Condition::Below { peers: true } => {
-            "10 % below what like nodes have (five at least), or else what it had before or is planned".to_owned()
+            "10 % below what like devices have (five at least), or else what it had before or is planned to have".to_owned()
         }
         Condition::Above(limit) => format!("above {} {}", limit(config), rule.signal.unit()),
         Condition::Bits(u64::MAX) => "not 0".to_owned(),

@@ -1,9 +1,10 @@
-//! What a gauge should show: what the same device of like nodes shows.
+//! What a gauge should show: what like devices show.
 //!
 //! Nodes are alike if they have the same role and the same verbs devices and GPUs under the same names.
-//! Among at least five of them, the median of one gauge of one device is its reference, as long as
-//! hardly anyone is below it: where a tenth is, the nodes are of two kinds, and it says nothing. Values
-//! are counted when they change, so that a sample costs nothing.
+//! Like devices are the GPUs of like nodes, those of one node among them, and the NIC of one name on
+//! each of them. The median of at least five is a reference, as long as hardly any is below it: where
+//! more than a tenth are, the devices are of two kinds, and it says nothing. Values are counted when they
+//! change, so that a sample costs nothing.
 
 use crate::io::{Column, Role};
 use std::collections::BTreeMap;
@@ -13,8 +14,8 @@ use weir_signal::{Entity, Signal};
 
 /// Groups held: a hundred models of nodes with some hundred gauges each.
 const GROUPS_MAX: usize = 1 << 16;
-/// Nodes that make a reference.
-const NODES_MIN: u32 = 5;
+/// Devices that make a reference.
+const DEVICES_MIN: u32 = 5;
 /// Below its reference is what is below this share of it.
 pub const BELOW: f64 = 0.9;
 
@@ -45,6 +46,14 @@ impl Model {
 
 type Key = (Model, Entity, Signal, Option<u32>, Arc<str>);
 
+fn key(model: Model, column: &Column) -> Key {
+    let subject = match column.entity {
+        Entity::Gpu => Arc::default(),
+        Entity::Node | Entity::Port | Entity::Rdma | Entity::Probe => column.subject.clone(),
+    };
+    (model, column.entity, column.signal, column.index, subject)
+}
+
 /// Number of a group, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Group(NonZeroU32);
@@ -74,13 +83,7 @@ pub struct References {
 impl References {
     /// A column becomes a member; `None` if there is no room for its group.
     pub fn join(&mut self, model: Model, column: &Column) -> Option<Group> {
-        let key = (
-            model,
-            column.entity,
-            column.signal,
-            column.index,
-            column.subject.clone(),
-        );
+        let key = key(model, column);
         let group = match self.ids.get(&key) {
             Some(group) => *group,
             None => {
@@ -106,13 +109,7 @@ impl References {
         let values = &mut self.groups[group.index()];
         values.members -= 1;
         if values.members == 0 {
-            let key = (
-                model,
-                column.entity,
-                column.signal,
-                column.index,
-                column.subject.clone(),
-            );
+            let key = key(model, column);
             self.ids.remove(&key);
             self.free.push(group);
         }
@@ -146,7 +143,7 @@ impl References {
 impl Values {
     fn judge(&self) -> Option<u64> {
         let total: u32 = self.counts.values().sum();
-        if total < NODES_MIN {
+        if total < DEVICES_MIN {
             return None;
         }
         let mut seen = 0;

@@ -357,10 +357,10 @@ fn measured(rule: &rules::Rule, found: &Found) -> String {
             )
         }
         Condition::Below { peers } => {
-            let whose = if peers {
-                "it had before, is planned, or like nodes have"
-            } else {
-                "it had before"
+            let whose = match (found.of_like, peers) {
+                (true, _) => "like devices have",
+                (false, true) => "it had before or is planned to have",
+                (false, false) => "it had before",
             };
             format!(
                 "{name} {}, below the {} that {whose}, {times}",

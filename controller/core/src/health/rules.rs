@@ -2,7 +2,7 @@
 //! means and what to do. One table; docs/diagnosis.md is printed from it.
 //!
 //! Limits are those of the field where there is one: the bit error ratio of IEEE 802.3, DCGM's limit
-//! for NVLink. The other numbers are chosen so that the noise of a healthy fleet stays below them;
+//! for NVLink and PCIe. The other numbers are chosen so that the noise of a healthy fleet stays below them;
 //! each says why.
 
 use super::debounce::Budget;
@@ -367,8 +367,9 @@ pub const RULES: &[Rule] = &[
     Rule {
         signal: Signal::PcieReplays,
         condition: Condition::Counts {
+            // DCGM warns from eight a minute (DCGM_LIMIT_MAX_PCIREPLAY_RATE).
             budget: |_| Budget {
-                per_s: 1.0,
+                per_s: 8.0 / 60.0,
                 share: 0.0,
                 burst: 40.0,
                 each_s: 4.0,

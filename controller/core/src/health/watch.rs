@@ -110,6 +110,8 @@ pub struct Found {
     pub limit: f64,
     /// Bad samples out of the rule's window; of counters 1.
     pub bad: u32,
+    /// The limit is what like devices show.
+    pub of_like: bool,
 }
 
 /// What is the same for all watches of a sample.
@@ -299,6 +301,7 @@ impl Watches {
                             measured: value as f64 / seconds,
                             limit: share.max(f64::from(budget.per_s)),
                             bad: 1,
+                            of_like: false,
                         });
                     }
                 }
@@ -317,6 +320,7 @@ impl Watches {
                             measured: f64::from(watch.bucket.level()),
                             limit: f64::from(budget.burst),
                             bad: 1,
+                            of_like: false,
                         });
                     }
                 }
@@ -336,16 +340,17 @@ impl Watches {
                     if silent || !bad && watch.history.is_clean() {
                         continue;
                     }
-                    watch.judge(bad, rule, value, limit, &mut found);
+                    watch.judge(bad, rule, value, (limit, shared.is_some()), &mut found);
                 }
                 Check::Above(limit) => {
                     let bad = value > limit;
                     if bad || !watch.history.is_clean() {
-                        watch.judge(bad, rule, value, limit as f64, &mut found);
+                        watch.judge(bad, rule, value, (limit as f64, false), &mut found);
                     }
                 }
                 Check::Bits(bits) => {
-                    watch.judge(value & bits != 0, rule, value & bits, 0.0, &mut found);
+                    let set = value & bits;
+                    watch.judge(set != 0, rule, set, (0.0, false), &mut found);
                 }
             }
         }
@@ -359,7 +364,7 @@ impl Watch {
         bad: bool,
         rule: &Compiled,
         value: u64,
-        limit: f64,
+        (limit, of_like): (f64, bool),
         found: &mut impl FnMut(Found),
     ) {
         let times = self.history.push(bad, rule.m);
@@ -370,6 +375,7 @@ impl Watch {
                 measured: value as f64,
                 limit,
                 bad: times,
+                of_like,
             });
         }
     }

@@ -186,3 +186,20 @@ fn a_fault_that_stays_or_returns_becomes_critical() {
         assert!(world.run(90).is_empty());
     }
 }
+
+#[test]
+fn one_of_eight_gpus_with_half_the_lanes_is_seen_in_a_fleet_of_one_node() {
+    let mut world = World::new();
+    for name in world.columns.clone().into_keys() {
+        world.health.forget(&name);
+    }
+    let names = (0..8).map(|n| format!("0000:{n}b:00.0"));
+    let columns = names.map(|name| column(Entity::Gpu, &name, Signal::PcieWidth));
+    world.columns = [(id("h0"), columns.collect())].into();
+    world.connect(&id("h0"));
+    world.set("h0", "0000:5b:00.0", Signal::PcieWidth, 8);
+    let found = world.run(7);
+    assert_eq!(one(&found).1, "h0:0000:5b:00.0");
+    let value = &found[0].evidence[0].value;
+    assert!(value.contains("16 lanes that like devices have"), "{value}");
+}

@@ -24,7 +24,7 @@ fn a_fleet_at_work_gives_no_verdict() {
                 ("eth0", Signal::PcieErrors, 1, 1800),
                 ("mlx5_0/1", Signal::IcrcErrors, 1, 1800),
                 ("mlx5_0/1", Signal::QpErrors, 40, 600),
-                ("0000:1a:00.0", Signal::PcieReplays, 2, 20),
+                ("0000:1a:00.0", Signal::PcieReplays, 2, 40),
                 ("0000:1a:00.0", Signal::NvlinkErrors, 90, 2),
                 ("0000:1a:00.0", Signal::ClockReasons, 0x24, 5),
                 ("0000:3b:00.0", Signal::ClockReasons, 0x4c, 60),
