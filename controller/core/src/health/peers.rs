@@ -56,30 +56,38 @@ struct Feature {
     family: u8,
     /// Least spread, in the signal's unit a second.
     floor: f32,
-    /// Whether it may be enough alone: pauses and losses have detectors of their own.
-    alone: bool,
+    sides: Sides,
 }
 
-const fn feature(signal: Signal, entity: Entity, family: u8, floor: f32, alone: bool) -> Feature {
+/// In which direction a signal must differ, and whether it may be enough alone: pauses and losses have
+/// detectors of their own, and a node that carries more than the others has work beside the job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sides {
+    Less,
+    More,
+    Any,
+}
+
+const fn feature(signal: Signal, entity: Entity, family: u8, floor: f32, sides: Sides) -> Feature {
     Feature {
         signal,
         entity,
         family,
         floor,
-        alone,
+        sides,
     }
 }
 
 const FEATURES: [Feature; 8] = [
-    feature(Signal::TxBytes, Entity::Rdma, 0, 1e5, true),
-    feature(Signal::RxBytes, Entity::Rdma, 0, 1e5, true),
+    feature(Signal::TxBytes, Entity::Rdma, 0, 1e5, Sides::Less),
+    feature(Signal::RxBytes, Entity::Rdma, 0, 1e5, Sides::Less),
     // Of the priorities and ports together: a hundredth of one port's time.
-    feature(Signal::PauseRxUs, Entity::Port, 1, 1e4, false),
-    feature(Signal::PauseTxUs, Entity::Port, 2, 1e4, false),
-    feature(Signal::Retransmits, Entity::Rdma, 3, 10.0, false),
-    feature(Signal::GpuUtilisation, Entity::Gpu, 4, 2.0, true),
-    feature(Signal::GpuPower, Entity::Gpu, 4, 1e4, true),
-    feature(Signal::GpuTemperature, Entity::Gpu, 5, 2e3, true),
+    feature(Signal::PauseRxUs, Entity::Port, 1, 1e4, Sides::More),
+    feature(Signal::PauseTxUs, Entity::Port, 2, 1e4, Sides::More),
+    feature(Signal::Retransmits, Entity::Rdma, 3, 10.0, Sides::More),
+    feature(Signal::GpuUtilisation, Entity::Gpu, 4, 2.0, Sides::Less),
+    feature(Signal::GpuPower, Entity::Gpu, 4, 1e4, Sides::Any),
+    feature(Signal::GpuTemperature, Entity::Gpu, 5, 2e3, Sides::Any),
 ];
 const COUNT: usize = FEATURES.len();
 const UTILISATION: usize = 5;
@@ -90,9 +98,28 @@ pub fn compares(entity: Entity, signal: Signal) -> bool {
     FEATURES.iter().any(|f| f.is_fed_by(entity, signal))
 }
 
-/// Signals that nodes are compared in, their families, and whether one may be enough alone.
-pub fn features() -> impl Iterator<Item = (Signal, u8, bool)> {
-    FEATURES.iter().map(|f| (f.signal, f.family, f.alone))
+/// Signals that nodes are compared in, their families, which way they must differ, and whether one may
+/// be enough alone.
+pub fn features() -> impl Iterator<Item = (Signal, u8, &'static str, bool)> {
+    FEATURES.iter().map(|f| {
+        let side = match f.sides {
+            Sides::Less => "less",
+            Sides::More => "more",
+            Sides::Any => "either",
+        };
+        (f.signal, f.family, side, f.sides.may_be_alone())
+    })
+}
+
+impl Sides {
+    /// Whether less and more count.
+    fn count(self) -> [bool; 2] {
+        [self != Sides::More, self != Sides::Less]
+    }
+
+    fn may_be_alone(self) -> bool {
+        self != Sides::More
+    }
 }
 
 impl Feature {
@@ -347,12 +374,13 @@ fn compare(job: &JobId, nodes: &mut [(&mut Peer, Means)], now: Duration) {
                 continue;
             };
             let off = place - peer.usual[n];
+            let [less, more] = FEATURES[n].sides.count();
             let is = [
-                off <= -FAR && crowd[n][0] <= most,
-                off >= FAR && crowd[n][1] <= most,
+                less && off <= -FAR && crowd[n][0] <= most,
+                more && off >= FAR && crowd[n][1] <= most,
             ];
             let wide = off.abs() >= WIDE && is.contains(&true);
-            let wide = peer.wide[n].push(wide, M) >= N && FEATURES[n].alone;
+            let wide = peer.wide[n].push(wide, M) >= N && FEATURES[n].sides.may_be_alone();
             let times =
                 std::array::from_fn::<u32, 2, _>(|side| peer.off[n][side].push(is[side], M));
             if !is.contains(&true) {

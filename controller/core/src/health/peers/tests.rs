@@ -121,6 +121,18 @@ fn one_signal_must_be_wide_of_the_others() {
 }
 
 #[test]
+fn traffic_beside_the_job_is_no_fault() {
+    let more = |n, k, v| {
+        let mut values = noise(n, k, v);
+        if n == 3 && k >= 20 {
+            (values[0], values[1]) = (values[0] * 3, values[1] * 3);
+        }
+        values
+    };
+    assert!(Job::new(8).run(60, more).is_empty());
+}
+
+#[test]
 fn a_place_in_the_job_is_no_fault() {
     let stages = |n, k, v| {
         if n == 0 {
