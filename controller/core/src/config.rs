@@ -48,6 +48,14 @@ pub struct Hotspot {
     /// Queueing delay that proves pressure, at the link's own rate. 0.4 ms at 200 Mbit/s is seven
     /// full frames.
     pub queue_delay_hot: Duration,
+    /// Share of packets marked Congestion Experienced that proves pressure. A clean link marks none; DCQCN holds a
+    /// shared one at some per cent. 0.1 % is above what one short burst leaves in a second.
+    pub marked_hot: f64,
+    /// Share of an interval for which a port is paused that is worth a question. 1 %: 10 ms in a second, ten times
+    /// what bursts of a healthy all-to-all leave.
+    pub paused_hot: f64,
+    /// A receiver that lets its link stand for this share of the time, and takes next to nothing, is a storm.
+    pub storm: f64,
     /// A sibling below this share of capacity has room.
     pub sibling_idle: f64,
     /// Verdict after this many hot samples out of the last `window` of them.
@@ -96,6 +104,9 @@ impl Default for Config {
                 utilisation_hot: 0.75,
                 utilisation_full: 0.95,
                 queue_delay_hot: Duration::from_micros(400),
+                marked_hot: 0.001,
+                paused_hot: 0.01,
+                storm: 0.5,
                 sibling_idle: 0.6,
                 samples_hot: 2,
                 window: 3,

@@ -323,8 +323,8 @@ impl World {
                 tx_bytes: Some(bytes(bps)),
                 queue_bytes_max: Some(queue),
                 drops: Some(u64::from(full)),
-                ecn_marked: None,
                 up: Some(true),
+                ..io::PortSample::default()
             };
             samples
                 .entry(port.node.clone())
