@@ -54,6 +54,8 @@ pub struct Hotspot {
     /// Share of an interval for which a port is paused that is worth a question. 1 %: 10 ms in a second, ten times
     /// what bursts of a healthy all-to-all leave.
     pub paused_hot: f64,
+    /// A receiver that pauses its link for this share of the time is slow. 5 %: a job that uses the link fully loses as much.
+    pub slow_receiver: f64,
     /// A receiver that lets its link stand for this share of the time, and takes next to nothing, is a storm.
     pub storm: f64,
     /// A sibling below this share of capacity has room.
@@ -106,6 +108,7 @@ impl Default for Config {
                 queue_delay_hot: Duration::from_micros(400),
                 marked_hot: 0.001,
                 paused_hot: 0.01,
+                slow_receiver: 0.05,
                 storm: 0.5,
                 sibling_idle: 0.6,
                 samples_hot: 2,

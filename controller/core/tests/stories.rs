@@ -714,7 +714,7 @@ proptest! {
                 4 => world.input(Input::LeaseReported { node, lease: value % 4, outcome: LeaseOutcome::Ended, reason: String::new() }),
                 5 => world.input(Input::FreezeSet { frozen: value % 2 == 0 }),
                 6 => {
-                    let ports = vec![io::PortSample { port: "up1".into(), tx_bytes: Some(value), queue_bytes_max: Some(value), drops: Some(value), ecn_marked: None, up: None }];
+                    let ports = vec![io::PortSample { port: "up1".into(), tx_bytes: Some(value), queue_bytes_max: Some(value), drops: Some(value), ..io::PortSample::default() }];
                     world.input(Input::SampleReported { node, sample: NodeSample { elapsed: Some(Duration::from_nanos(value)), ports, ..NodeSample::default() } });
                 }
                 7 => world.now += Duration::from_secs(value % 100),
