@@ -159,3 +159,23 @@ fn traffic_to_storage_is_a_burst_and_nothing_is_rerouted() {
     );
     assert_eq!(world.grants(), 0);
 }
+
+#[test]
+fn a_collision_tells_what_it_costs() {
+    let mut world = balanced();
+    world.iteration = |load| 0.3 * (load / LINK_BPS).max(1.0);
+    world.flows = World::ring(&INTERLEAVED, 95e6);
+    world.seconds(8);
+    assert_eq!(world.classes(), []);
+    world.spine.clear();
+    for leaf in 1..=2 {
+        world.routes_changed(&node("l", leaf));
+    }
+    world.seconds(4);
+    let impact = verdict(&world).impact.unwrap();
+    assert_eq!(impact.ranks, 8);
+    assert!(
+        impact.lost_ratio > 0.2 && impact.lost_ratio <= 1.0,
+        "{impact:?}"
+    );
+}
