@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use weir_sim::reference::{rank_correlation, run};
 use weir_sim::scenario::Scenario;
-use weir_sim::traces::{MODELS, compare};
+use weir_controller_core::verdict::Class;
+use weir_sim::diagnose::in_trace;
+use weir_sim::traces::{MODELS, Trace, compare};
 
 /// Where the traces are: `WEIR_TRACES`, or beside the repository. Says why there is nothing to compare with.
 #[expect(clippy::print_stdout, reason = "a test that skips says so")]
@@ -144,5 +146,24 @@ fn a_scenario_that_cannot_be_says_which_key_and_what_is_allowed() {
             Ok(Ok(_)) => panic!("accepted: {text}"),
         };
         assert!(error.contains(want), "{error}\nwanted: {want}\n{text}");
+    }
+}
+
+/// What is true of each trace, as the one who made it wrote it down: classes and links that must be found.
+const TRUTHS: [(&str, &[(Class, &str)]); 5] = [
+    ("ring-clean-16h", &[]),
+    ("incast-8to1-16h", &[(Class::Incast, "leaf0:p1")]),
+    ("a2a-16h", &[]),
+    ("ring-collision-16h", &[(Class::EcmpCollision, "leaf")]),
+    ("victim-16h", &[(Class::Incast, "leaf0:p4")]),
+];
+
+#[test]
+fn every_truth_of_the_independent_traces_is_found_and_nothing_where_nothing_is() {
+    let Some(dir) = traces() else { return };
+    for (name, model, _) in MODELS {
+        let trace = Trace::read(&dir.join(format!("{name}.txt.gz"))).unwrap();
+        let found = in_trace(&Scenario::parse(model).unwrap(), &trace).unwrap();
+        println!("{name}: {found:?}");
     }
 }
