@@ -42,6 +42,9 @@ pub struct Hotspot {
     /// pressure is hot. 0.75: a colliding uplink of the lab was seen between 0.8 and 1.0, since the
     /// ring waits for compute in between. Hot alone is no verdict.
     pub utilisation_hot: f64,
+    /// The same where packets are marked: DCQCN keeps a contended link well below its rate. 0.5: an independent
+    /// simulator's colliding uplinks were seen between 0.5 and 0.9 over half a millisecond.
+    pub utilisation_marked: f64,
     /// Share of capacity from which a link is full: every member of an oversubscribed group must
     /// be, and a link whose queue nobody sees. A balanced job in the lab stays below 0.93.
     pub utilisation_full: f64,
@@ -104,6 +107,7 @@ impl Default for Config {
             mode: Mode::Observe,
             hotspot: Hotspot {
                 utilisation_hot: 0.75,
+                utilisation_marked: 0.5,
                 utilisation_full: 0.95,
                 queue_delay_hot: Duration::from_micros(400),
                 marked_hot: 0.001,

@@ -161,12 +161,19 @@ impl Links {
         let unseen = sample.queue_bytes_max.is_none() && sample.drops.is_none() && marked.is_none();
         // A link cannot be fuller than the peer lets it be.
         let full = utilisation_busy.map(|u| u + paused.unwrap_or(0.0));
-        let hot = (pressed && full.is_some_and(|u| u >= limits.utilisation_hot))
+        // Congestion control that marks or pauses work keeps a link below its rate.
+        let held = marked.is_some_and(|m| m >= limits.marked_hot);
+        let enough = if held {
+            limits.utilisation_marked
+        } else {
+            limits.utilisation_hot
+        };
+        let hot = (pressed && full.is_some_and(|u| u >= enough))
             || (unseen && utilisation.is_some_and(|u| u >= limits.utilisation_full));
         keep(&mut self.hot, link, hot);
         keep(&mut self.pressed, link, pressed);
-        let held = [paused, pausing].into_iter().flatten();
-        let held = held.fold(0.0, f64::max) >= limits.paused_hot;
+        let longest = [paused, pausing].into_iter().flatten().fold(0.0, f64::max);
+        let held = longest >= limits.paused_hot;
         keep(&mut self.paused, link, held);
         if self.tracks.len() <= link.index() {
             self.tracks.resize_with(link.index() + 1, Track::default);

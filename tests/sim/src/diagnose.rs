@@ -20,6 +20,9 @@ use weir_controller_core::topology::{Cable, Plan};
 use weir_controller_core::verdict::Class;
 use weir_controller_core::{Command, Config, Core, Input};
 
+/// Interval in which a trace is looked at: about a fifth of an iteration, as a second is of a large model's.
+const INTERVAL_NS: u64 = 500_000;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 /// What a port of the fabric counted in one interval.
@@ -40,6 +43,7 @@ struct PortCount {
 struct Flow {
     key: FlowKey,
     job: JobId,
+    qp: u32,
     src: u32,
     /// Ports that it leaves by, the host's first.
     path: Vec<u32>,
@@ -151,7 +155,10 @@ impl Fabric {
         }
         let group = |(id, members): (usize, Vec<u32>)| EcmpGroup {
             id: index(id) + 1,
-            members: members.iter().map(|p| port_id(&self.sim, *p).port).collect(),
+            members: members
+                .iter()
+                .map(|p| port_id(&self.sim, *p).port)
+                .collect(),
         };
         Inventory {
             ports,
@@ -166,7 +173,9 @@ impl Fabric {
             if let Command::QueryPaths { node, keys } = command {
                 let hops = keys.into_iter().map(|(key, in_port)| {
                     let out = self.next_hop(&node, &key);
-                    let group = out.as_ref().and_then(|out| self.core.topology().group_of(out));
+                    let group = out
+                        .as_ref()
+                        .and_then(|out| self.core.topology().group_of(out));
                     ResolvedHop {
                         key,
                         in_port,
@@ -184,7 +193,15 @@ impl Fabric {
     fn next_hop(&self, node: &NodeId, key: &FlowKey) -> Option<PortId> {
         let flow = self.flows.iter().find(|f| f.key == *key)?;
         let mut ports = flow.path.iter().map(|p| port_id(&self.sim, *p));
-        ports.find(|p| p.node == *node)
+        // Where it does not pass today, the routes say what would become of it.
+        ports.find(|p| p.node == *node).or_else(|| {
+            let switch = self.sim.topology().switch_named(node.as_str())?;
+            let out = self
+                .sim
+                .routes()
+                .egress(switch, self.sim.tuple(flow.qp), flow.qp)?;
+            Some(port_id(&self.sim, out))
+        })
     }
 
     /// One interval: what each port, queue pair and collective did.
@@ -221,15 +238,19 @@ impl Fabric {
                 continue;
             };
             let host = NodeId::new(&self.sim.topology().nodes[flow.src as usize].name);
-            samples.entry(host).or_default().collectives.push(CollectiveDone {
-                job: job_id(done.job),
-                rank: Some(0),
-                ranks: None,
-                op: "MPI_Allreduce".into(),
-                bytes: Some(1),
-                started_before: SECOND.mul_f64(done.started_before.max(0.0)),
-                duration: SECOND.mul_f64(done.duration.max(0.0)),
-            });
+            samples
+                .entry(host)
+                .or_default()
+                .collectives
+                .push(CollectiveDone {
+                    job: job_id(done.job),
+                    rank: Some(0),
+                    ranks: None,
+                    op: "MPI_Allreduce".into(),
+                    bytes: Some(1),
+                    started_before: SECOND.mul_f64(done.started_before.max(0.0)),
+                    duration: SECOND.mul_f64(done.duration.max(0.0)),
+                });
         }
         for (node, mut sample) in samples {
             sample.elapsed = Some(SECOND);
@@ -265,7 +286,12 @@ fn port_id(sim: &Sim, port: u32) -> PortId {
 fn flows(sim: &Sim) -> Vec<Flow> {
     let mut by_qp: BTreeMap<u32, u32> = BTreeMap::new();
     for (n, job) in sim.jobs().iter().enumerate() {
-        by_qp.extend(job.qps.iter().filter(|qp| **qp != u32::MAX).map(|qp| (*qp, index(n))));
+        by_qp.extend(
+            job.qps
+                .iter()
+                .filter(|qp| **qp != u32::MAX)
+                .map(|qp| (*qp, index(n))),
+        );
     }
     let flow = |(qp, job): (u32, u32)| {
         let tuple = sim.tuple(qp);
@@ -278,6 +304,7 @@ fn flows(sim: &Sim) -> Vec<Flow> {
                 dst_port: 4791,
             },
             job: job_id(job),
+            qp,
             src: tuple.src,
             path: sim.path(qp),
         }
@@ -291,8 +318,15 @@ fn flows(sim: &Sim) -> Vec<Flow> {
 pub fn in_trace(model: &Scenario, trace: &Trace) -> Option<Vec<Found>> {
     let mut sim = model.build().ok()?;
     sim.run_jobs(model.limit());
-    let times: Vec<u64> = trace.ports.keys().copied().collect();
-    let step_ns = times.get(1)?.checked_sub(*times.first()?)?;
+    let all: Vec<u64> = trace.ports.keys().copied().collect();
+    let row_ns = all.get(1)?.checked_sub(*all.first()?)?;
+    let rows_each = usize::try_from((INTERVAL_NS / row_ns).max(1)).ok()?;
+    let step_ns = row_ns * rows_each as u64;
+    let times: Vec<u64> = all
+        .chunks_exact(rows_each)
+        .filter_map(<[u64]>::last)
+        .copied()
+        .collect();
     let mut fabric = Fabric::new(sim, step_ns * NS);
     let mut last: (BTreeMap<(u32, u32), PortRow>, BTreeMap<u32, u64>) = Default::default();
     let mut ended: BTreeMap<u64, Vec<Done>> = BTreeMap::new();
@@ -308,7 +342,15 @@ pub fn in_trace(model: &Scenario, trace: &Trace) -> Option<Vec<Found>> {
             duration: duration_us / step_us,
         });
     }
+    let mut deepest: BTreeMap<(u32, u32), u64> = BTreeMap::new();
     for (at, rows) in &trace.ports {
+        for (port, row) in rows {
+            let queue = deepest.entry(*port).or_default();
+            *queue = row.queue_max.max(*queue);
+        }
+        if times.binary_search(at).is_err() {
+            continue;
+        }
         let rise = |now: u64, before: u64| now.saturating_sub(before);
         let mut ports = BTreeMap::new();
         for ((node, number), row) in rows {
@@ -320,7 +362,7 @@ pub fn in_trace(model: &Scenario, trace: &Trace) -> Option<Vec<Found>> {
                 tx_bytes: rise(row.tx_bytes, before.tx_bytes),
                 tx_packets: rise(row.tx_packets, before.tx_packets),
                 marked: rise(row.ecn, before.ecn),
-                queue_bytes_max: row.queue_max,
+                queue_bytes_max: deepest.remove(&(*node, *number)).unwrap_or(0),
                 drops: rise(row.drop, before.drop),
                 paused_us: share(rise(row.paused_ns, before.paused_ns)),
                 pausing_us: 0,

@@ -2,8 +2,9 @@
 
 use super::scene::{Scene, common_job};
 use crate::flows::RATE_AGE_MAX;
-use crate::ids::PortId;
+use crate::ids::{FlowKey, PortId};
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
+use std::collections::BTreeSet;
 
 /// Links that carry as much without pressure before another is blamed.
 const PEERS_MIN: usize = 3;
@@ -14,8 +15,8 @@ const FULL: f64 = 0.9;
 
 impl Scene<'_> {
     /// Verdicts on links before which something waits although they are far from full, nobody pauses them, and at least
-    /// [`PEERS_MIN`] links of the same rate carry as much for as many flows of the same job without any pressure.
-    /// A burst cannot look like that: where more flows meet, more is carried.
+    /// [`PEERS_MIN`] links of the same rate carry as much for as many senders of the same job without any pressure.
+    /// A burst cannot look like that: where more senders meet, more is carried.
     pub fn degraded(&self, is_explained: impl Fn(&PortId) -> bool) -> Vec<Verdict> {
         let (n, window) = (self.limits.samples_hot.max(2), self.limits.window);
         let pressed = self.links.pressed(self.now, RATE_AGE_MAX);
@@ -34,12 +35,16 @@ impl Scene<'_> {
             return None;
         }
         let job = common_job(self.flows_on(port).map(|(_, c)| c))?;
-        let of_job = |p: &PortId| {
+        let senders = |p: &PortId| {
             let flows = self.flows_on(p);
-            flows.filter(|(_, c)| c.job.as_ref() == Some(&job)).count()
+            let ours = flows.filter(|(_, c)| c.job.as_ref() == Some(&job));
+            let senders: BTreeSet<_> = ours.map(|(key, _)| key.src).collect();
+            senders.len()
         };
         let (sent, capacity) = (self.tx_bps(port), self.topology.capacity_bps(port)?);
-        let flows = of_job(port);
+        let meet = senders(port);
+        // Links behind it carry what it lets through: they say nothing.
+        let ours: BTreeSet<&FlowKey> = self.flows_on(port).map(|(key, _)| key).collect();
         let of_our_job = self
             .crossing
             .values()
@@ -54,7 +59,8 @@ impl Scene<'_> {
                 && self.newest(p).is_some_and(|s| !s.pressed)
                 && self.tx_bps(p) >= AS_MUCH * sent
                 && self.paused(p) < self.limits.paused_hot
-                && of_job(p) >= flows
+                && senders(p) >= meet
+                && !self.flows_on(p).any(|(key, _)| ours.contains(key))
         });
         if peers.len() < PEERS_MIN {
             return None;
@@ -76,7 +82,8 @@ impl Scene<'_> {
         let confidence = self.share_of_window(port, |s| s.pressed);
         let far = self.topology.peer(port)?;
         Some(Verdict {
-            links: vec![port.clone()],
+            // A cable that is trained down is slow both ways.
+            links: vec![port.clone(), far.clone()],
             job: Some(job),
             evidence,
             action: format!(
