@@ -62,7 +62,9 @@ impl Incidents {
     pub fn judged(&mut self, verdict: Verdict, at: Duration) -> (String, bool) {
         let open = self.place(&verdict);
         if let Some(incident) = open.and_then(|n| self.list.get_mut(n)) {
-            incident.verdict = verdict;
+            // What it is called stays, though another of its links may look worse by now.
+            let entity = incident.verdict.entity.clone();
+            incident.verdict = Verdict { entity, ..verdict };
             incident.last_seen = at;
             return (incident.id.clone(), false);
         }
