@@ -171,7 +171,7 @@ const TRUTHS: [Truth; 6] = [
     truth("a2a-16h", None),
     truth(
         "ring-collision-16h",
-        Some((Class::EcmpCollision, "leaf2:p6", 1)),
+        Some((Class::EcmpCollision, "leaf1:p7", 1)),
     ),
     truth("victim-16h", Some((Class::Incast, "leaf0:p4", 1))),
     Truth {
