@@ -20,6 +20,7 @@ pub mod incident;
 pub mod io;
 pub mod jobs;
 pub mod links;
+pub mod localise;
 pub mod maxmin;
 pub mod pinglist;
 pub mod plan;
