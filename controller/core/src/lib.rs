@@ -24,6 +24,7 @@ pub mod localise;
 pub mod maxmin;
 pub mod pinglist;
 pub mod plan;
+pub mod straggler;
 pub mod topology;
 pub mod trial;
 
