@@ -32,9 +32,11 @@ const SOURCES_MAX: usize = 64;
 const NAME_BYTES_MAX: usize = 255;
 
 /// Signals of a port that the core looks at.
-const WATCHED: [Signal; 9] = [
+const WATCHED: [Signal; 11] = [
     Signal::TxBytes,
     Signal::TxPackets,
+    Signal::RxBytes,
+    Signal::RxPackets,
     Signal::PauseRxUs,
     Signal::PauseTxUs,
     Signal::QueueBytes,
@@ -458,6 +460,8 @@ impl Ingest {
                 }
                 Signal::QueueDrops => sample.drops = delta,
                 Signal::TxPackets => sample.tx_packets = delta,
+                Signal::RxBytes => sample.rx_bytes = delta,
+                Signal::RxPackets => sample.rx_packets = delta,
                 Signal::EcnMarkedTx => sample.ecn_marked = delta,
                 Signal::PauseRxUs => sample.pause_rx_us = sample.pause_rx_us.max(delta),
                 Signal::PauseTxUs => sample.pause_tx_us = sample.pause_tx_us.max(delta),

@@ -154,6 +154,8 @@ pub struct PortSample {
     pub queue_bytes_max: Option<u64>,
     pub drops: Option<u64>,
     pub tx_packets: Option<u64>,
+    pub rx_bytes: Option<u64>,
+    pub rx_packets: Option<u64>,
     /// Packets marked Congestion Experienced on the way out.
     pub ecn_marked: Option<u64>,
     /// Time for which the peer kept our transmitter paused, in microseconds; of the priority that was longest.

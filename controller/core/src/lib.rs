@@ -12,6 +12,7 @@
 //! Time is a [`std::time::Duration`] since the controller started and always an argument, so that
 //! a recorded run gives the same verdicts and commands again, byte for byte.
 
+pub mod cables;
 pub mod cause;
 pub mod config;
 pub mod engine;
@@ -27,6 +28,7 @@ pub mod localise;
 pub mod maxmin;
 pub mod pinglist;
 pub mod plan;
+pub mod silent;
 pub mod straggler;
 pub mod topology;
 pub mod trial;

@@ -24,8 +24,10 @@ mod ranks;
 #[cfg(test)]
 mod tests;
 
-use crate::ids::JobId;
+use crate::ids::{JobId, NodeId};
 use crate::io::NodeSample;
+use crate::jobs::Jobs;
+use crate::verdict::{Class, Evidence, Impact, Severity, Subject, Verdict};
 pub use ranks::Ranks;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -120,5 +122,90 @@ impl Stragglers {
     /// All jobs, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&JobId, &Ranks)> {
         self.0.iter()
+    }
+}
+
+/// Time after its last call for which a job's stragglers are worth a verdict.
+const CURRENT: Duration = Duration::from_secs(10);
+
+/// Verdicts on the stragglers of all jobs that run.
+#[must_use]
+pub fn verdicts(stragglers: &Stragglers, jobs: &Jobs, now: Duration) -> Vec<Verdict> {
+    let mut verdicts = Vec::new();
+    for (job, ranks) in stragglers.iter() {
+        if now.saturating_sub(ranks.last_seen()) > CURRENT {
+            continue;
+        }
+        let known = jobs.get(job);
+        for straggler in ranks.stragglers().unwrap_or_default() {
+            let node = known.and_then(|j| j.host_of(straggler.rank)).cloned();
+            verdicts.push(verdict(job, &straggler, node, known.and_then(|j| j.ranks)));
+        }
+    }
+    verdicts
+}
+
+fn verdict(
+    job: &JobId,
+    straggler: &Straggler,
+    node: Option<NodeId>,
+    ranks: Option<u32>,
+) -> Verdict {
+    let Straggler {
+        rank,
+        kind,
+        late_s,
+        threshold_s,
+        share,
+        iterations,
+        confidence,
+        lost_s,
+        effective_ratio,
+    } = *straggler;
+    let host = node
+        .as_ref()
+        .map_or_else(|| "its host".to_owned(), ToString::to_string);
+    let what = match kind {
+        Kind::Compute => "arrives late, the others wait in the call",
+        Kind::Network => "starts with the others and ends late",
+    };
+    let evidence = vec![
+        Evidence::new(
+            format!("rank {rank} on {host}"),
+            format!("{what}: {:.1} ms behind the median rank", late_s * 1e3),
+        ),
+        Evidence::new(
+            "stands out from",
+            format!("{:.1} ms, the spread of the others", threshold_s * 1e3),
+        ),
+        Evidence::new(
+            "how often",
+            format!(
+                "in {:.0} % of the last {iterations} iterations",
+                share * 100.0
+            ),
+        ),
+        Evidence::new("lost", format!("{:.1} ms of each iteration", lost_s * 1e3)),
+    ];
+    let action = match kind {
+        Kind::Compute => format!(
+            "compare {host} with a neighbour: GPU clocks and temperatures, PCIe, input pipeline, other processes (`weir-agent scan`)"
+        ),
+        Kind::Network => format!("look at the links and the network adapter of {host}"),
+    };
+    let entity = Subject::Rank {
+        job: job.clone(),
+        rank,
+        node,
+    };
+    Verdict {
+        job: Some(job.clone()),
+        evidence,
+        action,
+        impact: effective_ratio.map(|effective| Impact {
+            lost_ratio: (1.0 - effective).clamp(0.0, 1.0),
+            ranks: ranks.unwrap_or(0),
+        }),
+        ..Verdict::new(Class::Straggler, Severity::Warning, entity, confidence)
     }
 }
