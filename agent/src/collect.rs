@@ -5,12 +5,11 @@
 
 use crate::bpf::jobs::{self, JobIdentity};
 use crate::bpf::start_time;
-use crate::bpf::{Bpf, BpfOptions, BpfSample, QpSample, SourceState};
+use crate::bpf::{Bpf, BpfOptions, BpfSample, BpfStart, QpSample, SourceState};
 use crate::config::{Config, excluded};
 use crate::cost::{Costs, Meter};
 use crate::devices::Devices;
 use crate::gpu_jobs::{self, GpuProcess};
-use crate::kmsg::From;
 use crate::netlink::links::Link;
 use crate::netlink::qdiscs::Qdisc;
 use crate::netlink::{Netlink, NetlinkError};
@@ -22,7 +21,7 @@ use crate::sample::{
     CollectiveCall, EVENTS_MAX, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, QueuePair,
     Readings, RunningCall, Sample, Series,
 };
-use crate::source::{Gathered, GpuPart, Info, OptionalCounter, RawCounter, Source};
+use crate::source::{Gathered, GpuPart, Info, OptionalCounter, PortGids, RawCounter, Source};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,7 +31,7 @@ use weir_wire::v1;
 
 /// How long a sample waits for devices: what comes later goes into the next.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// The same for a single look at the node.
+/// The same for a single look at the node: a driver may take seconds to wake GPUs that nobody uses.
 const PATIENCE_ONCE: Duration = Duration::from_secs(10);
 /// Processes whose job is remembered.
 const PIDS_MAX: usize = 4096;
@@ -51,6 +50,7 @@ pub struct Extras {
     pub verbatim: Vec<RawCounter>,
     pub info: Vec<Info>,
     pub optional_counters: Vec<OptionalCounter>,
+    pub gids: Vec<PortGids>,
     pub gpu_parts: Vec<GpuPart>,
     /// Processes on each GPU that tells.
     pub gpu_process_counts: BTreeMap<String, usize>,
@@ -58,6 +58,16 @@ pub struct Extras {
     /// Events that one sample could not hold, since the start.
     pub events_dropped: u64,
     pub costs: Costs,
+}
+
+/// What the sources are opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To read them for as long as the agent runs.
+    Run,
+    /// A single look at the node: what tells only what happens from now on stays closed. No program
+    /// is loaded, no event awaited, nothing sent.
+    Look,
 }
 
 /// What is known of a process.
@@ -107,28 +117,35 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// Opens what can be opened; `from` is where the kernel's log is read from.
+    /// Opens what can be opened.
     ///
     /// # Errors
     /// No netlink socket: nothing at all can be read.
-    pub fn open(config: &Config, from: From, epoch: Instant) -> Result<Collector, NetlinkError> {
+    pub fn open(
+        config: &Config,
+        purpose: Purpose,
+        epoch: Instant,
+    ) -> Result<Collector, NetlinkError> {
+        let run = purpose == Purpose::Run;
         let options = BpfOptions {
             netns_filter: config.bpf.netns_filter,
             collective: config.bpf.enabled && config.bpf.collective,
             tcp: config.bpf.tcp,
             qdisc: config.bpf.enabled && config.bpf.qdisc,
             drop: config.bpf.enabled && config.bpf.drop,
-            // A single look lists no pairs: `weir-agent qps` does.
-            qp: config.bpf.qp && matches!(from, From::Now),
-            // Its filters are the running agent's.
-            roce: config.bpf.enabled && config.bpf.roce && matches!(from, From::Now),
+            qp: config.bpf.qp,
+            roce: config.bpf.enabled && config.bpf.roce,
             cgroup: config.bpf.cgroup.clone(),
             no_programs: !config.bpf.enabled,
             object: None,
         };
-        let start = Bpf::load(&options);
+        let start = if run {
+            Bpf::load(&options)
+        } else {
+            BpfStart::default()
+        };
         let collectives_by_bpf = start.sources.iter().any(|s| s.name == "collective" && s.up);
-        let devices = Devices::start(config, from);
+        let devices = Devices::start(config, run);
         let wanted = devices.verbs().filter(|_| config.collectors.probe);
         let ud = wanted.map(|verbs| {
             let probe = &config.probe;
@@ -158,12 +175,11 @@ impl Collector {
             gpu_jobs: BTreeMap::new(),
             devices,
             ud,
-            // A single look at the node sends nothing.
-            probe: (config.collectors.probe && from == From::Now)
+            probe: (config.collectors.probe && run)
                 .then(|| Probe::start(config.probe.options(&config.ports_exclude))),
-            patience: match from {
-                From::Now => PATIENCE,
-                From::Boot => PATIENCE_ONCE,
+            patience: match purpose {
+                Purpose::Run => PATIENCE,
+                Purpose::Look => PATIENCE_ONCE,
             },
             events_dropped: 0,
             costs: Costs::default(),
@@ -309,6 +325,7 @@ impl Collector {
             verbatim: gathered.verbatim,
             info: gathered.info,
             optional_counters: gathered.optional_counters,
+            gids: gathered.gids,
             gpu_parts: gathered.gpu_parts,
             gpu_process_counts: gathered
                 .gpu_processes

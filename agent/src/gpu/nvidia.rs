@@ -3,7 +3,7 @@
 use super::Meaning;
 use super::events::{Listener, Raised, What};
 use super::nvml::{DriverGone, Gpu};
-use crate::source::{Event, Gathered, RawCounter, Reading, Severity};
+use crate::source::{Event, Gathered, RawCounter, RawKind, Reading, Severity};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 use std::collections::BTreeMap;
@@ -148,12 +148,9 @@ impl Session {
             let count = Reading::wide(count);
             out.put(Entity::Gpu, address, Signal::Xids, None, count);
         }
-        out.raw.push(RawCounter {
-            source: "nvml",
-            device: "node".to_owned(),
-            name: "events_dropped".to_owned(),
-            value: listener.dropped(),
-        });
+        let (name, dropped) = ("events_dropped", listener.dropped());
+        let counter = RawCounter::new(RawKind::Counter, "nvml", "node", name, dropped);
+        out.raw.push(counter);
         Ok(())
     }
 }

@@ -1,11 +1,20 @@
-//! Keeps a flood of lines from becoming a flood of events.
+//! Keeps a flood of faults from becoming a flood of events, and one fault from becoming two.
+//!
+//! A GPU's fault is told by NVML and by the kernel's log. Whoever comes first leads: what the other
+//! tells of the same within [`JOIN_WINDOW`] is counted as a duplicate, unless it is graver (the line
+//! of an XID 154 names the recovery, its number alone does not).
 //!
 //! The same event within a minute is only counted, unless it is worse than before. What is left
 //! takes a token of its subject and one of all: a device that floods empties its own budget and not
 //! that of the others, and the last quarter of the tokens of all is kept for critical events.
 
-use crate::source::{Event, Severity};
-use std::{collections::BTreeMap, time::Duration};
+use crate::source::{Event, RawCounter, RawKind, Severity};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Both sources are read with each sample and may be late by one, of a second or a few.
+pub const JOIN_WINDOW: Duration = Duration::from_secs(5);
 
 /// A fault repeats its line within seconds; after a minute it is worth another word.
 pub const REPEAT_WINDOW: Duration = Duration::from_mins(1);
@@ -23,6 +32,9 @@ pub const TOTAL_REFILL: Duration = Duration::from_millis(250);
 /// Of [`TOTAL_BURST`], for critical events only.
 pub const CRITICAL_RESERVE: u32 = TOTAL_BURST / 4;
 
+/// What ends the other: whoever hears of a return has to hear of the next loss.
+const OPPOSITES: [(&str, &str); 2] = [("gpu_lost", "gpu_back"), ("gpu_back", "gpu_lost")];
+
 /// Stands for all subjects that the table has no room for.
 const OTHERS: &str = "";
 
@@ -33,6 +45,8 @@ pub enum Verdict {
     Pass { repeated: u64 },
     /// It is only counted.
     Suppress,
+    /// Another source told it already.
+    Duplicate,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +85,9 @@ struct Key {
 
 #[derive(Debug, Clone, Copy)]
 struct Repeat {
+    /// Who tells it, and when it did last.
+    leader: &'static str,
+    told_at: Duration,
     passed_at: Duration,
     severity: Severity,
     held_back: u64,
@@ -97,13 +114,24 @@ impl Default for Limiter {
 impl Limiter {
     /// Whether an event is passed on.
     pub fn admit(&mut self, event: &Event, now: Duration) -> Verdict {
+        // Whom nobody names is told apart by what is said of it.
+        let subject = match event.subject.as_str() {
+            "" => &event.text,
+            _ => &event.subject,
+        };
         let key = Key {
             name: event.name,
-            subject: event.subject.clone(),
+            subject: subject.clone(),
             code: event.code,
         };
         let mut repeated = 0;
         if let Some(repeat) = self.repeats.get_mut(&key) {
+            let led = now.saturating_sub(repeat.told_at) < JOIN_WINDOW;
+            if event.source == repeat.leader || !led {
+                (repeat.leader, repeat.told_at) = (event.source, now);
+            } else if event.severity <= repeat.severity {
+                return Verdict::Duplicate;
+            }
             let recent = now.saturating_sub(repeat.passed_at) < REPEAT_WINDOW;
             if recent && event.severity <= repeat.severity {
                 repeat.held_back += 1;
@@ -114,7 +142,14 @@ impl Limiter {
         if !self.take(event, now) {
             return Verdict::Suppress;
         }
-        self.remember(key, event.severity, now);
+        if let Some((_, name)) = OPPOSITES.iter().find(|(name, _)| *name == key.name) {
+            let ended = Key {
+                name,
+                ..key.clone()
+            };
+            self.repeats.remove(&ended);
+        }
+        self.remember(key, event, now);
         Verdict::Pass { repeated }
     }
 
@@ -155,7 +190,7 @@ impl Limiter {
     }
 
     /// What finds no room is not recognised when it repeats; its subject's budget still holds.
-    fn remember(&mut self, key: Key, severity: Severity, now: Duration) {
+    fn remember(&mut self, key: Key, event: &Event, now: Duration) {
         if self.repeats.len() >= REPEATS_MAX && !self.repeats.contains_key(&key) {
             self.repeats
                 .retain(|_, r| now.saturating_sub(r.passed_at) < REPEAT_WINDOW);
@@ -164,11 +199,64 @@ impl Limiter {
             }
         }
         let repeat = Repeat {
+            leader: event.source,
+            told_at: now,
             passed_at: now,
-            severity,
+            severity: event.severity,
             held_back: 0,
         };
         self.repeats.insert(key, repeat);
+    }
+}
+
+/// The limits that several sources pass together.
+#[derive(Debug, Clone, Default)]
+pub struct Shared(Arc<Mutex<Limiter>>);
+
+/// Events of one source that were not passed on, since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeldBack {
+    /// Repeats, and what was beyond the budget.
+    pub suppressed: u64,
+    /// Told by another source already.
+    pub deduplicated: u64,
+}
+
+impl Shared {
+    /// Keeps the events that are passed on.
+    pub fn filter(&self, events: &mut Vec<Event>, now: Duration, held: &mut HeldBack) {
+        let all = std::mem::take(events).into_iter();
+        events.extend(all.filter_map(|event| self.admit(event, now, held)));
+    }
+
+    /// Passes an event on, with how often it repeated meanwhile, or counts it.
+    pub fn admit(&self, mut event: Event, now: Duration, held: &mut HeldBack) -> Option<Event> {
+        let verdict = {
+            let mut limiter = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            limiter.admit(&event, now)
+        };
+        match verdict {
+            Verdict::Suppress => held.suppressed += 1,
+            Verdict::Duplicate => held.deduplicated += 1,
+            Verdict::Pass { repeated } => {
+                if repeated > 0 {
+                    event.text += &format!(" (and {repeated} times since the last report)");
+                }
+                return Some(event);
+            }
+        }
+        None
+    }
+}
+
+impl HeldBack {
+    /// The counts as counters of a source.
+    pub fn raw(self, source: &'static str, device: &str) -> [RawCounter; 2] {
+        [
+            ("suppressed", self.suppressed),
+            ("deduplicated", self.deduplicated),
+        ]
+        .map(|(name, value)| RawCounter::new(RawKind::Counter, source, device, name, value))
     }
 }
 
@@ -204,6 +292,83 @@ mod tests {
         assert_eq!(limiter.admit(&xid, at(60)), Verdict::Pass { repeated: 3 });
         assert_eq!(limiter.admit(&xid, at(61)), Verdict::Suppress);
         assert_eq!(limiter.admit(&xid, at(120)), Verdict::Pass { repeated: 1 });
+    }
+
+    fn of(source: &'static str, mut event: Event) -> Event {
+        event.source = source;
+        event
+    }
+
+    #[test]
+    fn what_two_sources_tell_is_one_event_whoever_comes_first() {
+        for (first, second) in [("kmsg", "gpu"), ("gpu", "kmsg")] {
+            let mut limiter = Limiter::default();
+            let xid = |source| of(source, event("xid", "a", 79, Severity::Critical));
+            let passed = Verdict::Pass { repeated: 0 };
+            assert_eq!(limiter.admit(&xid(first), at(0)), passed);
+            assert_eq!(limiter.admit(&xid(second), at(0)), Verdict::Duplicate);
+            assert_eq!(limiter.admit(&xid(second), at(4)), Verdict::Duplicate);
+            // Another GPU, or another number, is another fault.
+            let other = of(second, event("xid", "b", 79, Severity::Critical));
+            assert_eq!(limiter.admit(&other, at(4)), passed);
+            // It happens again, and the other comes first this time: one repeat, not two.
+            assert_eq!(limiter.admit(&xid(second), at(30)), Verdict::Suppress);
+            assert_eq!(limiter.admit(&xid(first), at(31)), Verdict::Duplicate);
+            let again = Verdict::Pass { repeated: 1 };
+            assert_eq!(limiter.admit(&xid(first), at(60)), again);
+        }
+    }
+
+    #[test]
+    fn the_graver_of_two_passes() {
+        let mut limiter = Limiter::default();
+        let number = of("gpu", event("xid", "a", 154, Severity::Warning));
+        let line = event("xid", "a", 154, Severity::Critical);
+        let passed = Verdict::Pass { repeated: 0 };
+        assert_eq!(limiter.admit(&number, at(0)), passed);
+        assert_eq!(limiter.admit(&line, at(1)), passed);
+        assert_eq!(limiter.admit(&number, at(1)), Verdict::Duplicate);
+    }
+
+    #[test]
+    fn every_loss_after_a_return_passes() {
+        let mut limiter = Limiter::default();
+        let lost = event("gpu_lost", "a", 0, Severity::Critical);
+        let back = event("gpu_back", "a", 0, Severity::Info);
+        for second in 0..5 {
+            for event in [&lost, &back] {
+                let verdict = limiter.admit(event, at(second));
+                assert_eq!(verdict, Verdict::Pass { repeated: 0 });
+                assert_eq!(limiter.admit(event, at(second)), Verdict::Suppress);
+            }
+        }
+    }
+
+    #[test]
+    fn two_devices_without_a_name_are_two() {
+        let mut limiter = Limiter::default();
+        for text in ["GPU 5 no longer answers", "GPU 6 no longer answers"] {
+            let mut lost = event("gpu_lost", "", 0, Severity::Critical);
+            lost.text = text.to_owned();
+            assert_eq!(limiter.admit(&lost, at(0)), Verdict::Pass { repeated: 0 });
+        }
+    }
+
+    #[test]
+    fn a_flood_of_one_source_leaves_the_other_what_is_graver() {
+        let limits = Shared::default();
+        let (mut gpu, mut kmsg) = (HeldBack::default(), HeldBack::default());
+        for n in 0..10_000 {
+            let flood = event("ecc_corrected", &n.to_string(), 0, Severity::Info);
+            limits.admit(of("gpu", flood), at(0), &mut gpu);
+        }
+        let kept = u64::from(TOTAL_BURST - CRITICAL_RESERVE);
+        assert_eq!((gpu.suppressed, gpu.deduplicated), (10_000 - kept, 0));
+        let lost = event("gpu_lost", "g", 0, Severity::Critical);
+        assert!(limits.admit(lost.clone(), at(0), &mut kmsg).is_some());
+        assert_eq!(kmsg, HeldBack::default());
+        assert!(limits.admit(of("gpu", lost), at(1), &mut gpu).is_none());
+        assert_eq!(gpu.deduplicated, 1);
     }
 
     #[test]
@@ -315,6 +480,25 @@ mod tests {
     }
 
     proptest! {
+        /// One fault an hour, told by both in any order within the window: each is one event.
+        #[test]
+        fn each_fault_is_one_event(faults in prop::collection::vec((any::<bool>(), 0u64..4_000), 1..50)) {
+            let limits = Shared::default();
+            let mut held = HeldBack::default();
+            let mut passed = 0;
+            for (hour, (gpu_first, apart_ms)) in (1..).zip(&faults) {
+                let now = Duration::from_hours(hour);
+                let sources = if *gpu_first { ["gpu", "kmsg"] } else { ["kmsg", "gpu"] };
+                let times = [now, now + Duration::from_millis(*apart_ms)];
+                for (source, time) in sources.into_iter().zip(times) {
+                    let fault = of(source, event("xid", "a", 48, Severity::Critical));
+                    passed += usize::from(limits.admit(fault, time, &mut held).is_some());
+                }
+            }
+            prop_assert_eq!(passed, faults.len());
+            prop_assert_eq!(held.deduplicated, faults.len() as u64);
+        }
+
         #[test]
         fn never_more_than_the_budget_whatever_the_clock_does(events in prop::collection::vec((0u8..4, 0u32..8, 0u64..300), 0..400)) {
             let mut limiter = Limiter::default();

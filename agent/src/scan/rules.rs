@@ -1,9 +1,10 @@
 //! What a value means for the health of a node: a table of rules, one look, no history.
 
+use super::expect::rate_text;
 use super::{Finding, Level};
-use crate::source::{Event, Gathered, Severity};
+use crate::source::{ColumnKey, Gathered, Reading};
 use std::collections::BTreeMap;
-use weir_wire::signal::{Entity, Signal};
+use weir_wire::signal::{Entity, Kind, Signal};
 
 /// A value that is worth a line.
 struct Rule {
@@ -61,6 +62,71 @@ const RULES: &[Rule] = &[
         action: "see that the fabric manager runs, and its log",
     },
     Rule {
+        kind: Entity::Gpu,
+        signal: Signal::RecoveryAction,
+        bad: |action| action == 1 || action == 4,
+        level: Level::Critical,
+        finding: "the driver asks for a reset of the GPU",
+        action: "drain the node and reset the GPU",
+    },
+    Rule {
+        kind: Entity::Gpu,
+        signal: Signal::RecoveryAction,
+        bad: |action| action == 2,
+        level: Level::Critical,
+        finding: "the driver asks for a reboot of the node",
+        action: "drain and reboot the node",
+    },
+    Rule {
+        kind: Entity::Gpu,
+        signal: Signal::RecoveryAction,
+        bad: |action| action == 3,
+        level: Level::Warning,
+        finding: "the driver asks for an end of peer-to-peer on the GPU",
+        action: "end the jobs that use peer-to-peer on this GPU",
+    },
+    // The hardware's slowdown is set together with its two causes, where they are known.
+    Rule {
+        kind: Entity::Gpu,
+        signal: Signal::ClockReasons,
+        bad: |bits| bits & HW_SLOWDOWN != 0 && bits & (HW_THERMAL | POWER_BRAKE) == 0,
+        level: Level::Warning,
+        finding: "the hardware slows the clocks down",
+        action: "check cooling and power supply",
+    },
+    Rule {
+        kind: Entity::Gpu,
+        signal: Signal::ClockReasons,
+        bad: |bits| bits & HW_THERMAL != 0,
+        level: Level::Warning,
+        finding: "the hardware slows the clocks down: the GPU is too hot",
+        action: COOL,
+    },
+    Rule {
+        kind: Entity::Gpu,
+        signal: Signal::ClockReasons,
+        bad: |bits| bits & POWER_BRAKE != 0,
+        level: Level::Warning,
+        finding: "the power brake slows the clocks down",
+        action: "check power supplies and the node's power limit",
+    },
+    Rule {
+        kind: Entity::Gpu,
+        signal: Signal::ClockReasons,
+        bad: |bits| bits & SW_THERMAL != 0,
+        level: Level::Warning,
+        finding: "the driver slows the clocks down: the GPU or its memory is too hot",
+        action: COOL,
+    },
+    Rule {
+        kind: Entity::Gpu,
+        signal: Signal::ClockReasons,
+        bad: |bits| bits & SW_POWER_CAP != 0,
+        level: Level::Ok,
+        finding: "clocks are held to the power limit, as under full load",
+        action: "",
+    },
+    Rule {
         kind: Entity::Rdma,
         signal: Signal::LinkRecoveries,
         bad: some,
@@ -102,6 +168,100 @@ const RULES: &[Rule] = &[
     },
 ];
 
+/// Bits of nvmlClocksEventReasons (nvml.h).
+const SW_POWER_CAP: u64 = 0x4;
+const HW_SLOWDOWN: u64 = 0x8;
+const SW_THERMAL: u64 = 0x20;
+const HW_THERMAL: u64 = 0x40;
+const POWER_BRAKE: u64 = 0x80;
+
+/// A value and what the device itself, or its like, says that it should be. A warning.
+struct Pair {
+    kinds: &'static [Entity],
+    value: Signal,
+    limit: Signal,
+    bad: fn(u64, u64) -> bool,
+    finding: fn(u64, u64) -> String,
+    action: &'static str,
+}
+
+const fn below(value: u64, limit: u64) -> bool {
+    value < limit
+}
+
+const fn reached(value: u64, limit: u64) -> bool {
+    value >= limit
+}
+
+fn degrees(value: u64, limit: u64) -> String {
+    let (value, limit) = (value / 1000, limit / 1000);
+    format!("is at {value} °C, its own limit is {limit} °C")
+}
+
+const HAVE_PCIE: &[Entity] = &[Entity::Gpu, Entity::Port, Entity::Rdma];
+const RESEAT: &str = "look for PCIe errors in the kernel log; reseat the device or its riser";
+const COOL: &str = "check fans, air flow or coolant, and the temperature of what comes in";
+const CLEAN: &str = "clean or replace cable and optic; see what both ends offer";
+
+const PAIRS: &[Pair] = &[
+    Pair {
+        kinds: HAVE_PCIE,
+        value: Signal::PcieWidth,
+        limit: Signal::PcieMaxWidth,
+        bad: below,
+        finding: |width, most| format!("PCIe runs on {width} of {most} lanes"),
+        action: RESEAT,
+    },
+    Pair {
+        kinds: HAVE_PCIE,
+        value: Signal::PcieGeneration,
+        limit: Signal::PcieMaxGeneration,
+        bad: below,
+        finding: |generation, most| format!("PCIe runs at generation {generation} of {most}"),
+        action: RESEAT,
+    },
+    Pair {
+        kinds: &[Entity::Gpu],
+        value: Signal::GpuTemperature,
+        limit: Signal::GpuTemperatureLimit,
+        bad: reached,
+        finding: degrees,
+        action: COOL,
+    },
+    Pair {
+        kinds: &[Entity::Gpu],
+        value: Signal::GpuMemoryTemperature,
+        limit: Signal::GpuMemoryTemperatureLimit,
+        bad: reached,
+        finding: |value, limit| format!("memory {}", degrees(value, limit)),
+        action: COOL,
+    },
+    Pair {
+        kinds: &[Entity::Port],
+        value: Signal::ModuleTemperature,
+        limit: Signal::ModuleTemperatureLimit,
+        bad: reached,
+        finding: |value, limit| format!("transceiver module {}", degrees(value, limit)),
+        action: "check air flow around the module; replace it if others beside it are cooler",
+    },
+    Pair {
+        kinds: &[Entity::Rdma],
+        value: Signal::RateBps,
+        limit: Signal::RateExpectedBps,
+        bad: below,
+        finding: |rate, expected| format!("runs at {} of {}", rate_text(rate), rate_text(expected)),
+        action: CLEAN,
+    },
+    Pair {
+        kinds: &[Entity::Rdma],
+        value: Signal::Lanes,
+        limit: Signal::LanesExpected,
+        bad: below,
+        finding: |lanes, expected| format!("runs on {lanes} of {expected} lanes"),
+        action: CLEAN,
+    },
+];
+
 /// Lines for the values that the rules know, one for each rule and entity.
 #[must_use]
 pub fn findings(gathered: &Gathered) -> Vec<Finding> {
@@ -127,7 +287,7 @@ pub fn findings(gathered: &Gathered) -> Vec<Finding> {
         for (entity, (sum, indexes)) in bad {
             let which = match (rule.signal.index(), indexes.is_empty()) {
                 (Some(index), false) => format!(" ({index} {})", indexes.join(", ")),
-                _ if sum > 1 => format!(" ({sum})"),
+                _ if sum > 1 && rule.signal.kind() == Kind::Counter => format!(" ({sum})"),
                 _ => String::new(),
             };
             found.push(Finding {
@@ -138,8 +298,42 @@ pub fn findings(gathered: &Gathered) -> Vec<Finding> {
             });
         }
     }
-    found.extend(events(&gathered.events));
+    found.extend(PAIRS.iter().flat_map(|pair| pair.findings(gathered)));
     found
+}
+
+impl Pair {
+    fn findings(&self, gathered: &Gathered) -> Vec<Finding> {
+        let values = gathered.columns.iter();
+        let values = values.filter(|(key, _)| {
+            key.signal == self.value && key.index.is_none() && self.kinds.contains(&key.kind)
+        });
+        let finding = |(key, reading): (&ColumnKey, &Reading)| {
+            let limit = gathered.get(key.kind, &key.entity, self.limit)?;
+            if !(self.bad)(reading.value, limit) {
+                return None;
+            }
+            let idle = key.kind == Entity::Gpu
+                && self.value == Signal::PcieGeneration
+                && gathered
+                    .get(Entity::Gpu, &key.entity, Signal::GpuUtilisation)
+                    .is_none_or(|busy| busy == 0);
+            let words = (self.finding)(reading.value, limit);
+            let (level, finding, action) = if idle {
+                let words = format!("{words}, as an idle GPU may to save power");
+                (Level::Ok, words, "")
+            } else {
+                (Level::Warning, words, self.action)
+            };
+            Some(Finding {
+                subject: format!("{} {}", kind_text(key.kind), key.entity),
+                level,
+                finding,
+                action: action.into(),
+            })
+        };
+        values.filter_map(finding).collect()
+    }
 }
 
 fn kind_text(kind: Entity) -> &'static str {
@@ -150,38 +344,6 @@ fn kind_text(kind: Entity) -> &'static str {
         Entity::Gpu => "GPU",
         Entity::Probe => "probes of",
     }
-}
-
-/// One line for each thing that happened to each subject, with how often. A link that went down and
-/// came back is no finding: links do so at every start.
-fn events(events: &[Event]) -> Vec<Finding> {
-    let mut sums: BTreeMap<(&str, &str, Option<u32>), (u32, &Event)> = BTreeMap::new();
-    let came_back = |n: usize, down: &Event| {
-        let later = events.iter().skip(n);
-        let mut later = later.filter(|e| e.source == down.source && e.subject == down.subject);
-        down.name == "link_down" && later.any(|e| e.name == "link_up")
-    };
-    let lasting = events.iter().enumerate();
-    let lasting = lasting.filter(|(n, event)| !came_back(*n, event));
-    for (_, event) in lasting.filter(|(_, e)| e.severity > Severity::Info) {
-        let key = (event.subject.as_str(), event.name, event.code);
-        sums.entry(key).or_insert((0, event)).0 += 1;
-    }
-    let line = |(times, event): &(u32, &Event)| Finding {
-        subject: format!("{} {}", event.source, event.subject),
-        level: match event.severity {
-            Severity::Info => Level::Ok,
-            Severity::Warning => Level::Warning,
-            Severity::Critical => Level::Critical,
-        },
-        finding: if *times > 1 {
-            format!("{} ({times} times since boot)", event.text)
-        } else {
-            event.text.clone()
-        },
-        action: event.action.clone(),
-    };
-    sums.values().map(line).collect()
 }
 
 #[cfg(test)]
@@ -216,25 +378,6 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_came_back_is_no_finding() {
-        let event = |name, severity| Event {
-            source: "kmsg",
-            name,
-            subject: "eth2".into(),
-            code: None,
-            severity,
-            text: name.into(),
-            action: String::new(),
-        };
-        let (down, up) = (
-            event("link_down", Severity::Warning),
-            event("link_up", Severity::Info),
-        );
-        assert!(events(&[down.clone(), up.clone()]).is_empty());
-        assert_eq!(events(&[down.clone(), up, down]).len(), 1);
-    }
-
-    #[test]
     fn links_that_are_down_are_one_line_that_names_them() {
         let mut gathered = Gathered::default();
         for link in [0, 3, 17] {
@@ -253,28 +396,103 @@ mod tests {
         assert!(!found[0].action.is_empty());
     }
 
+    fn gpu(values: &[(Signal, u64)]) -> Vec<(Level, String)> {
+        let mut gathered = Gathered::default();
+        for (signal, value) in values {
+            let reading = Reading::wide(*value);
+            gathered.put(Entity::Gpu, "0000:18:00.0", *signal, None, reading);
+        }
+        let lines = findings(&gathered).into_iter();
+        lines.map(|f| (f.level, f.finding)).collect()
+    }
+
     #[test]
-    fn the_same_event_of_the_same_subject_is_one_line() {
-        let xid = |subject: &str| Event {
-            source: "kmsg",
-            name: "xid",
-            subject: subject.into(),
-            code: Some(79),
-            severity: Severity::Critical,
-            text: "the GPU has fallen off the bus".into(),
-            action: "reboot".into(),
+    fn clocks_are_judged_by_what_holds_them_back() {
+        let said = |bits| {
+            let lines = gpu(&[(Signal::ClockReasons, bits)]);
+            let level = lines.iter().map(|(level, _)| *level).max();
+            (lines.len(), level)
         };
-        let gathered = Gathered {
-            events: vec![xid("a"), xid("a"), xid("b")],
-            ..Gathered::default()
-        };
-        let texts: Vec<String> = findings(&gathered).into_iter().map(|f| f.finding).collect();
         assert_eq!(
-            texts,
-            [
-                "the GPU has fallen off the bus (2 times since boot)",
-                "the GPU has fallen off the bus"
-            ]
+            said(0x1 | 0x2 | 0x10),
+            (0, None),
+            "idle, set by hand, sync boost"
+        );
+        assert_eq!(said(SW_POWER_CAP), (1, Some(Level::Ok)));
+        for bits in [
+            HW_SLOWDOWN,
+            SW_THERMAL,
+            HW_SLOWDOWN | HW_THERMAL,
+            HW_SLOWDOWN | POWER_BRAKE,
+        ] {
+            assert_eq!(said(bits), (1, Some(Level::Warning)), "{bits:#x}");
+        }
+        let all = HW_SLOWDOWN | HW_THERMAL | POWER_BRAKE | SW_POWER_CAP;
+        assert_eq!(said(all), (3, Some(Level::Warning)));
+    }
+
+    #[test]
+    fn a_link_below_its_most_is_told_unless_the_gpu_sleeps() {
+        let narrow = [(Signal::PcieWidth, 8), (Signal::PcieMaxWidth, 16)];
+        let words = "PCIe runs on 8 of 16 lanes".to_owned();
+        assert_eq!(gpu(&narrow), [(Level::Warning, words)]);
+        assert_eq!(gpu(&narrow[..1]), [], "the most is not known");
+        let slow = |busy| {
+            let slow = [(Signal::PcieGeneration, 1), (Signal::PcieMaxGeneration, 5)];
+            gpu(&[slow[0], slow[1], (Signal::GpuUtilisation, busy)])[0].0
+        };
+        assert_eq!((slow(0), slow(50)), (Level::Ok, Level::Warning));
+        // A NIC does not sleep.
+        let mut gathered = Gathered::default();
+        for (signal, value) in [(Signal::PcieGeneration, 3), (Signal::PcieMaxGeneration, 5)] {
+            gathered.put(Entity::Port, "eth0", signal, None, Reading::wide(value));
+        }
+        assert_eq!(findings(&gathered)[0].level, Level::Warning);
+    }
+
+    #[test]
+    fn temperatures_are_held_against_the_device_s_own_limits() {
+        let hot = |value| {
+            gpu(&[
+                (Signal::GpuTemperature, value),
+                (Signal::GpuTemperatureLimit, 92_000),
+            ])
+        };
+        assert_eq!(hot(91_999), []);
+        let words = "is at 92 °C, its own limit is 92 °C".to_owned();
+        assert_eq!(hot(92_000), [(Level::Warning, words)]);
+        assert_eq!(gpu(&[(Signal::GpuTemperature, 200_000)]), []);
+    }
+
+    #[test]
+    fn a_link_below_what_is_expected_is_told() {
+        let mut gathered = Gathered::default();
+        let values = [
+            (Signal::RateBps, 200_000_000_000),
+            (Signal::RateExpectedBps, 400_000_000_000),
+            (Signal::Lanes, 4),
+            (Signal::LanesExpected, 4),
+        ];
+        for (signal, value) in values {
+            gathered.put(Entity::Rdma, "mlx5_0/1", signal, None, Reading::wide(value));
+        }
+        let found = findings(&gathered);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].subject, "verbs port mlx5_0/1");
+        assert_eq!(found[0].finding, "runs at 200 Gbit/s of 400 Gbit/s");
+    }
+
+    #[test]
+    fn what_the_driver_asks_for_is_told() {
+        let asked = |action| {
+            gpu(&[(Signal::RecoveryAction, action)])
+                .first()
+                .map(|f| f.0)
+        };
+        let critical = Some(Level::Critical);
+        assert_eq!(
+            [0, 1, 2, 3, 4].map(asked),
+            [None, critical, critical, Some(Level::Warning), critical]
         );
     }
 
@@ -286,6 +504,12 @@ mod tests {
                 "{}",
                 rule.finding
             );
+        }
+        for pair in PAIRS {
+            for kind in pair.kinds {
+                assert!(pair.value.entities().contains(kind), "{:?}", pair.value);
+                assert!(pair.limit.entities().contains(kind), "{:?}", pair.limit);
+            }
         }
     }
 }

@@ -238,6 +238,7 @@ fn a_device_that_the_filter_keeps_out_is_not_touched() {
         exclude: vec!["mlx5_1*".into()],
         netlink: false,
         verbatim: true,
+        expect: Vec::new(),
     });
     let (result, out) = poll(&mut rdma, MS(0));
     assert_eq!(result, Ok(()));
