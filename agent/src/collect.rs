@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use weir_wire::signal::Signal;
+use weir_wire::signal::{Entity, Signal};
 use weir_wire::v1;
 
 /// How long a sample waits for devices: what comes later goes into the next.
@@ -46,6 +46,8 @@ pub struct Extras {
     pub bpf: BpfSample,
     /// Interface names by ifindex.
     pub names: BTreeMap<u32, String>,
+    /// Interfaces whose drivers tell no state.
+    pub state_unknown: BTreeSet<String>,
     pub raw: Vec<RawCounter>,
     pub verbatim: Vec<RawCounter>,
     pub info: Vec<Info>,
@@ -88,6 +90,8 @@ pub struct Collector {
     netdev_error: Option<String>,
     /// Ethernet ports by ifindex.
     ethernet: BTreeMap<u32, String>,
+    /// Interfaces whose drivers tell no state.
+    state_unknown: BTreeSet<String>,
     readings: Readings,
     exclude: Vec<String>,
     jobs: BTreeMap<u32, Known>,
@@ -162,6 +166,7 @@ impl Collector {
             bpf_sources: start.sources.into_iter().map(source_of).collect(),
             netdev_error: None,
             ethernet: BTreeMap::new(),
+            state_unknown: BTreeSet::new(),
             readings: Readings::default(),
             exclude: config.ports_exclude.clone(),
             jobs: BTreeMap::new(),
@@ -297,6 +302,7 @@ impl Collector {
             self.costs.note(reading, ended);
         }
         sample.columns = gathered.columns;
+        forget_untrained(&mut sample);
         if gathered.events.len() > EVENTS_MAX {
             // A flood of one source must not push out what matters of another.
             gathered
@@ -321,6 +327,7 @@ impl Collector {
         let extras = Extras {
             bpf,
             names,
+            state_unknown: self.state_unknown.clone(),
             raw: gathered.raw,
             verbatim: gathered.verbatim,
             info: gathered.info,
@@ -362,6 +369,7 @@ impl Collector {
         }
         let mut names = BTreeMap::new();
         self.ethernet.clear();
+        self.state_unknown.clear();
         for link in links
             .into_iter()
             .filter(|l| !l.loopback && !excluded(&self.exclude, &l.name))
@@ -377,6 +385,9 @@ impl Collector {
                     kernel_drops,
                 ),
             );
+            if link.state_unknown {
+                self.state_unknown.insert(link.name.clone());
+            }
             if link.ethernet {
                 self.ethernet.insert(link.ifindex, link.name.clone());
             }
@@ -551,6 +562,20 @@ impl Collector {
     }
 }
 
+/// Some drivers tell the rate of a link that is down.
+fn forget_untrained(sample: &mut Sample) {
+    let up = PORT_SIGNALS.iter().position(|s| *s == Signal::LinkUp);
+    let ports = &sample.ports;
+    let is_down = |port: &str| {
+        let readings = ports.get(port).zip(up);
+        readings.is_some_and(|(readings, up)| readings[up] == Some(0))
+    };
+    sample.columns.retain(|key, _| {
+        let trained = matches!(key.signal, Signal::RateBps | Signal::Lanes);
+        !(key.kind == Entity::Port && trained && is_down(&key.entity))
+    });
+}
+
 fn source_of(state: SourceState) -> Source {
     match &state.reason {
         Some(reason) if !state.up => tracing::warn!("source {} is down: {reason}", state.name),
@@ -586,7 +611,8 @@ fn readings_of(
         Signal::TxPackets => stats.map(|s| s.tx_packets),
         Signal::RxPackets => stats.map(|s| s.rx_packets),
         Signal::TxDrops => stats.map(|s| s.tx_dropped),
-        Signal::RxDrops => stats.map(|s| s.rx_dropped),
+        // As /proc/net/dev has it.
+        Signal::RxDrops => stats.map(|s| s.rx_dropped.saturating_add(s.rx_missed)),
         Signal::TxErrors => stats.map(|s| s.tx_errors),
         Signal::RxErrors => stats.map(|s| s.rx_errors),
         Signal::LinkUp => Some(u64::from(link.up)),

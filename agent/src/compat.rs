@@ -124,7 +124,7 @@ pub fn put(sample: &Sample, extras: &Extras, families: &mut Families) {
     for info in &extras.info {
         put_info(info, &mut devices, families);
     }
-    put_network(sample, families);
+    put_network(sample, extras, families);
 }
 
 fn put_info<'a>(info: &'a Info, devices: &mut BTreeSet<&'a str>, families: &mut Families) {
@@ -152,11 +152,14 @@ fn put_info<'a>(info: &'a Info, devices: &mut BTreeSet<&'a str>, families: &mut 
     }
 }
 
-fn put_network(sample: &Sample, families: &mut Families) {
+fn put_network(sample: &Sample, extras: &Extras, families: &mut Families) {
     for (port, readings) in &sample.ports {
         for (signal, reading) in PORT_SIGNALS.iter().zip(readings) {
             if let (Some(metric), Some(value)) = (network_metric(*signal), reading) {
-                families.value(metric, &[port], *value as f64);
+                // There only a state that is told is up.
+                let unknown = *signal == Signal::LinkUp && extras.state_unknown.contains(port);
+                let value = if unknown { 0.0 } else { *value as f64 };
+                families.value(metric, &[port], value);
             }
         }
     }

@@ -108,7 +108,7 @@ signals! {
     RxPackets = 4, "rx_packets", "packets", Counter, "receive_packets_total", 1.0, [Port Rdma];
     /// Packets dropped on the way out, by the stack or the driver.
     TxDrops = 5, "tx_drops", "packets", Counter, "transmit_drops_total", 1.0, [Port];
-    /// Packets dropped on the way in, by the stack or the driver.
+    /// Packets dropped on the way in: by the stack, the driver, or the device for want of a buffer.
     RxDrops = 6, "rx_drops", "packets", Counter, "receive_drops_total", 1.0, [Port];
     /// Packets that could not be sent.
     TxErrors = 7, "tx_errors", "packets", Counter, "transmit_errors_total", 1.0, [Port Rdma];

@@ -387,6 +387,8 @@ mod tests {
         let peer = gathered.raw.iter().find(|r| r.name == "peer_ifindex");
         assert!(peer.is_some_and(|r| r.value > 0), "{:?}", gathered.raw);
         let verbatim = gathered.verbatim.iter().find(|r| r.name == "peer_ifindex");
+        let rate = gathered.get(Entity::Port, "port", Signal::RateBps);
+        assert_eq!(rate, Some(10_000_000_000), "what a veth says of itself");
         let value = |raw: Option<&RawCounter>| raw.map(|r| r.value);
         assert_eq!(value(verbatim), value(peer));
         assert_eq!(peer.map(|r| r.kind), Some(RawKind::Gauge));

@@ -264,7 +264,7 @@ mod tests {
             DAY,
             xid(119, "Timeout after 6s of waiting for RPC response"),
         );
-        assert_eq!(levels(&[fault.clone()]), [Level::Critical]);
+        assert_eq!(levels(std::slice::from_ref(&fault)), [Level::Critical]);
         let mended = found(&[fault.clone(), (2 * DAY, LOADED.into())]);
         assert_eq!(mended[0].0, Level::Ok);
         assert!(
@@ -374,7 +374,7 @@ mod tests {
                 format!("mlx5_core {place}: firmware version: 28.43.2026"),
             )
         };
-        assert_eq!(levels(&[fatal.clone()]), [Level::Critical]);
+        assert_eq!(levels(std::slice::from_ref(&fatal)), [Level::Critical]);
         assert_eq!(
             levels(&[fatal.clone(), started("0000:42:00.0")]),
             [Level::Critical]
