@@ -185,7 +185,10 @@ impl Netns {
              ip addr add 10.7.0.1/24 dev p0
              for port in p0 p1 silent; do ip link set $port up; done
              ip neigh add 10.7.0.2 lladdr 02:00:00:00:00:01 dev p0 nud permanent
-             for n in 1 2 3 4 5 6 7; do echo hello > /dev/udp/10.7.0.2/9; done",
+             for try in {1..2000}; do
+                 echo hello > /dev/udp/10.7.0.2/9
+                 test $(< /sys/class/net/p1/statistics/rx_packets) -lt 7 || break
+             done",
         )?;
         Ok(netns)
     }
