@@ -547,6 +547,57 @@ mod tests {
     }
 
     #[test]
+    fn a_raw_value_is_of_the_type_that_is_known_of_it() {
+        let raw = |kind, name| crate::source::RawCounter::new(kind, "s", "d", name, 5);
+        let mut page = Page::default();
+        let extras = Extras {
+            raw: vec![
+                raw(RawKind::Counter, "rises"),
+                raw(RawKind::Gauge, "stands"),
+                raw(RawKind::Unknown, "either"),
+            ],
+            ..Extras::default()
+        };
+        page.sampled(Arc::default(), extras);
+        let text = render(&page);
+        for line in [
+            "# TYPE weir_raw_total counter",
+            "weir_raw_total{source=\"s\",device=\"d\",name=\"rises\"} 5",
+            "# TYPE weir_raw_value gauge",
+            "weir_raw_value{source=\"s\",device=\"d\",name=\"stands\"} 5",
+            "# TYPE weir_raw_untyped untyped",
+            "weir_raw_untyped{source=\"s\",device=\"d\",name=\"either\"} 5",
+        ] {
+            assert!(text.contains(&format!("{line}\n")), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_series_up_to_a_limit() {
+        let gid = |index| crate::source::Gid {
+            index,
+            gid: "::ffff:10.0.1.2".into(),
+            kind: Some("RoCE v2".into()),
+            netdev: None,
+        };
+        let gids: Arc<[_]> = (0..16).map(gid).collect();
+        let of_port = |n| crate::source::PortGids {
+            entity: format!("mlx5_{n}/1"),
+            gids: Arc::clone(&gids),
+        };
+        let mut page = Page::default();
+        let extras = Extras {
+            gids: (0..100).map(of_port).collect(),
+            ..Extras::default()
+        };
+        page.sampled(Arc::default(), extras);
+        let text = render(&page);
+        let line = "weir_rdma_gid_info{device=\"mlx5_0\",port=\"1\",index=\"3\",gid=\"::ffff:10.0.1.2\",type=\"RoCE v2\",netdev=\"\"} 1\n";
+        assert!(text.contains(line), "{text}");
+        assert_eq!(text.matches("weir_rdma_gid_info{").count(), GID_SERIES_MAX);
+    }
+
+    #[test]
     fn what_is_absent_has_no_series() {
         let mut page = Page::default();
         let mut readings = [None; PORT_SIGNALS.len()];
