@@ -1,7 +1,7 @@
 //! The agent's configuration and its limits file: files that may be wrong, and values that cannot.
 
 use crate::probe::config as probe;
-use crate::scan::expect::rate_of;
+use crate::rdma::stated;
 pub use probe::RawProbe;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -247,9 +247,8 @@ impl RawConfig {
                 .iter()
                 .flatten()
                 .map(|text| {
-                    let parsed = expected_rate(text);
                     let remedy = "give DEVICE=RATE, such as \"mlx5_*=400G\"";
-                    parsed.ok_or_else(|| check.wrong("rdma_expect", text, remedy))
+                    stated(text).ok_or_else(|| check.wrong("rdma_expect", text, remedy))
                 })
                 .collect::<Result<_, _>>()?,
             path_sysfs: self.path_sysfs.clone().unwrap_or_else(|| "/sys".into()),
@@ -370,13 +369,6 @@ fn read_limits(path: &Path) -> Result<Limits, ConfigError> {
             (second, 3600 * second),
         )?,
     })
-}
-
-/// Reads "mlx5_*=400G".
-fn expected_rate(text: &str) -> Option<(String, u64)> {
-    let (pattern, rate) = text.split_once('=')?;
-    let bps = rate_of(rate).filter(|_| !pattern.is_empty())?;
-    Some((pattern.to_owned(), bps))
 }
 
 /// Reads "10.0.0.0/8"; a bare address is a /32.

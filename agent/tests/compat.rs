@@ -144,8 +144,13 @@ impl Daemon {
 
     fn page(&self) -> String {
         if let Some(netns) = &self.netns {
-            let url = format!("http://{}/metrics", self.address);
-            return ip(&["netns", "exec", netns, "curl", "-fsS", &url]).unwrap();
+            let (host, port) = self.address.split_once(':').unwrap();
+            let script = format!(
+                "exec 3<>/dev/tcp/{host}/{port}
+                 printf 'GET /metrics HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n' >&3
+                 cat <&3"
+            );
+            return ip(&["netns", "exec", netns, "bash", "-e", "-c", &script]).unwrap();
         }
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream

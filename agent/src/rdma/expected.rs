@@ -7,6 +7,7 @@
 //! and profiles know what was ordered.
 
 use super::sysfs::{Expected, Port};
+use crate::scan::expect::rate_of;
 use crate::source::{Event, Severity};
 use std::collections::BTreeMap;
 
@@ -40,6 +41,14 @@ pub struct Verdict<'a> {
     pub downgraded: bool,
     /// It was not so before.
     pub event: Option<Event>,
+}
+
+/// Pattern of devices and bits per second of `mlx5_*=400G`; `None` if it is not of that form.
+#[must_use]
+pub fn stated(text: &str) -> Option<(String, u64)> {
+    let (pattern, rate) = text.split_once('=')?;
+    let bps = rate_of(rate).filter(|_| !pattern.is_empty())?;
+    Some((pattern.to_owned(), bps))
 }
 
 impl Judge {

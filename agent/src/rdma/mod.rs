@@ -18,6 +18,7 @@ pub mod text;
 #[cfg(test)]
 mod tests;
 
+pub use expected::stated;
 pub use rows::ROWS;
 pub use table::lookup;
 
