@@ -68,7 +68,11 @@ impl Gpu {
         let nvidia = self.nvidia.poll(now, out);
         self.limits
             .filter(&mut out.events, now, &mut self.held_back);
-        out.raw.extend(self.held_back.raw("gpu", "node"));
+        let held_back = HeldBack {
+            suppressed: self.held_back.suppressed + self.nvidia.repeats(),
+            ..self.held_back
+        };
+        out.raw.extend(held_back.raw("gpu", "node"));
         if amd == 0 { nvidia } else { Ok(()) }
     }
 
