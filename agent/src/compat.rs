@@ -2,7 +2,8 @@
 //! working: `node_infiniband_*` from the files of sysfs, `node_network_*` from rtnetlink and
 //! `node_ethtool_*` from the drivers' statistics, with its labels and units.
 //!
-//! Only what we have: statistics of single queues are left out, and so is the loopback device.
+//! Only what we have: statistics of single queues are left out, and so are the loopback device and the
+//! speed of a link that is down.
 
 use crate::collect::Extras;
 use crate::exposition::Families;

@@ -104,6 +104,9 @@ const COUNTING: &[&str] = &[
 
 /// Statistics that stand for themselves: numbers of things, switches, states.
 const GAUGES: &[(&str, &str)] = &[
+    // Per cent of the last second.
+    ("mlx5_core", "outbound_pci_stalled_rd"),
+    ("mlx5_core", "outbound_pci_stalled_wr"),
     ("veth", "peer_ifindex"),
     ("ena", "conntrack_allowance_available"),
     ("i40e", "port.fdir_atr_status"),
@@ -270,6 +273,7 @@ mod tests {
             ("ena", "conntrack_allowance_available", RawKind::Gauge),
             ("ena", "conntrack_allowance_exceeded", RawKind::Counter),
             ("mlx5_core", "rx_bytes_phy", RawKind::Counter),
+            ("mlx5_core", "outbound_pci_stalled_rd", RawKind::Gauge),
             ("sfc", "rfs_filter_count", RawKind::Gauge),
             ("sfc", "port_rx_bytes", RawKind::Unknown),
             ("newdriver", "temperature", RawKind::Unknown),
