@@ -60,7 +60,9 @@ pub struct History {
     rules: Rules,
     /// Events that found no room.
     dropped: u64,
-    pub records: u64,
+    records: u64,
+    /// The oldest record was not the kernel's first: what was before is overwritten.
+    since: Option<Duration>,
 }
 
 impl History {
@@ -84,6 +86,9 @@ impl History {
     }
 
     fn record(&mut self, record: &Record) {
+        if self.records == 0 && record.sequence > 0 {
+            self.since = Some(record.at);
+        }
         self.records += 1;
         if record.text.starts_with("NVRM: loading NVIDIA UNIX") {
             self.mend("the driver was loaded again", |event| {
@@ -140,6 +145,19 @@ impl History {
         }
     }
 
+    /// How much there was to read, at the monotonic time `now`.
+    #[must_use]
+    pub fn extent(&self, now: Duration) -> String {
+        match self.since {
+            None => format!("{} records since boot", self.records),
+            Some(since) => format!(
+                "{} records, the oldest {}: what was before is overwritten (log_buf_len)",
+                self.records,
+                ago(now.saturating_sub(since))
+            ),
+        }
+    }
+
     /// One line for each fault, at the monotonic time `now`.
     #[must_use]
     pub fn findings(&self, now: Duration, gathered: &Gathered) -> Vec<Finding> {
@@ -176,7 +194,7 @@ impl Fault {
         let ago = ago(age);
         let times = match self.times {
             1 => ago,
-            times => format!("{times} times since boot, the last {ago}"),
+            times => format!("{times} times, the last {ago}"),
         };
         Finding {
             subject: format!("{} {}", event.source, event.subject),
@@ -225,12 +243,14 @@ mod tests {
     fn found_with(lines: &[(u64, String)], gathered: &Gathered) -> Vec<(Level, String)> {
         let log: String = lines
             .iter()
-            .map(|(second, text)| format!("4,1,{}000000,-;{text}\n", second))
+            .enumerate()
+            .map(|(n, (second, text))| format!("4,{n},{second}000000,-;{text}\n"))
             .collect();
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), log).unwrap();
         let history = History::read(file.path()).unwrap();
-        assert_eq!(history.records, u64::try_from(lines.len()).unwrap());
+        let extent = history.extent(Duration::ZERO);
+        assert_eq!(extent, format!("{} records since boot", lines.len()));
         let findings = history.findings(Duration::from_secs(10 * DAY), gathered);
         let mut found: Vec<_> = findings
             .into_iter()
@@ -342,13 +362,23 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_was_overwritten_does_not_claim_to_reach_back_to_the_start() {
+        let mut history = History::default();
+        for line in ["6,812,3600000000,-;one", "6,813,3700000000,-;two"] {
+            history.record(&Record::parse(line.as_bytes()).unwrap());
+        }
+        let said = history.extent(Duration::from_secs(3 * 3_600));
+        assert!(said.starts_with("2 records, the oldest 2 h ago"), "{said}");
+    }
+
+    #[test]
     fn every_repetition_counts() {
         let lines: Vec<_> = (0..5_000)
             .map(|n| (9 * DAY + 3_600 + n, xid(13, "Graphics Exception")))
             .collect();
         let found = found(&lines);
         assert_eq!(found.len(), 1);
-        let words = "(5000 times since boot, the last 21 h ago)";
+        let words = "(5000 times, the last 21 h ago)";
         assert!(found[0].1.ends_with(words), "{}", found[0].1);
     }
 

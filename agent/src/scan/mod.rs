@@ -53,14 +53,14 @@ pub fn scan(config: &Config, expected: &[Expect]) -> anyhow::Result<Vec<Finding>
     };
     let mut findings: Vec<Finding> = expected.iter().map(|e| e.check(&gathered)).collect();
     findings.extend(rules::findings(&gathered));
+    let now = Duration::from_nanos(sys::monotonic_ns());
     let mut sources = collector.sources();
     let mut history = History::default();
     if config.collectors.kmsg {
-        let (source, read) = kmsg();
+        let (source, read) = kmsg(now);
         sources.push(source);
         history = read;
     }
-    let now = Duration::from_nanos(sys::monotonic_ns());
     for event in sample.events {
         history.take(event, now);
     }
@@ -173,12 +173,9 @@ pub fn scan(config: &Config, expected: &[Expect]) -> anyhow::Result<Vec<Finding>
 }
 
 /// The kernel's log since the node started.
-fn kmsg() -> (Source, History) {
+fn kmsg(now: Duration) -> (Source, History) {
     let (reason, history) = match History::read(Path::new(KMSG)) {
-        Ok(history) => (
-            format!("{} records since boot", history.records),
-            Ok(history),
-        ),
+        Ok(history) => (history.extent(now), Ok(history)),
         Err(error) => (format!("cannot read {KMSG}: {error}"), Err(error)),
     };
     let source = Source {
