@@ -185,3 +185,55 @@ fn a_profile_that_is_wrong_ends_with_64_and_names_the_key() {
         }
     }
 }
+
+/// The log of a node whose driver was loaded again, in the place of the kernel's own, in a mount
+/// namespace that ends with the look.
+#[test]
+fn faults_of_the_log_stand_until_they_are_mended_and_all_count() {
+    let node = Node::new();
+    let mut log = String::new();
+    let mut say = |text: &str| {
+        let number = log.lines().count();
+        log += &format!("4,{number},{},-;{text}\n", 1_000 + number);
+    };
+    say("NVRM: Xid (PCI:0000:b1:00): 119, pid=7, name=a, Timeout after 6s");
+    say("NVRM: loading NVIDIA UNIX x86_64 Kernel Module  550.144.03");
+    say("NVRM: Xid (PCI:0000:b2:00): 79, GPU has fallen off the bus.");
+    for _ in 0..3_000 {
+        say("NVRM: Xid (PCI:0000:b3:00): 31, pid=7, name=a, MMU Fault");
+    }
+    let log = node.write("kmsg", &log);
+    let inside = |then: &str| {
+        let mut command = Command::new("unshare");
+        command
+            .args(["-m", "bash", "-e", "-c"])
+            .arg(format!("mount --bind \"$1\" /dev/kmsg; {then}"))
+            .args(["scan".as_ref(), log.as_os_str()])
+            .arg(env!("CARGO_BIN_EXE_weir-agent"))
+            .arg(node.dir.path().join("sys"));
+        command.output()
+    };
+    match inside("true") {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => return skipped(&String::from_utf8_lossy(&output.stderr)),
+        Err(error) => return skipped(&format!("unshare: {error}")),
+    }
+    let output = inside("exec \"$2\" scan --json --node n --path.sysfs \"$3\"").unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let found: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let of = |subject: &str| {
+        let mut lines = found.iter().filter(|f| f["subject"] == subject);
+        let line = lines.next().unwrap_or_else(|| panic!("{found:#?}"));
+        assert!(lines.next().is_none(), "{subject} twice");
+        (line["level"].clone(), line["finding"].to_string())
+    };
+    let (level, text) = of("kmsg 0000:b1:00.0");
+    assert_eq!(level, "ok");
+    assert!(
+        text.contains("since then the driver was loaded again"),
+        "{text}"
+    );
+    assert_eq!(of("kmsg 0000:b2:00.0").0, "critical");
+    let (_, text) = of("kmsg 0000:b3:00.0");
+    assert!(text.contains("(3000 times, the last"), "{text}");
+}
