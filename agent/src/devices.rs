@@ -9,9 +9,10 @@ use crate::config::Config;
 use crate::cost::{self, Meter};
 use crate::ethtool::EthtoolSource;
 use crate::gpu::{self, Gpu};
+use crate::kmsg::limiter::Shared;
 use crate::kmsg::{From, Kmsg, catalogue};
 use crate::rdma::{self, Rdma};
-use crate::source::{Event, Gathered, RawCounter, Source};
+use crate::source::{Event, Gathered, RawCounter, RawKind, Source};
 use crate::verbs::{self, Verbs};
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,6 +21,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+/// The kernel's log.
+pub const KMSG: &str = "/dev/kmsg";
 /// A source that has not answered for this long is down.
 const STUCK: Duration = Duration::from_secs(5);
 
@@ -149,9 +152,11 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Starts what the configuration asks for; `from` is where the kernel's log is read from.
+    /// Starts what the configuration asks for; `steady`: for as long as the agent runs, with the
+    /// sources that tell what happens from now on.
     #[must_use]
-    pub fn start(config: &Config, from: From) -> Devices {
+    pub fn start(config: &Config, steady: bool) -> Devices {
+        let limits = Shared::default();
         let mut devices = Vec::new();
         let mut start = |wanted: bool, name, read: Read| {
             if wanted {
@@ -161,10 +166,10 @@ impl Devices {
         let on = config.collectors;
         start(on.ethtool, "ethtool", ethtool(config));
         start(on.rdma, "rdma", rdma(config));
-        start(on.gpu, "gpu", gpu(config));
-        start(on.kmsg, "kmsg", kmsg(from));
+        start(on.gpu, "gpu", gpu(config, limits.clone()));
+        start(on.kmsg && steady, "kmsg", kmsg(limits));
         // A single look sees no events, and pings nobody.
-        let verbs = (on.verbs && from == From::Now).then(|| Verbs::new(verbs_options(config)));
+        let verbs = (on.verbs && steady).then(|| Verbs::new(verbs_options(config)));
         let handle = verbs.as_ref().map(Verbs::handle);
         if let Some(mut verbs) = verbs {
             let read: Read = Box::new(move |question, out| verbs.poll(question.now, out));
@@ -230,6 +235,7 @@ fn rdma(config: &Config) -> Read {
         exclude: config.devices_exclude.clone(),
         netlink: true,
         verbatim: config.compat_node_exporter,
+        expect: config.rdma_expect.clone(),
     });
     Box::new(move |question, out| match source.poll(question.now, out) {
         // A node without verbs devices lacks nothing.
@@ -246,13 +252,14 @@ fn verbs_options(config: &Config) -> verbs::Options {
     }
 }
 
-fn gpu(config: &Config) -> Read {
+fn gpu(config: &Config, limits: Shared) -> Read {
     let sysfs = config.path_sysfs.clone();
     let named = config.nvml_library.is_some();
     let mut source = Gpu::open(gpu::Options {
         nvml_library: config.nvml_library.clone(),
         sysfs: sysfs.clone(),
         meaning: catalogue::meaning,
+        limits,
     });
     Box::new(move |question, out| {
         let result = source.poll(question.now, out);
@@ -281,28 +288,24 @@ fn has_nvidia(sysfs: &Path) -> bool {
     })
 }
 
-fn kmsg(from: From) -> Read {
-    let path = Path::new("/dev/kmsg");
-    let opened = Kmsg::open(path, from);
+fn kmsg(limits: Shared) -> Read {
+    let path = Path::new(KMSG);
+    let opened = Kmsg::open(path, From::Now, limits);
     let mut source = opened.map_err(|e| format!("cannot read {}: {e}", path.display()));
     Box::new(move |question, out| {
         let source = source.as_mut().map_err(|reason| reason.clone())?;
-        let mut poll = || source.poll(question.now, out).map_err(|e| e.to_string());
-        // From boot on there is an end; from now on the next look goes on.
-        while poll()? && from == From::Boot {}
+        // Where there is more, the next sample goes on.
+        let polled = source.poll(question.now, out);
+        polled.map_err(|e| e.to_string())?;
         for (name, value) in [
             ("lines", source.lines),
-            ("suppressed", source.suppressed),
             ("lost", source.lost),
             ("malformed", source.malformed),
         ] {
-            out.raw.push(RawCounter {
-                source: "kmsg",
-                device: "kmsg".into(),
-                name: name.into(),
-                value,
-            });
+            let counter = RawCounter::new(RawKind::Counter, "kmsg", "kmsg", name, value);
+            out.raw.push(counter);
         }
+        out.raw.extend(source.held_back.raw("kmsg", "kmsg"));
         Ok(())
     })
 }
@@ -322,12 +325,7 @@ mod tests {
     }
 
     fn counted(value: u64) -> RawCounter {
-        RawCounter {
-            source: "test",
-            device: "d".into(),
-            name: "n".into(),
-            value,
-        }
+        RawCounter::new(RawKind::Counter, "test", "d", "n", value)
     }
 
     #[test]

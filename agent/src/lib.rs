@@ -19,6 +19,7 @@ pub mod inventory;
 pub mod kmsg;
 pub mod metrics;
 pub mod netlink;
+pub mod pcie;
 pub mod probe;
 pub mod qps;
 pub mod rdma;

@@ -5,11 +5,10 @@
 
 use crate::actuate::backend::{Backend, DryRun};
 use crate::actuate::{Actuator, Report, journal};
-use crate::collect::Collector;
+use crate::collect::{Collector, Purpose};
 use crate::config::{Config, Role};
 use crate::frame::FrameEncoder;
 use crate::inventory;
-use crate::kmsg::From;
 use crate::metrics::{Page, Shared};
 use crate::netlink::Netlink;
 use crate::netlink::monitor::Monitor;
@@ -77,7 +76,7 @@ async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow
         term: signal(SignalKind::terminate())?,
         interrupt: signal(SignalKind::interrupt())?,
     };
-    let collector = Collector::open(&config, From::Now, epoch)?;
+    let collector = Collector::open(&config, Purpose::Run, epoch)?;
     let shared = Shared::default();
     let listener = tokio::net::TcpListener::bind(config.listen_metrics)
         .await

@@ -40,6 +40,10 @@ fn a_bad_configuration_ends_with_64_and_names_file_key_value_and_range() {
             ["agent.yaml", "\"2h\"", "100ms to 1m"],
         ),
         ("node: a\nnode: b\n", ["agent.yaml", "duplicate", "node"]),
+        (
+            "rdma_expect: [\"mlx5_0=fast\"]\n",
+            ["agent.yaml", "rdma_expect", "mlx5_*=400G"],
+        ),
         ("role: router\n", ["agent.yaml", "role", "host or switch"]),
         (
             "spool_samples: 0\n",

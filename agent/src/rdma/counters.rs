@@ -3,7 +3,7 @@
 
 use super::table::{self, Driver, Merged, Row};
 use super::text;
-use crate::source::RawCounter;
+use crate::source::{RawCounter, RawKind};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -326,12 +326,11 @@ impl Counters {
                 continue;
             };
             if !entry.row.is_some_and(|row| merged.tells(row)) {
-                raw.push(RawCounter {
-                    source: "rdma",
-                    device: device.to_owned(),
-                    name: entry.name.clone(),
-                    value,
-                });
+                let kind = match entry.row {
+                    Some(_) => RawKind::Counter,
+                    None => table::raw_kind(self.driver, &entry.name),
+                };
+                raw.push(RawCounter::new(kind, "rdma", device, &entry.name, value));
             }
         }
     }

@@ -7,6 +7,7 @@
 //! a while, longer each time, and costs the others nothing.
 
 mod counters;
+mod expected;
 pub mod netlink;
 mod port;
 mod rows;
@@ -17,11 +18,13 @@ pub mod text;
 #[cfg(test)]
 mod tests;
 
+pub use expected::stated;
 pub use rows::ROWS;
 pub use table::lookup;
 
-use crate::source::{Event, Gathered, Severity};
+use crate::source::{Event, Gathered, Reading, Severity};
 use counters::Reader;
+use expected::{Judge, Link};
 use netlink::RdmaNetlink;
 use port::OpenDevice;
 use std::collections::BTreeMap;
@@ -30,6 +33,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use table::Merged;
 use text::Filter;
+use weir_wire::signal::{Entity, Signal};
 
 /// Devices come and go rarely, and a listing costs some hundred file names.
 const LIST_EVERY: Duration = Duration::from_secs(30);
@@ -52,6 +56,8 @@ pub struct Options {
     pub netlink: bool,
     /// Whether to give every counter under its own name as well.
     pub verbatim: bool,
+    /// Bits per second that the links of devices should run at; the first pattern that fits counts.
+    pub expect: Vec<(String, u64)>,
 }
 
 /// The RDMA devices of this node.
@@ -64,6 +70,8 @@ pub struct Rdma {
     reader: Reader,
     merged: Merged,
     verbatim: bool,
+    expect: Vec<(String, u64)>,
+    judge: Judge,
 }
 
 /// RDMA netlink and the numbers that it knows devices by.
@@ -113,6 +121,8 @@ impl Rdma {
             reader: Reader::default(),
             merged: Merged::default(),
             verbatim: options.verbatim,
+            expect: options.expect,
+            judge: Judge::default(),
         }
     }
 
@@ -131,11 +141,11 @@ impl Rdma {
                 sysfs::class(&self.sysfs).display()
             ));
         }
-        let mut read = 0;
-        for index in 0..self.known.len() {
-            read += usize::from(self.poll_device(index, now, out));
-        }
-        if read > 0 {
+        let read: Vec<bool> = (0..self.known.len())
+            .map(|index| self.poll_device(index, now, out))
+            .collect();
+        if read.contains(&true) {
+            self.judge(&read, out);
             return Ok(());
         }
         let reasons: Vec<String> = self.failing().map(|(n, r)| format!("{n}: {r}")).collect();
@@ -193,6 +203,11 @@ impl Rdma {
             };
             self.known.push(known);
         }
+        let known = &self.known;
+        self.judge.retain(|entity| {
+            let device = entity.split('/').next();
+            known.iter().any(|k| Some(k.name.as_str()) == device)
+        });
         self.reader
             .set_open(self.known.iter().map(Known::files).sum());
         self.list_netlink();
@@ -223,6 +238,44 @@ impl Rdma {
                 Netlink::Closed(Some(reason))
             }
         };
+    }
+
+    /// Holds the links of the devices that were read to what they should run at.
+    fn judge(&mut self, read: &[bool], out: &mut Gathered) {
+        let mut links = Vec::new();
+        for (known, _) in self.known.iter().zip(read).filter(|(_, read)| **read) {
+            let Some(open) = &known.open else { continue };
+            let fits = |(pattern, _): &&(String, u64)| text::matches(pattern, &known.name);
+            let stated_bps = self.expect.iter().find(fits).map(|(_, bps)| *bps);
+            let board = open
+                .device
+                .board
+                .as_deref()
+                .or(open.device.model.as_deref());
+            links.extend(open.ports().map(|(entity, port)| Link {
+                entity,
+                kind: (
+                    board.unwrap_or_default(),
+                    port.link_layer.as_deref().unwrap_or_default(),
+                ),
+                port,
+                stated_bps,
+            }));
+        }
+        for verdict in self.judge.judge(&links) {
+            let expected = verdict.expected;
+            let values = [
+                (Signal::RateExpectedBps, expected.rate_bps),
+                (Signal::LanesExpected, expected.lanes.map(u64::from)),
+                (Signal::LinkDowngraded, Some(verdict.downgraded.into())),
+            ];
+            for (signal, value) in values {
+                if let Some(reading) = value.map(Reading::wide) {
+                    out.put(Entity::Rdma, verdict.entity, signal, None, reading);
+                }
+            }
+            out.events.extend(verdict.event);
+        }
     }
 
     /// Returns whether the device was read.

@@ -62,6 +62,7 @@ fn rdma(sysfs: &Path) -> Rdma {
         exclude: Vec::new(),
         netlink: false,
         verbatim: false,
+        expect: Vec::new(),
     })
 }
 
