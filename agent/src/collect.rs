@@ -19,10 +19,10 @@ use crate::probe::list::List;
 use crate::probe::ud::Ud;
 use crate::qps;
 use crate::sample::{
-    CollectiveCall, EVENTS_MAX, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, QueuePair,
-    Readings, RunningCall, Sample, Series,
+    CollectiveCall, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, QueuePair, Readings,
+    RunningCall, Sample, Series,
 };
-use crate::source::{Gathered, GpuPart, Info, OptionalCounter, RawCounter, Source};
+use crate::source::{Event, Gathered, GpuPart, Info, OptionalCounter, RawCounter, Source};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -55,8 +55,8 @@ pub struct Extras {
     /// Processes on each GPU that tells.
     pub gpu_process_counts: BTreeMap<String, usize>,
     pub gpu_processes: Vec<GpuProcess>,
-    /// Events that one sample could not hold, since the start.
-    pub events_dropped: u64,
+    /// Seen since the sample before.
+    pub events: Vec<Event>,
     pub costs: Costs,
 }
 
@@ -101,7 +101,6 @@ pub struct Collector {
     ud: Option<Ud>,
     /// How long a sample waits for devices.
     patience: Duration,
-    events_dropped: u64,
     costs: Costs,
     epoch: Instant,
 }
@@ -165,7 +164,6 @@ impl Collector {
                 From::Now => PATIENCE,
                 From::Boot => PATIENCE_ONCE,
             },
-            events_dropped: 0,
             costs: Costs::default(),
             epoch,
         })
@@ -281,15 +279,6 @@ impl Collector {
             self.costs.note(reading, ended);
         }
         sample.columns = gathered.columns;
-        if gathered.events.len() > EVENTS_MAX {
-            // A flood of one source must not push out what matters of another.
-            gathered
-                .events
-                .sort_by_key(|event| std::cmp::Reverse(event.severity));
-        }
-        let kept = gathered.events.len().min(EVENTS_MAX);
-        self.events_dropped += (gathered.events.len() - kept) as u64;
-        gathered.events.truncate(kept);
         for event in &gathered.events {
             tracing::info!(
                 source = event.source,
@@ -300,7 +289,6 @@ impl Collector {
                 event.text
             );
         }
-        sample.events = gathered.events;
         self.readings.judge(&mut sample);
         let extras = Extras {
             bpf,
@@ -320,7 +308,7 @@ impl Collector {
                 &mut self.gpu_jobs,
                 jobs::identify,
             ),
-            events_dropped: self.events_dropped,
+            events: gathered.events,
             costs: self.costs.clone(),
         };
         (sample, extras)

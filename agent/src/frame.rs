@@ -3,7 +3,7 @@
 mod roce;
 
 use crate::sample::{FlowEnds, FlowReading, PORT_SIGNALS, Sample, Series, micros};
-use crate::source::{ColumnKey, Event, Severity};
+use crate::source::ColumnKey;
 use std::collections::{BTreeMap, BTreeSet};
 use weir_wire::columns::Columns;
 use weir_wire::frame::{CallRow, CallRows, FlowRow, FlowRows, RunningRows, SERIES_MAX};
@@ -82,7 +82,6 @@ impl FrameEncoder {
             key: std::mem::take(&mut self.key),
             resets: self.reset_columns(&sample.resets),
             frames_dropped,
-            events: sample.events.iter().map(event).collect(),
             ..v1::Frame::default()
         };
         if frame.key {
@@ -277,23 +276,6 @@ fn entity_of(kind: Entity) -> v1::Entity {
         Entity::Rdma => v1::Entity::Rdma,
         Entity::Gpu => v1::Entity::Gpu,
         Entity::Probe => v1::Entity::Probe,
-    }
-}
-
-fn event(event: &Event) -> v1::Event {
-    v1::Event {
-        source: event.source.into(),
-        name: event.name.into(),
-        subject: event.subject.clone(),
-        code: event.code,
-        severity: match event.severity {
-            Severity::Info => v1::Severity::Info,
-            Severity::Warning => v1::Severity::Warning,
-            Severity::Critical => v1::Severity::Critical,
-        }
-        .into(),
-        text: event.text.clone(),
-        action: event.action.clone(),
     }
 }
 

@@ -3,30 +3,16 @@
 //! This is what a recording is replayed into, so everything that influences a decision passes
 //! through [`Brain::handle`].
 
+use crate::events::NodeEvents;
 use crate::ingest::{Ingest, IngestError, Ingested};
 use crate::pinglists::Pinglists;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use weir_controller_core::ids::{JobId, NodeId};
 use weir_controller_core::io::{PinChange, Role};
 use weir_controller_core::topology::Plan;
 use weir_controller_core::{Command, Config, Core, Input};
 use weir_wire::v1;
-
-/// Events of nodes kept for readers; the oldest goes.
-const NODE_EVENTS_MAX: usize = 4096;
-
-/// Bytes of each text of an event.
-const EVENT_TEXT_MAX: usize = 1024;
-
-/// Something that a node's agent saw happen.
-#[derive(Debug, Clone)]
-pub struct NodeEvent {
-    /// Arrival of the frame that told it.
-    pub at: Duration,
-    pub node: String,
-    pub event: v1::Event,
-}
 
 /// Something that happened, in the order in which the controller saw it.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,6 +49,11 @@ pub enum Action {
     Resync {
         node: String,
     },
+    /// Acknowledge the node's events up to this number.
+    EventsTaken {
+        node: String,
+        seq: u64,
+    },
     /// Tell the node whom to probe and whom to answer.
     Pinglist {
         node: String,
@@ -82,8 +73,8 @@ pub struct Brain {
     streams: BTreeMap<String, Ingest>,
     /// Sources of each node as last reported.
     pub sources: BTreeMap<String, Vec<v1::Source>>,
-    /// Newest last.
-    pub node_events: VecDeque<NodeEvent>,
+    /// What agents saw happen.
+    pub events: NodeEvents,
     pub frames: u64,
     pub samples: u64,
     pub frames_refused: u64,
@@ -98,7 +89,7 @@ impl Brain {
             core: Core::new(config, plan, frozen, lease_base),
             streams: BTreeMap::new(),
             sources: BTreeMap::new(),
-            node_events: VecDeque::new(),
+            events: NodeEvents::default(),
             frames: 0,
             samples: 0,
             frames_refused: 0,
@@ -113,6 +104,7 @@ impl Brain {
             Event::Message { node, message } => self.message(node, message, now, &mut actions),
             Event::Lost { node } => {
                 self.sources.remove(&node);
+                self.events.lost(&node);
                 self.pinglists.lost(&NodeId::new(&node), now);
                 if self.streams.remove(&node).is_some() {
                     self.core.handle_input(
@@ -167,6 +159,7 @@ impl Brain {
                     v1::Role::Host | v1::Role::Unspecified => Role::Host,
                 };
                 self.streams.insert(node.clone(), ingest);
+                self.events.connected(&node, hello.instance);
                 self.pinglists.connected(&NodeId::new(&node));
                 let held_leases = hello.held_leases.clone();
                 self.core.handle_input(
@@ -195,17 +188,10 @@ impl Brain {
         let mut is_frame = false;
         if let Some(v1::agent_message::Body::Frame(frame)) = &mut message.body {
             is_frame = true;
-            for event in std::mem::take(&mut frame.events) {
-                if self.node_events.len() == NODE_EVENTS_MAX {
-                    self.node_events.pop_front();
-                }
+            let events = std::mem::take(&mut frame.events);
+            if let Some(seq) = self.events.take(&node, events, now) {
                 let node = node.clone();
-                let event = shortened(event);
-                self.node_events.push_back(NodeEvent {
-                    at: now,
-                    node,
-                    event,
-                });
+                actions.push(Action::EventsTaken { node, seq });
             }
         }
         if let Some(v1::agent_message::Body::Inventory(inventory)) = &message.body {
@@ -245,20 +231,4 @@ impl Brain {
             reason: error.to_string(),
         }
     }
-}
-
-/// The log of a node may say anything; what is kept of it is bounded.
-fn shortened(mut event: v1::Event) -> v1::Event {
-    let v1::Event {
-        source,
-        name,
-        subject,
-        text,
-        action,
-        ..
-    } = &mut event;
-    for part in [source, name, subject, text, action] {
-        part.truncate(part.floor_char_boundary(EVENT_TEXT_MAX));
-    }
-    event
 }

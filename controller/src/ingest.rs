@@ -10,6 +10,7 @@ use std::time::Duration;
 use weir_controller_core::engine::NODES_MAX;
 use weir_controller_core::ids::{FlowKey, JobId, NodeId};
 use weir_controller_core::io::{self, Input};
+use weir_wire::SAMPLE_INTERVAL_MAX;
 use weir_wire::codec::DecodeError;
 use weir_wire::columns::{COLUMNS_MAX, Columns};
 use weir_wire::frame::{CallRow, CallRows, FlowRow, FlowRows, RunningRows, SERIES_MAX};
@@ -19,7 +20,7 @@ use weir_wire::v1::{self, agent_message::Body};
 /// Flows that one agent may have open at once.
 const FLOWS_MAX: usize = 65_536;
 /// A longer interval between two frames is a gap: a mean over it would say nothing.
-const GAP: Duration = Duration::from_secs(60);
+const GAP: Duration = SAMPLE_INTERVAL_MAX.saturating_mul(2);
 
 /// Ports of a node, and next-hop groups of a switch.
 const PORTS_MAX: usize = 8192;

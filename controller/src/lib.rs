@@ -4,6 +4,7 @@ pub mod api;
 pub mod brain;
 pub mod config;
 pub mod driver;
+pub mod events;
 pub mod ingest;
 pub mod metrics;
 pub mod pinglists;

@@ -28,6 +28,9 @@ catalogue! {
     SAMPLES Counter "weir_controller_samples_total" [] "Column samples in those frames.";
     REFUSED Counter "weir_controller_streams_refused_total" [] "Streams closed for a bad message.";
     TWICE Counter "weir_controller_agents_refused_total" [] "Agents refused because another one reports under the same name.";
+    EVENTS_TAKEN Counter "weir_controller_events_total" ["severity"] "Events taken from agents.";
+    EVENTS_REPEATED Counter "weir_controller_events_repeated_total" [] "Events that agents told again because no acknowledgement had reached them.";
+    EVENTS_DROPPED Counter "weir_controller_events_dropped_total" ["reason", "severity"] "Events that others pushed out of memory: the node had its share (node_full), or all nodes together had theirs (full); or its node is long gone (node_forgotten).";
     RECORD_LOST Counter "weir_controller_record_dropped_total" [] "Events that the recording could not take.";
     TABLE_FULL Counter "weir_controller_table_refused_total" ["table"] "Samples refused because a bounded table was full.";
     FINDINGS Gauge "weir_topology_findings" [] "Contradictions between the topology file and what agents report.";
@@ -137,6 +140,15 @@ fn all_points(view: &View<'_>) -> Vec<Point> {
     put(SAMPLES, &[], view.brain.samples as f64);
     put(REFUSED, &[], view.brain.frames_refused as f64);
     put(TWICE, &[], view.agents_refused as f64);
+    let events = &view.brain.events;
+    put(EVENTS_REPEATED, &[], events.repeated() as f64);
+    for (severity, count) in events.taken() {
+        put(EVENTS_TAKEN, &[severity.name()], count as f64);
+    }
+    for ((reason, severity), count) in events.dropped() {
+        let labels = [reason.name(), severity.name()];
+        put(EVENTS_DROPPED, &labels, *count as f64);
+    }
     put(RECORD_LOST, &[], view.events_recorded_lost as f64);
     put(TABLE_FULL, &["flows"], core.flows().refused() as f64);
     let status = views::status(view);

@@ -46,7 +46,7 @@ pub fn scan(config: &Config, expected: &[Expect]) -> anyhow::Result<Vec<Finding>
     let gathered = Gathered {
         columns: columns(&sample),
         info: extras.info,
-        events: sample.events.clone(),
+        events: extras.events,
         ..Gathered::default()
     };
     let mut findings: Vec<Finding> = expected.iter().map(|e| e.check(&gathered)).collect();
