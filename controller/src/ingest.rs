@@ -662,4 +662,25 @@ mod tests {
         assert_eq!((flow.bytes, flow.delivered_ce), (300, 2));
         assert_eq!(flow.job, Some(JobId::new("slurm:77")));
     }
+
+    #[test]
+    fn an_interval_that_an_agent_may_have_is_no_gap() {
+        let mut ingest = Ingest::new(&v1::Hello::default()).unwrap();
+        let mut elapsed = |seq: u64, at: Duration| {
+            let frame = v1::Frame {
+                seq,
+                at_us: u64::try_from(at.as_micros()).unwrap(),
+                key: true,
+                ..v1::Frame::default()
+            };
+            match ingest.frame(frame).unwrap() {
+                Ingested::Input(Input::SampleReported { sample, .. }) => sample.elapsed,
+                other => panic!("{other:?}"),
+            }
+        };
+        let late = SAMPLE_INTERVAL_MAX + Duration::from_secs(1);
+        assert_eq!(elapsed(1, Duration::ZERO), None);
+        assert_eq!(elapsed(2, late), Some(late));
+        assert_eq!(elapsed(3, late + GAP + Duration::from_millis(1)), None);
+    }
 }

@@ -202,11 +202,12 @@ impl World {
     /// Lets everything come to rest and gives what was neither shown nor counted, by severity.
     fn unaccounted(&mut self) -> [i128; 3] {
         self.step(&Step::Connect);
-        while self.outbox.waiting().len() > 0 {
-            self.step(&Step::Send(2));
+        for _ in 0..QUEUE {
+            self.step(&Step::Send(1));
             self.step(&Step::Take);
             self.step(&Step::Hear);
         }
+        assert_eq!(self.outbox.waiting().len(), 0, "not acknowledged");
         self.look();
         self.count_dropped();
         let mut lost = self.counted.map(|counted| -i128::from(counted));
