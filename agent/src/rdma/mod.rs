@@ -21,6 +21,7 @@ pub use rows::ROWS;
 pub use table::lookup;
 
 use crate::source::{Event, Gathered, Severity};
+pub use counters::Files;
 use counters::Reader;
 use netlink::RdmaNetlink;
 use port::OpenDevice;
@@ -52,9 +53,11 @@ pub struct Options {
     pub netlink: bool,
     /// Whether to give every counter under its own name as well.
     pub verbatim: bool,
+    /// Room for files held open, which several may share.
+    pub files: Files,
 }
 
-/// The RDMA devices of this node.
+/// RDMA devices that one thread reads: while one of them hangs, so do the rest.
 pub struct Rdma {
     sysfs: PathBuf,
     filter: Filter,
@@ -110,7 +113,7 @@ impl Rdma {
             },
             list_at: Duration::ZERO,
             known: Vec::new(),
-            reader: Reader::default(),
+            reader: Reader::new(options.files),
             merged: Merged::default(),
             verbatim: options.verbatim,
         }
@@ -193,8 +196,6 @@ impl Rdma {
             };
             self.known.push(known);
         }
-        self.reader
-            .set_open(self.known.iter().map(Known::files).sum());
         self.list_netlink();
         Ok(())
     }
@@ -256,10 +257,6 @@ impl Rdma {
 }
 
 impl Known {
-    fn files(&self) -> usize {
-        self.open.as_ref().map_or(0, OpenDevice::files)
-    }
-
     fn read(
         &mut self,
         sysfs: &Path,
@@ -269,7 +266,6 @@ impl Known {
     ) -> io::Result<&OpenDevice> {
         if self.stale || self.open.is_none() {
             let device = OpenDevice::open(sysfs, &self.name, self.open.as_ref())?;
-            reader.closed(self.files());
             self.open = Some(device);
             self.stale = false;
         }

@@ -132,12 +132,6 @@ impl OpenDevice {
             old.each(|name, value| put(&format!("counters_ext/{name}"), Some(value)));
         }
     }
-
-    /// Files held open.
-    #[must_use]
-    pub fn files(&self) -> usize {
-        self.own.open() + self.ports.iter().map(OpenPort::files).sum::<usize>()
-    }
 }
 
 impl OpenPort {
@@ -213,12 +207,6 @@ impl OpenPort {
             enabled: *enabled,
         });
         out.optional_counters.extend(optional);
-    }
-
-    fn files(&self) -> usize {
-        let counters: usize = self.counters.iter().map(Counters::open).sum();
-        let state = [&self.state, &self.physical, &self.rate];
-        counters + self.hw.open() + state.iter().map(|w| w.open()).sum::<usize>()
     }
 }
 

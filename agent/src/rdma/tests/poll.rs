@@ -1,7 +1,7 @@
 //! What happens over time: devices that come, go and fail, and how often they are read.
 
-use super::{Rdma, gather, port, raw, rdma, tree, value};
-use crate::rdma::Options;
+use super::{Rdma, gather, options, port, raw, rdma, tree, value};
+use crate::rdma::{Files, Options};
 use crate::source::Gathered;
 use proptest::prelude::*;
 use std::fs;
@@ -233,11 +233,9 @@ fn a_device_that_the_filter_keeps_out_is_not_touched() {
     let root = port("mlx5_0", &[("state", "4: ACTIVE\n")]);
     fs::write(root.path().join("class/infiniband/mlx5_1"), "not a device").unwrap();
     let mut rdma = Rdma::open(Options {
-        sysfs: root.path().to_owned(),
-        include: Vec::new(),
         exclude: vec!["mlx5_1*".into()],
-        netlink: false,
         verbatim: true,
+        ..options(root.path())
     });
     let (result, out) = poll(&mut rdma, MS(0));
     assert_eq!(result, Ok(()));
@@ -264,12 +262,17 @@ fn more_counters_than_files_may_be_open_are_all_read() {
         .collect();
     let files: Vec<(&str, &str)> = names.iter().map(|n| (n.as_str(), "1\n")).collect();
     let root = tree(&files);
-    let mut rdma = rdma(root.path());
+    let files = Files::default();
+    let mut rdma = Rdma::open(Options {
+        files: files.clone(),
+        ..options(root.path())
+    });
     for now in [MS(0), MS(1000), MS(40_000)] {
         assert_eq!(poll(&mut rdma, now).1.raw.len(), 800);
-        let open: usize = rdma.known.iter().map(crate::rdma::Known::files).sum();
-        assert_eq!(open, 512);
+        assert_eq!(files.left(), 0);
     }
+    drop(rdma);
+    assert_eq!(files.left(), 512);
 }
 
 proptest! {
