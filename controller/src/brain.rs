@@ -12,7 +12,7 @@ use weir_controller_core::ids::{JobId, NodeId};
 use weir_controller_core::io::{PinChange, Role};
 use weir_controller_core::topology::Plan;
 use weir_controller_core::{Command, Config, Core, Input};
-use weir_wire::v1;
+use weir_wire::{EVENT_TEXT_BYTES_MAX, v1};
 
 /// Something that happened, in the order in which the controller saw it.
 #[derive(Debug, Clone, PartialEq)]
@@ -189,7 +189,11 @@ impl Brain {
         if let Some(v1::agent_message::Body::Frame(frame)) = &mut message.body {
             is_frame = true;
             let events = std::mem::take(&mut frame.events);
-            if let Some(seq) = self.events.take(&node, events, now) {
+            let seq = events.iter().map(|event| event.seq).max();
+            for event in events {
+                self.events.take(&node, shortened(event), now);
+            }
+            if let Some(seq) = seq.filter(|seq| *seq > 0) {
                 let node = node.clone();
                 actions.push(Action::EventsTaken { node, seq });
             }
@@ -231,4 +235,20 @@ impl Brain {
             reason: error.to_string(),
         }
     }
+}
+
+/// The log of a node may say anything; what is kept of it is bounded.
+fn shortened(mut event: v1::Event) -> v1::Event {
+    let v1::Event {
+        source,
+        name,
+        subject,
+        text,
+        action,
+        ..
+    } = &mut event;
+    for part in [source, name, subject, text, action] {
+        part.truncate(part.floor_char_boundary(EVENT_TEXT_BYTES_MAX));
+    }
+    event
 }

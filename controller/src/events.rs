@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use weir_controller_core::engine::NODES_MAX;
-use weir_wire::{EVENT_TEXT_BYTES_MAX, v1};
+use weir_wire::v1;
 
 /// A node that has more to tell in a day is broken, and its last events say how.
 const EVENTS_OF_NODE_MAX: usize = 256;
@@ -165,25 +165,19 @@ impl NodeEvents {
         }
     }
 
-    /// Takes what a frame told; gives the number to acknowledge, if there is one.
-    pub fn take(&mut self, node: &str, events: Vec<v1::Event>, now: Duration) -> Option<u64> {
-        let mut acknowledged = None;
-        for event in events {
-            let known = self.nodes.get_mut(node)?;
-            if event.seq > 0 {
-                let repeated = event.seq <= known.taken;
-                known.taken = known.taken.max(event.seq);
-                acknowledged = Some(known.taken);
-                if repeated {
-                    self.repeated += 1;
-                    continue;
-                }
-            }
-            *self.taken.entry(Severity::of(&event)).or_default() += 1;
-            let event = shortened(event);
-            self.add(node, NodeEvent { at: now, event });
+    /// Takes an event of a connected node; gives whether it is new.
+    pub fn take(&mut self, node: &str, event: v1::Event, now: Duration) -> bool {
+        let Some(known) = self.nodes.get_mut(node) else {
+            return false;
+        };
+        if event.seq > 0 && event.seq <= known.taken {
+            self.repeated += 1;
+            return false;
         }
-        acknowledged
+        known.taken = known.taken.max(event.seq);
+        *self.taken.entry(Severity::of(&event)).or_default() += 1;
+        self.add(node, NodeEvent { at: now, event });
+        true
     }
 
     fn add(&mut self, node: &str, event: NodeEvent) {
@@ -294,22 +288,6 @@ impl NodeEvents {
     }
 }
 
-/// The log of a node may say anything; what is kept of it is bounded.
-fn shortened(mut event: v1::Event) -> v1::Event {
-    let v1::Event {
-        source,
-        name,
-        subject,
-        text,
-        action,
-        ..
-    } = &mut event;
-    for part in [source, name, subject, text, action] {
-        part.truncate(part.floor_char_boundary(EVENT_TEXT_BYTES_MAX));
-    }
-    event
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -337,27 +315,30 @@ mod tests {
     ];
 
     #[test]
-    fn a_repeat_is_acknowledged_again_and_shown_once() {
+    fn a_repeat_is_shown_once() {
         let mut events = NodeEvents::default();
-        events.connected("h1", 7);
-        let two = || vec![event(1, SEVERITIES[1]), event(4, SEVERITIES[1])];
-        assert_eq!(events.take("h1", two(), Duration::ZERO), Some(4));
-        events.lost("h1");
-        events.connected("h1", 7);
-        assert_eq!(events.take("h1", two(), Duration::from_secs(1)), Some(4));
-        assert_eq!((held(&events, "h1"), events.repeated()), (vec![4, 1], 2));
+        let mut told = |instance, second, new| {
+            events.connected("h1", instance);
+            for seq in [1, 4] {
+                let event = event(seq, SEVERITIES[1]);
+                assert_eq!(events.take("h1", event, Duration::from_secs(second)), new);
+            }
+            events.lost("h1");
+            (held(&events, "h1"), events.repeated())
+        };
+        assert_eq!(told(7, 0, true), (vec![4, 1], 0));
+        assert_eq!(told(7, 1, false), (vec![4, 1], 2));
         // The agent was started anew.
-        events.connected("h1", 8);
-        assert_eq!(events.take("h1", two(), Duration::from_secs(2)), Some(4));
-        assert_eq!(held(&events, "h1"), [4, 1, 4, 1]);
+        assert_eq!(told(8, 2, true), (vec![4, 1, 4, 1], 2));
     }
 
     #[test]
-    fn an_older_agent_numbers_nothing_and_is_not_acknowledged() {
+    fn an_older_agent_numbers_nothing_and_repeats_nothing() {
         let mut events = NodeEvents::default();
         events.connected("h1", 7);
-        let two = vec![event(0, SEVERITIES[0]), event(0, SEVERITIES[0])];
-        assert_eq!(events.take("h1", two, Duration::ZERO), None);
+        for _ in 0..2 {
+            assert!(events.take("h1", event(0, SEVERITIES[0]), Duration::ZERO));
+        }
         assert_eq!(held(&events, "h1"), [0, 0]);
     }
 
@@ -365,11 +346,10 @@ mod tests {
     fn a_chatty_node_pushes_out_its_own_and_critical_ones_last() {
         let mut events = NodeEvents::new(3, 100);
         events.connected("quiet", 1);
-        events.take("quiet", vec![event(1, SEVERITIES[0])], Duration::ZERO);
+        events.take("quiet", event(1, SEVERITIES[0]), Duration::ZERO);
         events.connected("chatty", 1);
         for (seq, severity) in (1..).zip([2, 0, 1, 1, 1, 0]) {
-            let told = vec![event(seq, SEVERITIES[severity])];
-            events.take("chatty", told, Duration::ZERO);
+            events.take("chatty", event(seq, SEVERITIES[severity]), Duration::ZERO);
         }
         assert_eq!(held(&events, "quiet"), [1]);
         assert_eq!(held(&events, "chatty"), [5, 4, 1]);
@@ -383,12 +363,13 @@ mod tests {
         let mut events = NodeEvents::new(9, 4);
         for (node, told) in [("a", [1, 1]), ("b", [2, 2])] {
             events.connected(node, 1);
-            let told = (1..).zip(told).map(|(seq, s)| event(seq, SEVERITIES[s]));
-            events.take(node, told.collect(), Duration::ZERO);
+            for (seq, severity) in (1..).zip(told) {
+                events.take(node, event(seq, SEVERITIES[severity]), Duration::ZERO);
+            }
         }
         events.connected("c", 1);
         for (seq, severity) in [(1, 1), (2, 1), (3, 0)] {
-            events.take("c", vec![event(seq, SEVERITIES[severity])], Duration::ZERO);
+            events.take("c", event(seq, SEVERITIES[severity]), Duration::ZERO);
         }
         assert_eq!(held(&events, "a"), [2]);
         assert_eq!(held(&events, "b"), [2, 1]);
@@ -404,9 +385,9 @@ mod tests {
         events.connected("h1", 1);
         let mut late = event(1, SEVERITIES[0]);
         late.age_us = 10_000_000;
-        events.take("h1", vec![event(2, SEVERITIES[2])], Duration::from_secs(5));
+        events.take("h1", event(2, SEVERITIES[2]), Duration::from_secs(5));
         events.connected("h2", 1);
-        events.take("h2", vec![late], Duration::from_secs(6));
+        events.take("h2", late, Duration::from_secs(6));
         let order: Vec<&str> = events
             .newest_first()
             .iter()
@@ -421,7 +402,7 @@ mod tests {
         for n in 0..=NODES_MAX {
             let node = format!("h{n}");
             events.connected(&node, 1);
-            events.take(&node, vec![event(1, SEVERITIES[1])], Duration::ZERO);
+            events.take(&node, event(1, SEVERITIES[1]), Duration::ZERO);
             events.lost(&node);
         }
         assert_eq!(events.nodes.len(), NODES_MAX);
@@ -440,7 +421,7 @@ mod tests {
             for (seq, (node, severity)) in (1..).zip(&told) {
                 let node = format!("h{node}");
                 events.connected(&node, 1);
-                events.take(&node, vec![event(seq, SEVERITIES[*severity])], Duration::ZERO);
+                events.take(&node, event(seq, SEVERITIES[*severity]), Duration::ZERO);
             }
             let kept = events.newest_first();
             prop_assert!(kept.len() <= all);
