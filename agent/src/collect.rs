@@ -426,7 +426,7 @@ impl Collector {
             self.qps_seen = Arc::clone(&bpf.qps);
         }
         sample.qps = Arc::clone(&self.qps);
-        sample.qps_sent = qps::sent(&self.qps, &bpf.roce);
+        sample.qps_seen = qps::seen(&self.qps, &bpf.roce);
         let ports = &self.ethernet;
         let notes = self.bpf.as_mut().map(|bpf| bpf.watch_ports(ports));
         for note in notes.unwrap_or_default() {

@@ -247,7 +247,7 @@ pub async fn serve(listener: tokio::net::TcpListener, shared: Shared) -> std::io
             if !from.is_loopback() && Some(from) != own {
                 return Err(StatusCode::FORBIDDEN);
             }
-            let rows = qps::rows(&sample.qps, &sample.qps_sent);
+            let rows = qps::rows(&sample.qps, &sample.qps_seen);
             let json =
                 serde_json::to_string(&rows).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
             Ok(([("content-type", "application/json")], json))

@@ -3,7 +3,8 @@
 //! The spool holds [`Sample`]s, not encoded frames: deltas are made when a frame is sent, against
 //! what was sent last ([`crate::frame`]). So a sample that had to be dropped costs resolution, never a wrong sum.
 
-use crate::bpf::{QpSample, RoceTotal};
+use crate::bpf::QpSample;
+use crate::qps;
 use crate::source::{ColumnKey, Reading};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
@@ -110,8 +111,8 @@ pub struct Sample {
     pub flows: BTreeMap<FlowEnds, FlowReading>,
     /// Queue pairs, ascending; the same allocation while none changes.
     pub qps: Arc<Vec<QueuePair>>,
-    /// What those sent through the kernel, as far as that is counted; it only grows.
-    pub qps_sent: BTreeMap<QpId, RoceTotal>,
+    /// What the kernel saw of those, as far as that is counted.
+    pub qps_seen: BTreeMap<QpId, qps::Seen>,
 }
 
 impl Sample {

@@ -13,7 +13,9 @@ use weir_controller_core::io::{self, Input};
 use weir_wire::SAMPLE_INTERVAL_MAX;
 use weir_wire::codec::DecodeError;
 use weir_wire::columns::{COLUMNS_MAX, Columns};
-use weir_wire::frame::{CallRow, CallRows, FlowRow, FlowRows, RunningRows, SERIES_MAX};
+use weir_wire::frame::{
+    CallRow, CallRows, FlowRow, FlowRows, RoceRow, RoceRows, RunningRows, SERIES_MAX,
+};
 use weir_wire::signal::{Kind, Signal};
 use weir_wire::v1::{self, agent_message::Body};
 
@@ -106,6 +108,7 @@ pub struct Ingest {
     in_sync: bool,
     flows: BTreeMap<u32, (FlowKey, Option<JobId>)>,
     flow_rows: FlowRows,
+    roce_rows: RoceRows,
     series: BTreeMap<u32, Series>,
     call_rows: CallRows,
     running_rows: RunningRows,
@@ -169,6 +172,7 @@ impl Ingest {
             in_sync: false,
             flows: BTreeMap::new(),
             flow_rows: FlowRows::default(),
+            roce_rows: RoceRows::default(),
             series: BTreeMap::new(),
             call_rows: CallRows::default(),
             running_rows: RunningRows::default(),
@@ -317,6 +321,7 @@ impl Ingest {
         if frame.key {
             self.state.clear();
             self.flow_rows = FlowRows::default();
+            self.roce_rows = RoceRows::default();
             self.call_rows = CallRows::default();
             self.running_rows = RunningRows::default();
             self.series.clear();
@@ -342,10 +347,16 @@ impl Ingest {
             self.open_flow(opened)?;
         }
         let flows = self.flow_rows.decode(&frame.flows).map_err(body("flows"))?;
-        self.samples += 4 * self.flow_rows.len() as u64;
-        let flows = flows.into_iter().filter_map(|(id, row)| {
+        let roce = self.roce_rows.decode(&frame.roce).map_err(body("roce"))?;
+        self.samples += (4 * self.flow_rows.len() + 2 * self.roce_rows.len()) as u64;
+        let sent = flows
+            .into_iter()
+            .map(|(id, row)| (id, row.into(), RoceRow::default()));
+        let came_back = roce
+            .into_iter()
+            .map(|(id, row)| (id, FlowRow::default(), row.into()));
+        let flows = sent.chain(came_back).filter_map(|(id, row, roce)| {
             let (key, job) = self.flows.get(&id)?;
-            let row = FlowRow::from(row);
             Some(io::FlowSample {
                 key: *key,
                 job: job.clone(),
@@ -353,11 +364,14 @@ impl Ingest {
                 retransmits: row.retransmits,
                 srtt_us: u32::try_from(row.srtt_us).unwrap_or(u32::MAX),
                 delivered_ce: row.delivered_ce,
+                received_ce: roce.received_ce,
+                cnps_sent: roce.cnps_sent,
             })
         });
         let flows = merged(flows);
         let flows_closed = frame.flows_closed.iter().filter_map(|id| {
             self.flow_rows.forget(*id);
+            self.roce_rows.forget(*id);
             Some(self.flows.remove(id)?.0)
         });
         let flows_closed = flows_closed.collect();
@@ -486,6 +500,9 @@ impl Ingest {
             })
         };
         let is_roce = opened.kind() == v1::FlowKind::Roce;
+        if is_roce {
+            self.roce_rows.announce(opened.id);
+        }
         if is_roce && (opened.src_ipv4 == 0 || opened.dst_ipv4 == 0 || opened.src_port == 0) {
             // IPv6, or a source port that only firmware knows: no path can be asked for, and its rows
             // name no flow. A number that is announced again means this one from now on.
@@ -541,6 +558,8 @@ fn merged(flows: impl Iterator<Item = io::FlowSample>) -> Vec<io::FlowSample> {
                 known.bytes += flow.bytes;
                 known.retransmits += flow.retransmits;
                 known.delivered_ce += flow.delivered_ce;
+                known.received_ce += flow.received_ce;
+                known.cnps_sent += flow.cnps_sent;
             }
         }
     }
@@ -649,6 +668,7 @@ mod tests {
             key: true,
             flows_opened: vec![opened(1, 0xc132), opened(2, 0xc132), opened(3, 0)],
             flows: FlowRows::default().encode(rows),
+            roce: RoceRows::default().encode([(2, [5, 1]), (3, [7, 7])]),
             ..v1::Frame::default()
         };
         let ingested = ingest.frame(frame).unwrap();
@@ -660,6 +680,7 @@ mod tests {
         };
         assert_eq!(flow.key.to_string(), "10.0.1.2:49458 -> 10.0.3.2:4791");
         assert_eq!((flow.bytes, flow.delivered_ce), (300, 2));
+        assert_eq!((flow.received_ce, flow.cnps_sent), (5, 1));
         assert_eq!(flow.job, Some(JobId::new("slurm:77")));
     }
 

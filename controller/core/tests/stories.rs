@@ -341,6 +341,8 @@ impl World {
                 retransmits: 0,
                 srtt_us: 500,
                 delivered_ce: 0,
+                received_ce: 0,
+                cnps_sent: 0,
             };
             samples.entry(host(l, h)).or_default().flows.push(flow);
         }
@@ -586,6 +588,8 @@ fn a_kept_change_under_which_a_call_does_not_end_is_given_back() {
             retransmits: u64::from(stalled.is_power_of_two()),
             srtt_us: 500,
             delivered_ce: 0,
+            received_ce: 0,
+            cnps_sent: 0,
         });
         let sample = NodeSample {
             elapsed: Some(SECOND),
