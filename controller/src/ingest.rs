@@ -694,10 +694,11 @@ mod tests {
                 key: true,
                 ..v1::Frame::default()
             };
-            match ingest.frame(frame).unwrap() {
-                Ingested::Input(Input::SampleReported { sample, .. }) => sample.elapsed,
-                other => panic!("{other:?}"),
-            }
+            let ingested = ingest.frame(frame).unwrap();
+            let Ingested::Input(Input::SampleReported { sample, .. }) = ingested else {
+                panic!("{ingested:?}");
+            };
+            sample.elapsed
         };
         let late = SAMPLE_INTERVAL_MAX + Duration::from_secs(1);
         assert_eq!(elapsed(1, Duration::ZERO), None);

@@ -218,7 +218,7 @@ mod tests {
             best.sort_unstable();
             prop_assert_eq!(&kept[..], &best[best.len().saturating_sub(room)..]);
             let dropped: u64 = outbox.dropped().values().sum();
-            prop_assert_eq!(dropped as usize + kept.len(), ranks.len());
+            prop_assert_eq!(dropped + kept.len() as u64, ranks.len() as u64);
         }
     }
 }
