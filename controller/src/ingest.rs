@@ -2,6 +2,7 @@
 //!
 //! Pure: no clock, no IO. One [`Ingest`] for each stream; it dies with the stream.
 
+use crate::inventory::{hop_of, inventory_of};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -24,10 +25,6 @@ const FLOWS_MAX: usize = 65_536;
 /// A longer interval between two frames is a gap: a mean over it would say nothing.
 const GAP: Duration = SAMPLE_INTERVAL_MAX.saturating_mul(2);
 
-/// Ports of a node, and next-hop groups of a switch.
-const PORTS_MAX: usize = 8192;
-/// Members of a next-hop group.
-const MEMBERS_MAX: usize = 1024;
 /// Sources of an agent.
 const SOURCES_MAX: usize = 64;
 /// Bytes of the name of a port, a job or an operation.
@@ -521,7 +518,7 @@ impl Ingest {
     }
 }
 
-fn few(what: &'static str, count: usize, max: usize) -> Result<(), IngestError> {
+pub(crate) fn few(what: &'static str, count: usize, max: usize) -> Result<(), IngestError> {
     if count <= max {
         Ok(())
     } else {
@@ -535,7 +532,7 @@ pub fn is_name(text: &str) -> bool {
     text.len() <= NAME_BYTES_MAX && !text.chars().any(char::is_control)
 }
 
-fn name(text: &str) -> Result<(), IngestError> {
+pub(crate) fn name(text: &str) -> Result<(), IngestError> {
     if is_name(text) {
         return Ok(());
     }
@@ -573,72 +570,6 @@ fn outcome_of(state: v1::lease_report::State) -> Option<io::LeaseOutcome> {
         v1::lease_report::State::Ended => Some(io::LeaseOutcome::Ended),
         v1::lease_report::State::Unspecified => None,
     }
-}
-
-fn hop_of(hop: &v1::PathHop) -> Option<io::ResolvedHop> {
-    let key = hop.key.as_ref()?;
-    Some(io::ResolvedHop {
-        key: FlowKey {
-            src: key.src_ipv4.into(),
-            dst: key.dst_ipv4.into(),
-            src_port: u16::try_from(key.src_port).ok()?,
-            dst_port: u16::try_from(key.dst_port).ok()?,
-        },
-        in_port: key.in_port.as_str().into(),
-        out_port: (!hop.out_port.is_empty()).then(|| hop.out_port.as_str().into()),
-        group: (hop.group != 0).then_some(hop.group),
-    })
-}
-
-fn inventory_of(inventory: v1::Inventory) -> Result<io::Inventory, IngestError> {
-    let mut ports = Vec::new();
-    few("ports", inventory.ports.len(), PORTS_MAX)?;
-    few("next-hop groups", inventory.groups.len(), PORTS_MAX)?;
-    for port in inventory.ports {
-        name(&port.name)?;
-        let mut addresses = Vec::new();
-        for text in &port.addresses {
-            // IPv6 is not used for paths yet and is passed over, not refused.
-            if !text.contains(':') {
-                addresses.push(cidr(text).ok_or_else(|| IngestError::Address {
-                    port: port.name.clone(),
-                    text: text.clone(),
-                })?);
-            }
-        }
-        ports.push(io::PortInventory {
-            up: port.up,
-            addresses,
-            neighbours: port
-                .neighbours
-                .iter()
-                .filter_map(|n| n.parse().ok())
-                .collect(),
-            speed_bps: (port.speed_bps != 0).then_some(port.speed_bps),
-            name: port.name.into(),
-        });
-    }
-    for group in &inventory.groups {
-        few("members of a group", group.members.len(), MEMBERS_MAX)?;
-        group.members.iter().try_for_each(|m| name(&m.port))?;
-    }
-    let groups = inventory.groups.into_iter().map(|g| io::EcmpGroup {
-        id: g.id,
-        members: g.members.into_iter().map(|m| m.port.into()).collect(),
-    });
-    Ok(io::Inventory {
-        ports,
-        groups: groups.collect(),
-        routes_epoch: inventory.routes_epoch,
-    })
-}
-
-fn cidr(text: &str) -> Option<(Ipv4Addr, u8)> {
-    let (address, prefix) = text.split_once('/')?;
-    Some((
-        address.parse().ok()?,
-        prefix.parse().ok().filter(|p| *p <= 32)?,
-    ))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ pub mod config;
 pub mod driver;
 pub mod events;
 pub mod ingest;
+mod inventory;
 pub mod metrics;
 pub mod pinglists;
 pub mod probes;
