@@ -172,9 +172,12 @@ pub struct EventView {
     pub action: String,
 }
 
-/// What the nodes saw happen, newest first.
+/// Events of one answer: 2 MiB of the usual ones.
+const EVENTS_SHOWN_MAX: usize = 4096;
+
+/// What the nodes saw happen, or one of them, newest first; the newest 4,096.
 #[must_use]
-pub fn events(view: &View<'_>) -> Vec<EventView> {
+pub fn events(view: &View<'_>, only: Option<&str>) -> Vec<EventView> {
     let event = |(node, seen): (&str, &NodeEvent)| EventView {
         at: date(view, seen.at) - seen.age().as_secs_f64(),
         node: node.to_owned(),
@@ -187,7 +190,9 @@ pub fn events(view: &View<'_>) -> Vec<EventView> {
         action: seen.event.action.clone(),
     };
     let newest_first = view.brain.events.newest_first();
-    newest_first.into_iter().map(event).collect()
+    let wanted = newest_first.into_iter();
+    let wanted = wanted.filter(|(node, _)| only.is_none_or(|only| only == *node));
+    wanted.take(EVENTS_SHOWN_MAX).map(event).collect()
 }
 
 #[must_use]

@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 use weir_controller::brain::Brain;
 use weir_controller::driver::{Driver, Handle, MESSAGES_QUEUED_MAX};
-use weir_controller::server;
+use weir_controller::{server, views};
 use weir_controller_core::Config;
 use weir_controller_core::topology::Plan;
 use weir_wire::frame::SERIES_MAX;
@@ -518,9 +518,12 @@ async fn an_event_is_acknowledged_each_time_and_shown_once() {
         };
         let taken = tokio::time::timeout(Duration::from_secs(20), taken).await;
         assert_eq!(taken.expect("no acknowledgement comes"), 7);
-        let read = controller.handle.read(weir_controller::views::events);
-        let events = read.await.unwrap();
-        assert_eq!(events.len(), shown);
+        let shown_of = async |node: Option<&'static str>| {
+            let read = controller.handle.read(move |v| views::events(v, node));
+            read.await.unwrap()
+        };
+        let events = shown_of(None).await;
+        assert_eq!((events.len(), shown_of(Some("h2")).await.len()), (shown, 0));
         assert!(
             events
                 .iter()
