@@ -327,9 +327,13 @@ fn own(page: &Page, families: &mut Families) {
         families.value(SOURCE_CPU, &[source], cost.cpu.as_secs_f64());
         families.value(COLLECT, &[source], cost.took.as_secs_f64());
     }
-    for ((reason, severity), count) in &page.events_dropped {
-        let labels = [reason.name(), severity.name()];
-        families.value(EVENTS_DROPPED, &labels, *count as f64);
+    // From zero on: a rate needs the value before the first drop.
+    for reason in Reason::ALL {
+        for severity in Severity::ALL {
+            let count = page.events_dropped.get(&(reason, severity));
+            let labels = [reason.name(), severity.name()];
+            families.value(EVENTS_DROPPED, &labels, count.map_or(0.0, |c| *c as f64));
+        }
     }
     for (key, seen) in &page.events {
         let code = key.code.map_or_else(String::new, |c| c.to_string());

@@ -79,6 +79,8 @@ pub enum Severity {
 }
 
 impl Severity {
+    pub const ALL: [Severity; 3] = [Severity::Info, Severity::Warning, Severity::Critical];
+
     /// As labels have it.
     #[must_use]
     pub fn name(self) -> &'static str {

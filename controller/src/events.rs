@@ -26,7 +26,7 @@ pub enum Severity {
 }
 
 impl Severity {
-    const ALL: [Severity; 3] = [Severity::Info, Severity::Warning, Severity::Critical];
+    pub const ALL: [Severity; 3] = [Severity::Info, Severity::Warning, Severity::Critical];
 
     #[must_use]
     pub fn of(event: &v1::Event) -> Severity {
@@ -58,6 +58,8 @@ pub enum Reason {
 }
 
 impl Reason {
+    pub const ALL: [Reason; 3] = [Reason::NodeFull, Reason::Full, Reason::NodeForgotten];
+
     /// As labels have it.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -275,10 +277,9 @@ impl NodeEvents {
     }
 
     /// Events taken, by severity.
-    pub fn taken(&self) -> impl Iterator<Item = (Severity, u64)> {
-        self.taken
-            .iter()
-            .map(|(severity, count)| (*severity, *count))
+    #[must_use]
+    pub fn taken(&self) -> &BTreeMap<Severity, u64> {
+        &self.taken
     }
 
     /// Events that are not kept any more.

@@ -3,6 +3,7 @@
 //! All values are read from the brain at each scrape, so a series exists only while its subject does.
 
 use crate::driver::View;
+use crate::events::{Reason, Severity};
 use crate::{probes, views};
 use prometheus::{Encoder, GaugeVec, Opts, Registry, TextEncoder};
 use std::collections::BTreeMap;
@@ -142,12 +143,15 @@ fn all_points(view: &View<'_>) -> Vec<Point> {
     put(TWICE, &[], view.agents_refused as f64);
     let events = &view.brain.events;
     put(EVENTS_REPEATED, &[], events.repeated() as f64);
-    for (severity, count) in events.taken() {
-        put(EVENTS_TAKEN, &[severity.name()], count as f64);
-    }
-    for ((reason, severity), count) in events.dropped() {
-        let labels = [reason.name(), severity.name()];
-        put(EVENTS_DROPPED, &labels, *count as f64);
+    // From zero on: a rate needs the value before the first one.
+    for severity in Severity::ALL {
+        let taken = events.taken().get(&severity).copied();
+        put(EVENTS_TAKEN, &[severity.name()], taken.unwrap_or(0) as f64);
+        for reason in Reason::ALL {
+            let dropped = events.dropped().get(&(reason, severity)).copied();
+            let labels = [reason.name(), severity.name()];
+            put(EVENTS_DROPPED, &labels, dropped.unwrap_or(0) as f64);
+        }
     }
     put(RECORD_LOST, &[], view.events_recorded_lost as f64);
     put(TABLE_FULL, &["flows"], core.flows().refused() as f64);

@@ -23,6 +23,8 @@ pub enum Reason {
 }
 
 impl Reason {
+    pub const ALL: [Reason; 2] = [Reason::NoUplink, Reason::NotTaken];
+
     /// As labels have it.
     #[must_use]
     pub fn name(self) -> &'static str {
