@@ -18,10 +18,12 @@ use crate::probe::list::List;
 use crate::probe::ud::Ud;
 use crate::qps;
 use crate::sample::{
-    CollectiveCall, EVENTS_MAX, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, QueuePair,
-    Readings, RunningCall, Sample, Series,
+    CollectiveCall, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, QueuePair, Readings,
+    RunningCall, Sample, Series,
 };
-use crate::source::{Gathered, GpuPart, Info, OptionalCounter, PortGids, RawCounter, Source};
+use crate::source::{
+    Event, Gathered, GpuPart, Info, OptionalCounter, PortGids, RawCounter, Source,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -57,8 +59,8 @@ pub struct Extras {
     /// Processes on each GPU that tells.
     pub gpu_process_counts: BTreeMap<String, usize>,
     pub gpu_processes: Vec<GpuProcess>,
-    /// Events that one sample could not hold, since the start.
-    pub events_dropped: u64,
+    /// Seen since the sample before.
+    pub events: Vec<Event>,
     pub costs: Costs,
 }
 
@@ -115,7 +117,6 @@ pub struct Collector {
     ud: Option<Ud>,
     /// How long a sample waits for devices.
     patience: Duration,
-    events_dropped: u64,
     costs: Costs,
     epoch: Instant,
 }
@@ -186,7 +187,6 @@ impl Collector {
                 Purpose::Run => PATIENCE,
                 Purpose::Look => PATIENCE_ONCE,
             },
-            events_dropped: 0,
             costs: Costs::default(),
             epoch,
         })
@@ -303,15 +303,6 @@ impl Collector {
         }
         sample.columns = gathered.columns;
         forget_untrained(&mut sample);
-        if gathered.events.len() > EVENTS_MAX {
-            // A flood of one source must not push out what matters of another.
-            gathered
-                .events
-                .sort_by_key(|event| std::cmp::Reverse(event.severity));
-        }
-        let kept = gathered.events.len().min(EVENTS_MAX);
-        self.events_dropped += (gathered.events.len() - kept) as u64;
-        gathered.events.truncate(kept);
         for event in &gathered.events {
             tracing::info!(
                 source = event.source,
@@ -322,7 +313,6 @@ impl Collector {
                 event.text
             );
         }
-        sample.events = gathered.events;
         self.readings.judge(&mut sample);
         let extras = Extras {
             bpf,
@@ -344,7 +334,7 @@ impl Collector {
                 &mut self.gpu_jobs,
                 jobs::identify,
             ),
-            events_dropped: self.events_dropped,
+            events: gathered.events,
             costs: self.costs.clone(),
         };
         (sample, extras)
@@ -466,7 +456,7 @@ impl Collector {
             self.qps_seen = Arc::clone(&bpf.qps);
         }
         sample.qps = Arc::clone(&self.qps);
-        sample.qps_sent = qps::sent(&self.qps, &bpf.roce);
+        sample.qps_seen = qps::seen(&self.qps, &bpf.roce);
         let ports = &self.ethernet;
         let notes = self.bpf.as_mut().map(|bpf| bpf.watch_ports(ports));
         for note in notes.unwrap_or_default() {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use weir_agent_core::limits::Limits;
 use weir_common::config::{self, Checker, ConfigError};
+use weir_wire::SAMPLE_INTERVAL_MAX;
 
 /// All addresses, as exporters do: who scrapes is another machine.
 const LISTEN_METRICS: &str = "0.0.0.0:9741";
@@ -236,7 +237,7 @@ impl RawConfig {
                 "sample_interval",
                 self.sample_interval.as_ref(),
                 second,
-                (second / 10, 60 * second),
+                (second / 10, SAMPLE_INTERVAL_MAX),
             )?,
             spool_samples: check.count("spool_samples", self.spool_samples, 120, (1, 10_000))?,
             ports_exclude: self.ports_exclude.clone().unwrap_or_default(),
@@ -476,7 +477,7 @@ mod tests {
         assert!(
             text.contains("agent.yaml")
                 && text.contains("sample_interval")
-                && text.contains("100ms to 1m"),
+                && text.contains("100ms to 30s"),
             "{text}"
         );
     }

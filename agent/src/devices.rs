@@ -3,7 +3,9 @@
 //! Each has a thread of its own. A device that is sick may keep whoever asks it waiting for a minute
 //! (that is how long a command of mlx5's firmware takes to time out; NVML can take longer), and
 //! meanwhile leases have to end in time. The main loop asks all, waits a little for the answers, and
-//! takes what comes later with the next sample.
+//! takes what comes later with the next sample. Verbs devices have a thread each (`per_device.rs`).
+
+mod per_device;
 
 use crate::config::Config;
 use crate::cost::{self, Meter};
@@ -11,14 +13,16 @@ use crate::ethtool::EthtoolSource;
 use crate::gpu::{self, Gpu};
 use crate::kmsg::limiter::Shared;
 use crate::kmsg::{From, Kmsg, catalogue};
+use crate::rdma::text::Filter;
 use crate::rdma::{self, Rdma};
 use crate::source::{Event, Gathered, RawCounter, RawKind, Source};
 use crate::verbs::{self, Verbs};
+use per_device::{List, Open, PerDevice};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 /// The kernel's log.
@@ -45,6 +49,8 @@ type Read = Box<dyn FnMut(&Question, &mut Gathered) -> Result<(), String> + Send
 /// One source: its thread, and how it answered last.
 struct Device {
     source: Source,
+    /// What of the source it is, for the log; empty for the whole of it.
+    part: String,
     ask: SyncSender<Question>,
     answers: Receiver<Answer>,
     asked: Option<Instant>,
@@ -56,7 +62,7 @@ struct Device {
 }
 
 impl Device {
-    fn start(name: &'static str, mut read: Read) -> Device {
+    fn start(name: &'static str, part: String, mut read: Read) -> Device {
         let (ask, questions) = sync_channel::<Question>(1);
         let (answer, answers) = sync_channel(1);
         let thread = std::thread::Builder::new()
@@ -84,6 +90,7 @@ impl Device {
                 up: reason.is_none(),
                 reason: reason.unwrap_or_default(),
             },
+            part,
             ask,
             answers,
             asked: None,
@@ -99,6 +106,18 @@ impl Device {
             self.asked = Some(Instant::now());
         }
         late
+    }
+
+    /// Whether its thread waits for a question, or has ended.
+    fn is_idle(&mut self) -> bool {
+        match self.answers.try_recv() {
+            Ok(answer) => {
+                self.take(answer);
+                true
+            }
+            Err(TryRecvError::Empty) => self.asked.is_none(),
+            Err(TryRecvError::Disconnected) => true,
+        }
     }
 
     fn take(&mut self, mut answer: Answer) -> cost::Reading {
@@ -139,7 +158,7 @@ impl Device {
     fn state(&mut self, reason: String) {
         let up = reason.is_empty();
         if !up && reason != self.source.reason {
-            tracing::warn!("source {} is down: {reason}", self.source.name);
+            tracing::warn!("source {}{} is down: {reason}", self.source.name, self.part);
         }
         (self.source.up, self.source.reason) = (up, reason);
     }
@@ -148,6 +167,8 @@ impl Device {
 /// All of them.
 pub struct Devices {
     devices: Vec<Device>,
+    rdma: Option<PerDevice>,
+    links: rdma::Judge,
     verbs: Option<verbs::Handle>,
 }
 
@@ -160,12 +181,11 @@ impl Devices {
         let mut devices = Vec::new();
         let mut start = |wanted: bool, name, read: Read| {
             if wanted {
-                devices.push(Device::start(name, read));
+                devices.push(Device::start(name, String::new(), read));
             }
         };
         let on = config.collectors;
         start(on.ethtool, "ethtool", ethtool(config));
-        start(on.rdma, "rdma", rdma(config));
         start(on.gpu, "gpu", gpu(config, limits.clone()));
         start(on.kmsg && steady, "kmsg", kmsg(limits));
         // A single look sees no events, and pings nobody.
@@ -177,6 +197,8 @@ impl Devices {
         }
         Devices {
             devices,
+            rdma: on.rdma.then(|| rdma(config)),
+            links: rdma::Judge::default(),
             verbs: handle,
         }
     }
@@ -189,7 +211,8 @@ impl Devices {
 
     /// State of each after the last reading.
     pub fn sources(&self) -> impl Iterator<Item = &Source> {
-        self.devices.iter().map(|device| &device.source)
+        let others = self.devices.iter().map(|device| &device.source);
+        others.chain(self.rdma.iter().map(|rdma| &rdma.source))
     }
 
     /// Reads all at once, and waits at most `patience`; gives what each cost.
@@ -207,10 +230,15 @@ impl Devices {
             .iter_mut()
             .filter_map(|device| device.ask(&question))
             .collect();
+        costs.extend(self.rdma.as_mut().and_then(|rdma| rdma.ask(&question)));
         let deadline = Instant::now() + patience;
+        let left = || deadline.saturating_duration_since(Instant::now());
         for device in &mut self.devices {
-            let left = deadline.saturating_duration_since(Instant::now());
-            costs.extend(device.answer(left, STUCK, out));
+            costs.extend(device.answer(left(), STUCK, out));
+        }
+        if let Some(rdma) = &mut self.rdma {
+            costs.extend(rdma.answer(left, STUCK, out));
+            self.links.take(out);
         }
         costs
     }
@@ -227,21 +255,49 @@ fn ethtool(config: &Config) -> Read {
     })
 }
 
-fn rdma(config: &Config) -> Read {
+fn rdma(config: &Config) -> PerDevice {
     let sysfs = config.path_sysfs.clone();
-    let mut source = Rdma::open(rdma::Options {
-        sysfs: sysfs.clone(),
+    let filter = Filter {
         include: Vec::new(),
         exclude: config.devices_exclude.clone(),
-        netlink: true,
-        verbatim: config.compat_node_exporter,
-        expect: config.rdma_expect.clone(),
+    };
+    let list: List = Box::new({
+        let sysfs = sysfs.clone();
+        move || {
+            let names = rdma::sysfs::names(&sysfs, &filter).unwrap_or_default();
+            let class = rdma::sysfs::class(&sysfs);
+            // A node without verbs devices lacks nothing.
+            if names.is_empty() && has_entries(&class) {
+                let class = class.display();
+                return Err(format!(
+                    "no RDMA device in {class} that the filter lets through"
+                ));
+            }
+            Ok(names)
+        }
     });
-    Box::new(move |question, out| match source.poll(question.now, out) {
-        // A node without verbs devices lacks nothing.
-        Err(_) if !has_entries(&sysfs.join("class/infiniband")) => Ok(()),
-        other => other,
-    })
+    let verbatim = config.compat_node_exporter;
+    let expect = config.rdma_expect.clone();
+    let files = rdma::Files::default();
+    let open: Open = Box::new(move |name| {
+        let mut source = Rdma::open(rdma::Options {
+            sysfs: sysfs.clone(),
+            include: vec![name.to_owned()],
+            exclude: Vec::new(),
+            netlink: true,
+            verbatim,
+            expect: expect.clone(),
+            files: files.clone(),
+        });
+        Box::new(move |question, out| {
+            let result = source.poll(question.now, out);
+            result.map_err(|error| match source.failing().next() {
+                Some((_, reason)) => reason.to_owned(),
+                None => error,
+            })
+        })
+    });
+    PerDevice::new("rdma", list, open)
 }
 
 fn verbs_options(config: &Config) -> verbs::Options {
@@ -315,16 +371,16 @@ mod tests {
     use super::*;
 
     /// Long enough for a thread to answer on a busy machine.
-    const LONG: Duration = Duration::from_secs(20);
+    pub(super) const LONG: Duration = Duration::from_secs(20);
 
-    fn question() -> Question {
+    pub(super) fn question() -> Question {
         Question {
             now: Duration::ZERO,
             interfaces: Arc::default(),
         }
     }
 
-    fn counted(value: u64) -> RawCounter {
+    pub(super) fn counted(value: u64) -> RawCounter {
         RawCounter::new(RawKind::Counter, "test", "d", "n", value)
     }
 
@@ -336,7 +392,7 @@ mod tests {
             out.raw.push(counted(1));
             Ok(())
         };
-        let mut device = Device::start("test", Box::new(read));
+        let mut device = Device::start("test", String::new(), Box::new(read));
         let mut out = Gathered::default();
         device.ask(&question());
         assert!(device.answer(Duration::ZERO, LONG, &mut out).is_none());
@@ -358,7 +414,7 @@ mod tests {
             out.raw.push(counted(wait.recv().map_err(|_| "over")?));
             Ok(())
         };
-        let mut device = Device::start("test", Box::new(read));
+        let mut device = Device::start("test", String::new(), Box::new(read));
         let mut poll = |patience, released: Option<u64>| {
             let mut out = Gathered::default();
             let late = device.ask(&question()).is_some();
@@ -379,7 +435,7 @@ mod tests {
     #[test]
     fn a_source_whose_thread_ended_is_down() {
         let read = |_: &Question, _: &mut Gathered| -> Result<(), String> { panic!("in a test") };
-        let mut device = Device::start("test", Box::new(read));
+        let mut device = Device::start("test", String::new(), Box::new(read));
         device.ask(&question());
         let mut out = Gathered::default();
         assert!(device.answer(LONG, LONG, &mut out).is_none());
@@ -403,7 +459,7 @@ mod tests {
             out.raw.push(counted(7));
             Err("half of it is away".to_owned())
         };
-        let mut device = Device::start("test", Box::new(read));
+        let mut device = Device::start("test", String::new(), Box::new(read));
         device.ask(&question());
         let mut out = Gathered::default();
         let cost = device.answer(LONG, LONG, &mut out);

@@ -10,6 +10,7 @@ pub mod cost;
 pub mod devices;
 pub mod document;
 pub mod ethtool;
+pub mod events;
 mod exposition;
 pub mod frame;
 pub mod fuzz;

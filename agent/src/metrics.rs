@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
+use weir_agent_core::outbox::Reason;
 use weir_common::catalogue::{Metric, Type};
 use weir_wire::signal::{Entity, Kind, Signal};
 
@@ -38,7 +39,8 @@ catalogue! {
     COLLECT Gauge "weir_agent_collect_seconds" ["source"] "Wall time of the last reading of the source.";
     EVENTS Counter "weir_agent_events_total" ["source", "name", "code", "subject", "severity"] "Events seen since the agent started (at most 1,024 series); code is the number of an XID or SXID.";
     EVENT_TIME Gauge "weir_agent_event_timestamp_seconds" ["source", "name", "code", "subject", "severity"] "When the event was seen last, in seconds since 1970.";
-    EVENTS_DROPPED Counter "weir_agent_events_dropped_total" [] "Events that a sample had no room for.";
+    EVENTS_DROPPED Counter "weir_agent_events_dropped_total" ["reason", "severity"] "Events that the queue to the controller had no room for, the least severe first: without a stream (no_uplink), or because the controller does not acknowledge them in time (not_taken).";
+    EVENTS_WAITING Gauge "weir_agent_events_waiting" [] "Events that no controller has acknowledged yet.";
     RAW Counter "weir_raw_total" ["source", "device", "name"] "Counters of drivers and devices that no canonical signal stands for, under their own names.";
     RAW_GAUGE Gauge "weir_raw_value" ["source", "device", "name"] "The same of values that stand for themselves: states, numbers of things.";
     RAW_UNTYPED Untyped "weir_raw_untyped" ["source", "device", "name"] "The same of values of which nobody says whether they count.";
@@ -156,6 +158,8 @@ pub struct Page {
     pub uplink_up: bool,
     pub frames_sent: u64,
     pub samples_dropped: u64,
+    pub events_waiting: usize,
+    pub events_dropped: BTreeMap<(Reason, Severity), u64>,
     pub wire_bytes: u64,
     pub wire_samples: u64,
     pub leases_held: usize,
@@ -191,7 +195,7 @@ impl Page {
                 .unwrap_or(0);
             self.retransmits += flow.retransmits.saturating_sub(last);
         }
-        for event in &sample.events {
+        for event in &extras.events {
             let key = EventKey {
                 source: event.source,
                 name: event.name,
@@ -248,7 +252,7 @@ pub async fn serve(listener: tokio::net::TcpListener, shared: Shared) -> std::io
             if !from.is_loopback() && Some(from) != own {
                 return Err(StatusCode::FORBIDDEN);
             }
-            let rows = qps::rows(&sample.qps, &sample.qps_sent);
+            let rows = qps::rows(&sample.qps, &sample.qps_seen);
             let json =
                 serde_json::to_string(&rows).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
             Ok(([("content-type", "application/json")], json))
@@ -304,7 +308,7 @@ fn own(page: &Page, families: &mut Families) {
         families.value(LOST, &[], lost as f64);
     }
     let values = [
-        (EVENTS_DROPPED, page.extras.events_dropped as f64),
+        (EVENTS_WAITING, page.events_waiting as f64),
         (UPLINK, f64::from(u8::from(page.uplink_up))),
         (FRAMES, page.frames_sent as f64),
         (DROPPED, page.samples_dropped as f64),
@@ -327,6 +331,14 @@ fn own(page: &Page, families: &mut Families) {
         families.value(SOURCE_READS, &[source], cost.reads as f64);
         families.value(SOURCE_CPU, &[source], cost.cpu.as_secs_f64());
         families.value(COLLECT, &[source], cost.took.as_secs_f64());
+    }
+    // From zero on: a rate needs the value before the first drop.
+    for reason in Reason::ALL {
+        for severity in Severity::ALL {
+            let count = page.events_dropped.get(&(reason, severity));
+            let labels = [reason.name(), severity.name()];
+            families.value(EVENTS_DROPPED, &labels, count.map_or(0.0, |c| *c as f64));
+        }
     }
     for (key, seen) in &page.events {
         let code = key.code.map_or_else(String::new, |c| c.to_string());

@@ -111,6 +111,8 @@ pub enum Severity {
 }
 
 impl Severity {
+    pub const ALL: [Severity; 3] = [Severity::Info, Severity::Warning, Severity::Critical];
+
     /// As labels have it.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -199,6 +201,8 @@ pub struct Gathered {
     pub info: Vec<Info>,
     pub optional_counters: Vec<OptionalCounter>,
     pub gids: Vec<PortGids>,
+    /// Ports of verbs devices, for [`crate::rdma::Judge`].
+    pub links: Vec<crate::rdma::Link>,
     pub gpu_parts: Vec<GpuPart>,
     /// Processes that compute on a GPU, by its PCI address; a GPU that does not tell is not there.
     pub gpu_processes: BTreeMap<String, Vec<u32>>,
@@ -214,6 +218,7 @@ impl Gathered {
         self.info.append(&mut other.info);
         self.optional_counters.append(&mut other.optional_counters);
         self.gids.append(&mut other.gids);
+        self.links.append(&mut other.links);
         self.gpu_parts.append(&mut other.gpu_parts);
         self.gpu_processes.append(&mut other.gpu_processes);
         self.events.append(&mut other.events);

@@ -8,23 +8,27 @@
 
 use super::sysfs::{Expected, Port};
 use crate::scan::expect::rate_of;
-use crate::source::{Event, Severity};
+use crate::source::{Event, Gathered, Reading, Severity};
 use std::collections::BTreeMap;
+use weir_wire::signal::{Entity, Signal};
 
 /// Of two ports neither is the rule.
 const PEERS_MIN: usize = 3;
 
-/// A link that is up.
-#[derive(Debug, Clone, Copy)]
-pub struct Link<'a> {
+/// A port as it was read.
+#[derive(Debug, Clone)]
+pub struct Link {
     /// `DEVICE/PORT`.
-    pub entity: &'a str,
+    pub entity: String,
     /// Board and link layer: what makes links comparable.
-    pub kind: (&'a str, &'a str),
-    pub port: &'a Port,
+    pub kind: (String, String),
+    pub port: Port,
     /// What an operator said.
     pub stated_bps: Option<u64>,
 }
+
+/// Ports remembered; with more names than that something gives each a new one.
+const PORTS_MAX: usize = 1024;
 
 /// What is known of the links of this node.
 #[derive(Debug, Default)]
@@ -52,25 +56,41 @@ pub fn stated(text: &str) -> Option<(String, u64)> {
 }
 
 impl Judge {
+    /// Holds the links of all devices that were read to what they should run at.
+    pub fn take(&mut self, out: &mut Gathered) {
+        let links = std::mem::take(&mut out.links);
+        for verdict in self.judge(&links) {
+            let expected = verdict.expected;
+            let values = [
+                (Signal::RateExpectedBps, expected.rate_bps),
+                (Signal::LanesExpected, expected.lanes.map(u64::from)),
+                (Signal::LinkDowngraded, Some(verdict.downgraded.into())),
+            ];
+            for (signal, value) in values {
+                if let Some(reading) = value.map(Reading::wide) {
+                    out.put(Entity::Rdma, verdict.entity, signal, None, reading);
+                }
+            }
+            out.events.extend(verdict.event);
+        }
+    }
+
     /// Judges the links that are up.
-    pub fn judge<'a>(&mut self, links: &[Link<'a>]) -> Vec<Verdict<'a>> {
+    pub fn judge<'a>(&mut self, links: &'a [Link]) -> Vec<Verdict<'a>> {
+        if self.best.len() > PORTS_MAX {
+            *self = Judge::default();
+        }
         let usual = usual(links);
         links.iter().filter_map(|l| self.one(l, &usual)).collect()
     }
 
-    /// Forgets ports that are not there any more.
-    pub fn retain(&mut self, there: impl Fn(&str) -> bool) {
-        self.best.retain(|entity, _| there(entity));
-        self.downgraded.retain(|entity, _| there(entity));
-    }
-
     fn one<'a>(
         &mut self,
-        link: &Link<'a>,
-        usual: &BTreeMap<(&str, &str), Expected>,
+        link: &'a Link,
+        usual: &BTreeMap<&(String, String), Expected>,
     ) -> Option<Verdict<'a>> {
-        let present = of(link.port)?;
-        let best = self.best.entry(link.entity.to_owned()).or_default();
+        let present = of(&link.port)?;
+        let best = self.best.entry(link.entity.clone()).or_default();
         *best = most(*best, present);
         let expected = match link.stated_bps {
             Some(bps) => Expected {
@@ -81,17 +101,17 @@ impl Judge {
         };
         let shortfall = link.port.shortfall(expected);
         let downgraded = shortfall.is_some();
-        let before = self.downgraded.insert(link.entity.to_owned(), downgraded);
+        let before = self.downgraded.insert(link.entity.clone(), downgraded);
         let event = match (before, shortfall) {
             (Some(false), Some(words)) => Some(event(
-                link.entity,
+                &link.entity,
                 "link_downgraded",
                 Severity::Warning,
                 &words,
                 "Clean or replace cable and optic; see what both ends offer.",
             )),
             (Some(true), None) => Some(event(
-                link.entity,
+                &link.entity,
                 "link_restored",
                 Severity::Info,
                 "runs as expected again",
@@ -100,7 +120,7 @@ impl Judge {
             _ => None,
         };
         Some(Verdict {
-            entity: link.entity,
+            entity: &link.entity,
             expected,
             downgraded,
             event,
@@ -125,10 +145,10 @@ fn most(a: Expected, b: Expected) -> Expected {
 }
 
 /// What more than half of the links of a kind run at.
-fn usual<'a>(links: &[Link<'a>]) -> BTreeMap<(&'a str, &'a str), Expected> {
-    let mut kinds: BTreeMap<(&str, &str), Vec<Expected>> = BTreeMap::new();
+fn usual(links: &[Link]) -> BTreeMap<&(String, String), Expected> {
+    let mut kinds: BTreeMap<&(String, String), Vec<Expected>> = BTreeMap::new();
     for link in links {
-        kinds.entry(link.kind).or_default().extend(of(link.port));
+        kinds.entry(&link.kind).or_default().extend(of(&link.port));
     }
     kinds.retain(|_, rates| rates.len() >= PEERS_MIN);
     let usual = kinds.into_iter().map(|(kind, rates)| {
@@ -193,14 +213,13 @@ mod tests {
 
     /// Judges ports of one board; the entities are their places.
     fn judge(judge: &mut Judge, ports: &[Port]) -> Vec<(String, bool, Option<&'static str>)> {
-        let names: Vec<String> = (0..ports.len()).map(|n| format!("mlx5_{n}/1")).collect();
         let links: Vec<Link> = ports
             .iter()
-            .zip(&names)
-            .map(|(port, entity)| Link {
-                entity,
-                kind: ("MT_0000000838", "InfiniBand"),
-                port,
+            .enumerate()
+            .map(|(n, port)| Link {
+                entity: format!("mlx5_{n}/1"),
+                kind: ("MT_0000000838".into(), "InfiniBand".into()),
+                port: port.clone(),
                 stated_bps: None,
             })
             .collect();
@@ -254,13 +273,14 @@ mod tests {
         let mut state = Judge::default();
         judge(&mut state, &[port(400, 4, true)]);
         let link = |stated| Link {
-            entity: "mlx5_0/1",
-            kind: ("b", "Ethernet"),
-            port: &slow,
+            entity: "mlx5_0/1".into(),
+            kind: ("b".into(), "Ethernet".into()),
+            port: slow.clone(),
             stated_bps: Some(stated),
         };
         assert!(!state.judge(&[link(200 * G)])[0].downgraded);
-        let verdict = state.judge(&[link(400 * G)]).remove(0);
+        let links = [link(400 * G)];
+        let verdict = state.judge(&links).remove(0);
         let event = verdict.event.unwrap();
         assert_eq!(event.text, "mlx5_0/1 runs at 200 of 400 Gb/s");
         assert_eq!((event.severity, event.source), (Severity::Warning, "rdma"));

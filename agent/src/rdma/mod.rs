@@ -22,9 +22,10 @@ pub use expected::stated;
 pub use rows::ROWS;
 pub use table::lookup;
 
-use crate::source::{Event, Gathered, Reading, Severity};
+use crate::source::{Event, Gathered, Severity};
+pub use counters::Files;
 use counters::Reader;
-use expected::{Judge, Link};
+pub use expected::{Judge, Link};
 use netlink::RdmaNetlink;
 use port::OpenDevice;
 use std::collections::BTreeMap;
@@ -33,7 +34,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use table::Merged;
 use text::Filter;
-use weir_wire::signal::{Entity, Signal};
 
 /// Devices come and go rarely, and a listing costs some hundred file names.
 const LIST_EVERY: Duration = Duration::from_secs(30);
@@ -58,9 +58,11 @@ pub struct Options {
     pub verbatim: bool,
     /// Bits per second that the links of devices should run at; the first pattern that fits counts.
     pub expect: Vec<(String, u64)>,
+    /// Room for files held open, which several may share.
+    pub files: Files,
 }
 
-/// The RDMA devices of this node.
+/// RDMA devices that one thread reads: while one of them hangs, so do the rest.
 pub struct Rdma {
     sysfs: PathBuf,
     filter: Filter,
@@ -71,7 +73,6 @@ pub struct Rdma {
     merged: Merged,
     verbatim: bool,
     expect: Vec<(String, u64)>,
-    judge: Judge,
 }
 
 /// RDMA netlink and the numbers that it knows devices by.
@@ -118,11 +119,10 @@ impl Rdma {
             },
             list_at: Duration::ZERO,
             known: Vec::new(),
-            reader: Reader::default(),
+            reader: Reader::new(options.files),
             merged: Merged::default(),
             verbatim: options.verbatim,
             expect: options.expect,
-            judge: Judge::default(),
         }
     }
 
@@ -145,7 +145,7 @@ impl Rdma {
             .map(|index| self.poll_device(index, now, out))
             .collect();
         if read.contains(&true) {
-            self.judge(&read, out);
+            out.links.append(&mut self.links(&read));
             return Ok(());
         }
         let reasons: Vec<String> = self.failing().map(|(n, r)| format!("{n}: {r}")).collect();
@@ -203,13 +203,6 @@ impl Rdma {
             };
             self.known.push(known);
         }
-        let known = &self.known;
-        self.judge.retain(|entity| {
-            let device = entity.split('/').next();
-            known.iter().any(|k| Some(k.name.as_str()) == device)
-        });
-        self.reader
-            .set_open(self.known.iter().map(Known::files).sum());
         self.list_netlink();
         Ok(())
     }
@@ -240,8 +233,8 @@ impl Rdma {
         };
     }
 
-    /// Holds the links of the devices that were read to what they should run at.
-    fn judge(&mut self, read: &[bool], out: &mut Gathered) {
+    /// The links of the devices that were read.
+    fn links(&self, read: &[bool]) -> Vec<Link> {
         let mut links = Vec::new();
         for (known, _) in self.known.iter().zip(read).filter(|(_, read)| **read) {
             let Some(open) = &known.open else { continue };
@@ -253,29 +246,16 @@ impl Rdma {
                 .as_deref()
                 .or(open.device.model.as_deref());
             links.extend(open.ports().map(|(entity, port)| Link {
-                entity,
+                entity: entity.to_owned(),
                 kind: (
-                    board.unwrap_or_default(),
-                    port.link_layer.as_deref().unwrap_or_default(),
+                    board.unwrap_or_default().to_owned(),
+                    port.link_layer.clone().unwrap_or_default(),
                 ),
-                port,
+                port: port.clone(),
                 stated_bps,
             }));
         }
-        for verdict in self.judge.judge(&links) {
-            let expected = verdict.expected;
-            let values = [
-                (Signal::RateExpectedBps, expected.rate_bps),
-                (Signal::LanesExpected, expected.lanes.map(u64::from)),
-                (Signal::LinkDowngraded, Some(verdict.downgraded.into())),
-            ];
-            for (signal, value) in values {
-                if let Some(reading) = value.map(Reading::wide) {
-                    out.put(Entity::Rdma, verdict.entity, signal, None, reading);
-                }
-            }
-            out.events.extend(verdict.event);
-        }
+        links
     }
 
     /// Returns whether the device was read.
@@ -309,10 +289,6 @@ impl Rdma {
 }
 
 impl Known {
-    fn files(&self) -> usize {
-        self.open.as_ref().map_or(0, OpenDevice::files)
-    }
-
     fn read(
         &mut self,
         sysfs: &Path,
@@ -322,7 +298,6 @@ impl Known {
     ) -> io::Result<&OpenDevice> {
         if self.stale || self.open.is_none() {
             let device = OpenDevice::open(sysfs, &self.name, self.open.as_ref())?;
-            reader.closed(self.files());
             self.open = Some(device);
             self.stale = false;
         }

@@ -143,12 +143,6 @@ impl OpenDevice {
         let entities = self.ports.iter().map(|open| open.entity.as_str());
         entities.zip(&self.device.ports)
     }
-
-    /// Files held open.
-    #[must_use]
-    pub fn files(&self) -> usize {
-        self.own.open() + self.ports.iter().map(OpenPort::files).sum::<usize>()
-    }
 }
 
 impl OpenPort {
@@ -233,12 +227,6 @@ impl OpenPort {
                 gids: Arc::clone(&port.gids),
             });
         }
-    }
-
-    fn files(&self) -> usize {
-        let counters: usize = self.counters.iter().map(Counters::open).sum();
-        let state = [&self.state, &self.physical, &self.rate];
-        counters + self.hw.open() + state.iter().map(|w| w.open()).sum::<usize>()
     }
 }
 

@@ -61,7 +61,7 @@ pub fn scan(config: &Config, expected: &[Expect]) -> anyhow::Result<Vec<Finding>
         sources.push(source);
         history = read;
     }
-    for event in sample.events {
+    for event in extras.events {
         history.take(event, now);
     }
     findings.extend(history.findings(now, &gathered));

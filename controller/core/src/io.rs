@@ -194,7 +194,12 @@ pub struct FlowSample {
     pub bytes: u64,
     pub retransmits: u64,
     pub srtt_us: u32,
+    /// Segments delivered with Congestion Experienced, as far as the sender heard: of a RoCE flow the
+    /// CNPs that came back.
     pub delivered_ce: u64,
+    /// Of a RoCE flow: packets of its peer's data that arrived marked, and CNPs sent for them.
+    pub received_ce: u64,
+    pub cnps_sent: u64,
 }
 
 /// A switch's own answer to "where would you send this?".

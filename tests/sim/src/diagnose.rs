@@ -273,6 +273,8 @@ impl Fabric {
                 retransmits: 0,
                 srtt_us: 0,
                 delivered_ce: 0,
+                received_ce: 0,
+                cnps_sent: 0,
             });
         }
         for done in done {

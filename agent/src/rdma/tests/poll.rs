@@ -1,7 +1,8 @@
 //! What happens over time: devices that come, go and fail, and how often they are read.
 
-use super::{Rdma, gather, port, raw, rdma, tree, value};
-use crate::rdma::Options;
+use super::{Rdma, gather, options, port, raw, rdma, tree, value};
+use crate::rdma::Judge;
+use crate::rdma::{Files, Options};
 use crate::source::Gathered;
 use proptest::prelude::*;
 use std::fs;
@@ -233,12 +234,9 @@ fn a_device_that_the_filter_keeps_out_is_not_touched() {
     let root = port("mlx5_0", &[("state", "4: ACTIVE\n")]);
     fs::write(root.path().join("class/infiniband/mlx5_1"), "not a device").unwrap();
     let mut rdma = Rdma::open(Options {
-        sysfs: root.path().to_owned(),
-        include: Vec::new(),
         exclude: vec!["mlx5_1*".into()],
-        netlink: false,
         verbatim: true,
-        expect: Vec::new(),
+        ..options(root.path())
     });
     let (result, out) = poll(&mut rdma, MS(0));
     assert_eq!(result, Ok(()));
@@ -265,12 +263,17 @@ fn more_counters_than_files_may_be_open_are_all_read() {
         .collect();
     let files: Vec<(&str, &str)> = names.iter().map(|n| (n.as_str(), "1\n")).collect();
     let root = tree(&files);
-    let mut rdma = rdma(root.path());
+    let files = Files::default();
+    let mut rdma = Rdma::open(Options {
+        files: files.clone(),
+        ..options(root.path())
+    });
     for now in [MS(0), MS(1000), MS(40_000)] {
         assert_eq!(poll(&mut rdma, now).1.raw.len(), 800);
-        let open: usize = rdma.known.iter().map(crate::rdma::Known::files).sum();
-        assert_eq!(open, 512);
+        assert_eq!(files.left(), 0);
     }
+    drop(rdma);
+    assert_eq!(files.left(), 512);
 }
 
 proptest! {
@@ -315,6 +318,12 @@ fn set_rate(root: &Path, device: &str, gigabits: u64) {
 fn a_link_that_comes_back_slower_is_told_as_a_value_and_as_an_event() {
     let root = boards([400; 8]);
     let mut rdma = rdma(root.path());
+    let mut judge = Judge::default();
+    let mut poll = |rdma: &mut Rdma, now| {
+        let (result, mut out) = poll(rdma, now);
+        judge.take(&mut out);
+        (result, out)
+    };
     let (_, out) = poll(&mut rdma, MS(0));
     assert_eq!(value(&out, "mlx5_3/1", Signal::LinkDowngraded), Some(0));
     assert_eq!(out.events, []);
@@ -345,17 +354,14 @@ fn a_link_slower_than_its_like_is_told_at_the_first_look_unless_it_should_be() {
     let root = boards([400, 400, 400, 400, 400, 400, 400, 200]);
     let downgraded = |expect: &[(&str, u64)]| {
         let mut rdma = Rdma::open(Options {
-            sysfs: root.path().to_owned(),
-            include: Vec::new(),
-            exclude: Vec::new(),
-            netlink: false,
-            verbatim: false,
             expect: expect
                 .iter()
                 .map(|(p, bps)| ((*p).to_owned(), *bps))
                 .collect(),
+            ..options(root.path())
         });
-        let (_, out) = poll(&mut rdma, MS(0));
+        let (_, mut out) = poll(&mut rdma, MS(0));
+        Judge::default().take(&mut out);
         assert_eq!(out.events, [], "nothing happened");
         value(&out, "mlx5_7/1", Signal::LinkDowngraded)
     };
