@@ -5,6 +5,7 @@
     reason = "the functions that tests share are tests too: they panic"
 )]
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -294,4 +295,59 @@ async fn a_pinglist_is_probed_and_its_results_have_columns() {
     assert!(columns.iter().all(|column| column.port == "/t2:eth0"));
     let paths: std::collections::BTreeSet<_> = columns.iter().map(|c| c.index).collect();
     assert_eq!(paths, [None, Some(0), Some(1)].into());
+}
+
+/// The event of this subject, when a frame tells it.
+async fn told(messages: &mut Streaming<v1::AgentMessage>, subject: &str) -> v1::Event {
+    loop {
+        let events = next_frame(messages).await.events;
+        if let Some(event) = events.into_iter().find(|e| e.subject == subject) {
+            return event;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_event_is_told_again_until_it_is_acknowledged() {
+    let (port, mut streams) = controller().await;
+    let dir = tempfile::tempdir().unwrap();
+    let _agent = Agent::start(dir.path(), port);
+    let (mut messages, orders, hello) = opened(&mut streams).await.welcome().await;
+    // Its sources are open by now.
+    next_frame(&mut messages).await;
+    // XID 106 is NVIDIA's own test message, on a device that is this test's alone.
+    let place = format!("{:04x}:fe:1f", std::process::id());
+    let log = |text: &str| {
+        let line = format!("NVRM: Xid (PCI:{place}): 106, pid=1, name=weir-test, {text}\n");
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/kmsg")
+            .and_then(|mut log| log.write_all(line.as_bytes()))
+    };
+    if let Err(error) = log("only a test") {
+        writeln!(std::io::stderr(), "SKIPPED: /dev/kmsg: {error}").unwrap();
+        return;
+    }
+    let subject = format!("{place}.0");
+    let first = told(&mut messages, &subject).await;
+    assert!(first.seq > 0 && first.code == Some(106), "{first:?}");
+    drop((messages, orders));
+
+    let (mut messages, orders, again) = opened(&mut streams).await.welcome().await;
+    assert_eq!(again.instance, hello.instance);
+    let second = told(&mut messages, &subject).await;
+    assert!(second.seq == first.seq && second.age_us > first.age_us);
+    let taken = v1::EventsTaken { seq: second.seq };
+    order(&orders, Order::EventsTaken(taken)).await;
+    // What the agent answers to it shows that the agent has heard what was said before.
+    order(&orders, Order::Path(v1::PathQuery { keys: vec![] })).await;
+    wanted(&mut messages, |body| {
+        matches!(body, Body::Path(_)).then_some(())
+    })
+    .await;
+    drop((messages, orders));
+
+    let (mut messages, _orders, _) = opened(&mut streams).await.welcome().await;
+    let events = next_frame(&mut messages).await.events;
+    assert!(events.iter().all(|e| e.seq > second.seq), "{events:?}");
 }

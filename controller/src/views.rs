@@ -1,6 +1,7 @@
 //! What the API shows: serde structs made from the brain, nothing else.
 
 use crate::driver::View;
+use crate::events::{NodeEvent, Severity};
 use serde::Serialize;
 use std::time::{Duration, UNIX_EPOCH};
 use weir_controller_core::flows::RATE_AGE_MAX;
@@ -9,7 +10,6 @@ use weir_controller_core::io::Role;
 use weir_controller_core::jobs::{Job, Signature};
 use weir_controller_core::links::LinkSample;
 use weir_controller_core::trial::{Cause, NodeLease};
-use weir_wire::v1;
 
 #[derive(Debug, Serialize)]
 pub struct Status {
@@ -77,8 +77,17 @@ pub struct LinkView {
 pub struct IncidentView {
     pub id: String,
     pub class: &'static str,
+    pub severity: &'static str,
     pub state: &'static str,
     pub entity: String,
+    /// Incident that this one follows from.
+    pub root: Option<String>,
+    /// What a person should do; empty if nothing.
+    pub action: String,
+    /// Share of its job's time that is lost.
+    pub lost_ratio: Option<f64>,
+    /// Seconds of its job lost since it was opened, at that share.
+    pub lost_s: Option<f64>,
     pub links: Vec<String>,
     pub job: Option<String>,
     pub confidence: f64,
@@ -172,18 +181,16 @@ pub struct EventView {
     pub action: String,
 }
 
-/// What the nodes saw happen, newest first.
+/// Events of one answer: 2 MiB of the usual ones.
+const EVENTS_SHOWN_MAX: usize = 4096;
+
+/// What the nodes saw happen, or one of them, newest first; the newest 4,096.
 #[must_use]
-pub fn events(view: &View<'_>) -> Vec<EventView> {
-    let seen = view.brain.node_events.iter().rev();
-    let event = |seen: &crate::brain::NodeEvent| EventView {
-        at: date(view, seen.at),
-        node: seen.node.clone(),
-        severity: match seen.event.severity() {
-            v1::Severity::Critical => "critical",
-            v1::Severity::Warning => "warning",
-            v1::Severity::Info | v1::Severity::Unspecified => "info",
-        },
+pub fn events(view: &View<'_>, only: Option<&str>) -> Vec<EventView> {
+    let event = |(node, seen): (&str, &NodeEvent)| EventView {
+        at: date(view, seen.at) - seen.age().as_secs_f64(),
+        node: node.to_owned(),
+        severity: Severity::of(&seen.event).name(),
         source: seen.event.source.clone(),
         name: seen.event.name.clone(),
         subject: seen.event.subject.clone(),
@@ -191,7 +198,10 @@ pub fn events(view: &View<'_>) -> Vec<EventView> {
         text: seen.event.text.clone(),
         action: seen.event.action.clone(),
     };
-    seen.map(event).collect()
+    let newest_first = view.brain.events.newest_first();
+    let wanted = newest_first.into_iter();
+    let wanted = wanted.filter(|(node, _)| only.is_none_or(|only| only == *node));
+    wanted.take(EVENTS_SHOWN_MAX).map(event).collect()
 }
 
 #[must_use]
@@ -292,6 +302,14 @@ pub fn incidents(view: &View<'_>) -> Vec<IncidentView> {
     let incident = |i: &weir_controller_core::incident::Incident| IncidentView {
         id: i.id.clone(),
         class: i.verdict.class.name(),
+        severity: i.verdict.severity.name(),
+        root: i.root.clone(),
+        action: i.verdict.action.clone(),
+        lost_ratio: i.verdict.impact.map(|x| x.lost_ratio),
+        lost_s: i.verdict.impact.map(|x| {
+            let open = i.resolved_at.unwrap_or(i.last_seen);
+            x.lost_ratio * open.saturating_sub(i.opened_at).as_secs_f64()
+        }),
         state: if i.is_open() { "open" } else { "resolved" },
         entity: i.verdict.entity.to_string(),
         links: i.verdict.links.iter().map(ToString::to_string).collect(),

@@ -32,6 +32,8 @@ pub struct Link {
     pub up: bool,
     /// Nobody took it down.
     pub admin_up: bool,
+    /// Its driver tells no state (operstate "unknown"): it is up if it has a carrier.
+    pub state_unknown: bool,
     /// `None` where the driver gives no 64-bit statistics.
     pub stats: Option<Stats>,
 }
@@ -47,6 +49,8 @@ pub struct Stats {
     pub tx_errors: u64,
     pub rx_dropped: u64,
     pub tx_dropped: u64,
+    /// Packets for which the device had no buffer.
+    pub rx_missed: u64,
 }
 
 /// An IPv4 address on an interface.
@@ -113,6 +117,7 @@ pub(crate) fn parse_link(message: &[u8]) -> Option<Link> {
         ethernet: u16_at(message, 2)? == ARPHRD_ETHER,
         up: false,
         admin_up: flags & IFF_UP != 0,
+        state_unknown: false,
         stats: None,
     };
     let mut operstate = OPER_UNKNOWN;
@@ -125,6 +130,7 @@ pub(crate) fn parse_link(message: &[u8]) -> Option<Link> {
         }
     }
     let running = operstate == OPER_UP || (operstate == OPER_UNKNOWN && flags & IFF_LOWER_UP != 0);
+    link.state_unknown = operstate == OPER_UNKNOWN;
     link.up = link.admin_up && running;
     Some(link)
 }
@@ -139,6 +145,7 @@ fn parse_stats(v: &[u8]) -> Option<Stats> {
         tx_errors: u64_at(v, 40)?,
         rx_dropped: u64_at(v, 48)?,
         tx_dropped: u64_at(v, 56)?,
+        rx_missed: u64_at(v, 120)?,
     })
 }
 

@@ -9,7 +9,7 @@ mod restart;
 #[cfg(test)]
 mod tests;
 
-use crate::source::{Event, Gathered, RawCounter, Severity};
+use crate::source::{Event, Gathered, RawCounter, RawKind, Severity};
 use child::Child;
 use restart::Restart;
 use std::collections::{BTreeMap, VecDeque};
@@ -276,12 +276,8 @@ impl Verbs {
         let mut heard = self.shared.lock();
         out.events.extend(heard.events.drain(..).map(event));
         let mut raw = |device: &str, name: &str, value| {
-            out.raw.push(RawCounter {
-                source: "verbs",
-                device: device.to_owned(),
-                name: name.to_owned(),
-                value,
-            });
+            let counter = RawCounter::new(RawKind::Counter, "verbs", device, name, value);
+            out.raw.push(counter);
         };
         let Some(status) = &heard.status else { return };
         for (device, counters) in &status.counters {

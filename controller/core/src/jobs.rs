@@ -14,6 +14,7 @@
 
 use crate::ids::{JobId, NodeId};
 use crate::io::{CollectiveDone, NodeSample};
+use crate::verdict::Impact;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,8 @@ use std::time::Duration;
 const ITERATIONS_MAX: usize = 256;
 /// Ranks whose series is kept: the lowest that report; one is used, the others stand by.
 const RANKS_MAX: usize = 4;
+/// Ranks of a job whose host is remembered: those that stragglers are looked for among.
+const HOSTS_MAX: usize = crate::straggler::RANKS_MAX;
 /// Jobs held at once.
 const JOBS_MAX: usize = 4096;
 /// A largest collective that was not called for this long gives way to the next.
@@ -34,6 +37,9 @@ const RUNNING_AGE_MAX: Duration = Duration::from_secs(3);
 
 /// A window over calls that only queue work lasts at least this long.
 const WINDOW: Duration = Duration::from_secs(1);
+
+/// Iterations on either side before a loss is told.
+const IMPACT_MIN: usize = 3;
 
 /// Samples of flow progress in which a job may only have begun.
 const WARM_UP: u32 = 2;
@@ -92,6 +98,8 @@ pub struct Job {
     by_flows: BTreeMap<NodeId, VecDeque<Iteration>>,
     /// Arrival of the newest report of calls that run, and the longest of them.
     running: Option<(Duration, Duration)>,
+    /// Host of each rank, as far as their agents know its number.
+    hosts: BTreeMap<u32, NodeId>,
     /// Samples of a node's flows that were passed over, up to [`WARM_UP`].
     warm_up: BTreeMap<NodeId, u32>,
 }
@@ -135,12 +143,12 @@ impl Train {
 }
 
 /// Whether calls of the function return before the collective is done.
-fn only_queues(op: &str) -> bool {
+pub(crate) fn only_queues(op: &str) -> bool {
     op.starts_with("nccl")
 }
 
 /// Whether the function moves a payload; the rest of a library's calls say nothing of progress.
-fn moves_data(op: &str) -> bool {
+pub(crate) fn moves_data(op: &str) -> bool {
     !op.starts_with("ncclGroup") && !op.starts_with("ncclComm")
 }
 
@@ -235,6 +243,49 @@ impl Job {
         (now.saturating_sub(seen) <= RUNNING_AGE_MAX).then_some(running)
     }
 
+    /// The host that a rank runs on; `None` if its agent does not tell.
+    #[must_use]
+    pub fn host_of(&self, rank: u32) -> Option<&NodeId> {
+        self.hosts.get(&rank)
+    }
+
+    /// What the job has lost since `began`: how much longer its iterations take than the median of those before.
+    /// `None` if too few are known on either side, or they are measured on the progress of flows.
+    #[must_use]
+    pub fn impact(&self, began: Duration, now: Duration) -> Option<Impact> {
+        let (signature, series) = self.series(now)?;
+        if matches!(signature, Signature::FlowProgress { .. }) {
+            return None;
+        }
+        let before = series.iter().filter(|i| i.ended <= began);
+        let mut before: Vec<f64> = before.map(|i| i.seconds).collect();
+        let since: Vec<f64> = series
+            .iter()
+            .filter(|i| i.started >= began)
+            .map(|i| i.seconds)
+            .collect();
+        if before.len() < IMPACT_MIN || since.len() < IMPACT_MIN {
+            return None;
+        }
+        before.sort_by(f64::total_cmp);
+        let healthy = before[before.len() / 2];
+        // Calls that only queue work follow each other without a gap: their times are shares of it.
+        let mean = since.iter().sum::<f64>() / since.len() as f64;
+        let period = match signature {
+            Signature::Queued { .. } => mean,
+            Signature::Collective { .. } | Signature::FlowProgress { .. } => {
+                let first = series.iter().find(|i| i.started >= began)?.started;
+                let last = series.back()?.started;
+                let gaps = (since.len() - 1).max(1) as f64;
+                last.saturating_sub(first).as_secs_f64() / gaps
+            }
+        };
+        (period > 0.0).then(|| Impact {
+            lost_ratio: ((mean - healthy) / period).clamp(0.0, 1.0),
+            ranks: self.ranks.unwrap_or(0),
+        })
+    }
+
     /// Bus bandwidth of an iteration in bits per second, by the convention of nccl-tests: wire
     /// bytes of an ideal ring over the time taken. `None` where the operation, its size or the
     /// number of ranks is unknown, or where its calls only queue it.
@@ -313,6 +364,12 @@ impl Jobs {
         for done in &sample.collectives {
             if let Some(job) = self.entry(&done.job, at) {
                 job.collective_done(done, at);
+                if let Some(rank) = done.rank
+                    && (job.hosts.len() < HOSTS_MAX || job.hosts.contains_key(&rank))
+                    && job.hosts.get(&rank) != Some(node)
+                {
+                    job.hosts.insert(rank, node.clone());
+                }
             }
         }
         for running in &sample.running {

@@ -5,12 +5,15 @@
 //!            │  ├ topology                     while let Some(c) = core.poll_command() { perform(c) } }
 //!            │  ├ links, flows, jobs    what was measured
 //!            │  ├ hotspot, plan         what it means, what would help
-//!            │  └ incident, trial       what is done about it
+//!            │  ├ health                what devices say of themselves
+//!            │  └ cause, incident, trial  what follows from what, and what is done about it
 //! ```
 //!
 //! Time is a [`std::time::Duration`] since the controller started and always an argument, so that
 //! a recorded run gives the same verdicts and commands again, byte for byte.
 
+pub mod cables;
+pub mod cause;
 pub mod config;
 pub mod engine;
 pub mod flows;
@@ -21,9 +24,12 @@ pub mod incident;
 pub mod io;
 pub mod jobs;
 pub mod links;
+pub mod localise;
 pub mod maxmin;
 pub mod pinglist;
 pub mod plan;
+pub mod silent;
+pub mod straggler;
 pub mod topology;
 pub mod trial;
 pub mod verdict;

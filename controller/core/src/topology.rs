@@ -23,6 +23,8 @@ pub struct Cable {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Plan {
     pub nodes: BTreeMap<NodeId, Role>,
+    /// Hosts that store what the others compute.
+    pub storage: BTreeSet<NodeId>,
     pub cables: Vec<Cable>,
 }
 
@@ -135,6 +137,20 @@ impl Topology {
         self.of_node.get(node).map_or(&[], Vec::as_slice)
     }
 
+    /// The link of a number as [`LinkIx::index`] gives it.
+    #[must_use]
+    pub fn link_at(&self, index: usize) -> Option<LinkIx> {
+        let ix = u32::try_from(index).ok()?;
+        (index < self.links.len()).then_some(LinkIx(ix))
+    }
+
+    /// Nodes with links, in order, each with the links that leave it.
+    pub fn nodes(&self) -> impl Iterator<Item = (&NodeId, &[(Arc<str>, LinkIx)])> {
+        self.of_node
+            .iter()
+            .map(|(node, links)| (node, links.as_slice()))
+    }
+
     /// The port that a link leaves by.
     #[must_use]
     pub fn port(&self, link: LinkIx) -> &PortId {
@@ -185,6 +201,12 @@ impl Topology {
     pub fn is_switch(&self, node: &NodeId) -> bool {
         let planned = self.plan.nodes.get(node).copied();
         planned.or(self.reported.get(node).map(|r| r.0)) == Some(Role::Switch)
+    }
+
+    /// Whether the operator's file calls the node storage.
+    #[must_use]
+    pub fn is_storage(&self, node: &NodeId) -> bool {
+        self.plan.storage.contains(node)
     }
 
     /// The ECMP group of `node` that `port` is a member of, if it has at least two.

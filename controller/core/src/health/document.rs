@@ -54,7 +54,7 @@ Every two seconds the means of each node are set against the median of its job's
 absolute deviation, at least 5 % of the median). A node's usual place is learnt in the first 20 seconds and very slowly after.
 It is an outlier if it is off its place by 4 spreads in the same direction in 15 of 18 busy looks, in two families of signals; or by 12
 spreads in one signal that may stand alone; and at most a tenth of the nodes is. It ends a minute after it was so last. A
-node against which a rule stands, or whose link is named by another incident, is no outlier.
+node against which a rule stands is no outlier.
 
 | signal | family | differs by | may stand alone |
 |---|---|---|---|

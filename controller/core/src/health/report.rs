@@ -247,7 +247,7 @@ fn whole(verdicts: BTreeMap<(Subject, Class), Verdict>, topology: &Topology) -> 
     let shared = |(subject, class): &(Subject, Class)| match subject {
         Subject::Link(port) => Some((port.node.clone(), *class)),
         Subject::Gpu(node, _) => Some((node.clone(), *class)),
-        Subject::Nic(..) | Subject::Node(_) | Subject::Rank(..) => None,
+        Subject::Nic(..) | Subject::Node(_) | Subject::Rank { .. } => None,
     };
     let mut counts: BTreeMap<(NodeId, Class), usize> = BTreeMap::new();
     for node in verdicts.keys().filter_map(shared) {

@@ -62,6 +62,8 @@ pub const FLAPS: &str = "the link goes down and up";
 pub const STOP_FLAP: &str = "take the link out of use, then clean or replace cable and optic";
 const CABLE: &str =
     "clean both connectors, then replace the cable or optic; if it stays, try the other port";
+const RESEAT_NIC: &str =
+    "drain the node, reseat the NIC and its riser; if it stays, replace the NIC";
 const RESET_GPU: &str = "drain the node and reset the GPU; if it returns, have it replaced";
 const COOL: &str = "check airflow, fans, power supplies and inlet temperature";
 const LINK: &[Entity] = &[Entity::Port, Entity::Rdma];
@@ -268,7 +270,28 @@ pub const RULES: &[Rule] = &[
         },
         class: Class::NicFault,
         finding: "signal integrity errors on the NIC's PCIe",
-        action: "drain the node, reseat the NIC and its riser; if it stays, replace the NIC",
+        action: RESEAT_NIC,
+        ..ROW
+    },
+    Rule {
+        entities: LINK,
+        signal: Signal::PcieWidth,
+        condition: Condition::Below { peers: true },
+        n_of_m: (5, 6),
+        class: Class::NicFault,
+        finding: "the NIC's PCIe link has fewer lanes than it should",
+        action: RESEAT_NIC,
+        ..ROW
+    },
+    Rule {
+        entities: LINK,
+        signal: Signal::PcieGeneration,
+        condition: Condition::Below { peers: true },
+        n_of_m: (10, 12),
+        class: Class::NicFault,
+        confidence: 0.8,
+        finding: "the NIC's PCIe link is slower than it should be",
+        action: RESEAT_NIC,
         ..ROW
     },
     Rule {
