@@ -11,6 +11,7 @@ use std::os::fd::AsFd as _;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use weir_agent_core::probe::budget::Purpose;
 use weir_agent_core::probe::gate::{Gate, Refusal};
 use weir_agent_core::probe::packet::{Kind, Malformed, Packet};
 
@@ -83,7 +84,7 @@ impl Responder {
     /// Runs until the other end of the sleeper is dropped.
     pub fn run(mut self) {
         let start = Instant::now();
-        let mut gate = Gate::new(Duration::ZERO);
+        let mut gate = Gate::new(Purpose::UdpReply, WIRE_BYTES_MAX, Duration::ZERO);
         let mut counters = Counters::default();
         while self.sleeper.goes_on() {
             let now = start.elapsed();
@@ -207,11 +208,14 @@ fn answer(
     }
 }
 
+/// Of any probe: over IPv6.
+const WIRE_BYTES_MAX: u32 = 8 + 14 + 40 + 8 + 64 + 4 + 12;
+
 /// Length of a probe on an Ethernet wire: preamble, headers, 64 bytes, checksum, gap.
 #[must_use]
 pub fn wire_bytes(peer: SocketAddr) -> u32 {
     match peer {
         SocketAddr::V4(_) => 8 + 14 + 20 + 8 + 64 + 4 + 12,
-        SocketAddr::V6(_) => 8 + 14 + 40 + 8 + 64 + 4 + 12,
+        SocketAddr::V6(_) => WIRE_BYTES_MAX,
     }
 }

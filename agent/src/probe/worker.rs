@@ -11,7 +11,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use weir_agent_core::probe::budget::{PACKETS_PER_S_MAX, bytes_per_s};
+use weir_agent_core::probe::budget::{PACKETS_PER_S_MAX, Purpose};
 use weir_agent_core::probe::packet::{LENGTH, Malformed, Packet};
 use weir_agent_core::probe::prober::{
     Counters, Order, Prober, Settings, Stamps, Target, TargetReport,
@@ -217,7 +217,7 @@ impl Worker {
             let packets_per_s = list
                 .share(list.targets.len() - others, self.packets_per_s)
                 .min(PACKETS_PER_S_MAX);
-            let bytes = bytes_per_s(rate_bps);
+            let bytes = Purpose::UdpProbe.bytes_per_s(rate_bps);
             left_out += prober.set_targets(targets, packets_per_s, bytes, now);
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

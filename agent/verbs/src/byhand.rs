@@ -108,6 +108,7 @@ pub fn ping(ping: &Ping) -> anyhow::Result<()> {
     let orders = Orders {
         targets: vec![target],
         packets_per_second: ping.rate,
+        probers: None,
     };
     // The same checks as for orders of the agent.
     let orders = input::orders(&serde_json::to_vec(&orders)?).map_err(anyhow::Error::msg)?;

@@ -22,7 +22,13 @@ const RECEIVE_DEPTH: u32 = 128;
 /// Packets that are on their way out at once, of all queue pairs together.
 pub const SEND_DEPTH: usize = 128;
 const RECEIVE_BYTES: usize = 128;
-const _: () = assert!(GRH + SIZE <= RECEIVE_BYTES);
+const _: () = assert!(GRH + SIZE < RECEIVE_BYTES);
+/// What of a packet does not fit goes here, for all receives alike: nobody reads it. With it every
+/// datagram fits that the largest MTU (4,096) lets through: one that does not would put the queue
+/// pair into an error state (local length error).
+const OVERFLOW_BYTES: usize = 4096;
+const OVERFLOW_LENGTH: u32 = 4096;
+const _: () = assert!(OVERFLOW_LENGTH as usize == OVERFLOW_BYTES);
 /// Tells completions of receives from those of sends.
 const RECEIVE: u64 = 1 << 32;
 const POLL_AT_ONCE: usize = 32;
@@ -118,7 +124,8 @@ impl Queues {
     /// What the device refuses, such as more locked memory than the limit allows.
     pub fn open(device: &Arc<Device>, plan: Plan) -> io::Result<Queues> {
         let receives = RECEIVE_DEPTH as usize * usize::from(plan.queue_pairs);
-        let memory = Memory::new(receives * RECEIVE_BYTES + SEND_DEPTH * SIZE)?;
+        let sends = receives * RECEIVE_BYTES + OVERFLOW_BYTES;
+        let memory = Memory::new(sends + SEND_DEPTH * SIZE)?;
         // From here on a failure takes down what is there.
         let mut queues = Queues {
             plan,
@@ -206,7 +213,7 @@ impl Queues {
         init.cap.max_send_wr = u32::try_from(SEND_DEPTH).unwrap_or(u32::MAX);
         init.cap.max_recv_wr = RECEIVE_DEPTH;
         init.cap.max_send_sge = 1;
-        init.cap.max_recv_sge = 1;
+        init.cap.max_recv_sge = 2;
         init.qp_type = ibv_qp_type::IBV_QPT_UD;
         init.sq_sig_all = 1;
         // SAFETY: the domain and the queue are of this context; the struct is read during the call.
@@ -342,25 +349,35 @@ impl Queues {
         self.post_receive(received.slot)
     }
 
+    /// Buffers for packets that come.
+    fn receives(&self) -> usize {
+        RECEIVE_DEPTH as usize * usize::from(self.plan.queue_pairs)
+    }
+
     fn post_receive(&mut self, slot: usize) -> io::Result<()> {
         let (Some(mr), Some(pair)) = (self.mr, self.pairs.get(slot / RECEIVE_DEPTH as usize))
         else {
             return Err(io::ErrorKind::NotConnected.into());
         };
         // SAFETY: the slot lies in the region (there are RECEIVE_DEPTH for each pair) and is not
-        // posted; the structs are read during the call; every driver with queue pairs has the function.
+        // posted, the overflow lies behind the slots and is never read; the structs are read during
+        // the call; every driver with queue pairs has the function.
         check(unsafe {
-            let start = self.memory.start.as_ptr().add(slot * RECEIVE_BYTES);
-            let mut piece = ibv_sge {
-                addr: start as u64,
-                length: RECEIVE_LENGTH,
+            let start = self.memory.start.as_ptr();
+            let mut pieces = [
+                (slot * RECEIVE_BYTES, RECEIVE_LENGTH),
+                (self.receives() * RECEIVE_BYTES, OVERFLOW_LENGTH),
+            ]
+            .map(|(at, length)| ibv_sge {
+                addr: start.add(at) as u64,
+                length,
                 lkey: mr.as_ref().lkey,
-            };
+            });
             let mut request = ibv_recv_wr {
                 wr_id: RECEIVE | slot as u64,
                 next: null_mut(),
-                sg_list: &raw mut piece,
-                num_sge: 1,
+                sg_list: pieces.as_mut_ptr(),
+                num_sge: 2,
             };
             ibv_post_recv(pair.as_ptr(), &raw mut request, &mut null_mut())
         })
@@ -393,11 +410,11 @@ impl Queues {
         if slot >= SEND_DEPTH {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let receives = RECEIVE_DEPTH as usize * usize::from(self.plan.queue_pairs);
-        // SAFETY: the slot lies in the region behind the receives; the structs are read during the call.
+        let sends = self.receives() * RECEIVE_BYTES + OVERFLOW_BYTES;
+        // SAFETY: the slot lies in the region behind the overflow; the structs are read during the call.
         check(unsafe {
             let start = self.memory.start.as_ptr();
-            let start = start.add(receives * RECEIVE_BYTES + slot * SIZE);
+            let start = start.add(sends + slot * SIZE);
             start.copy_from_nonoverlapping(bytes.as_ptr(), SIZE);
             let mut piece = ibv_sge {
                 addr: start as u64,

@@ -172,8 +172,8 @@ pub fn make(
     plan
 }
 
-/// Probes that a link may carry in a second: 0.05 % of its rate, as the agents keep to where they know
-/// it, and their replies as much again. At 150 bytes on the wire.
+/// Probes that a link may carry in a second: a five-thousandth of its rate, as the agents keep to where
+/// they know it, so that all that probes bring forth takes a thousandth. At 150 bytes on the wire.
 fn packets_of_link(rate_bps: f64) -> u32 {
     // A float turns into the nearest number that there is, and into 0 below it.
     #[expect(
@@ -181,7 +181,7 @@ fn packets_of_link(rate_bps: f64) -> u32 {
         clippy::cast_sign_loss,
         reason = "saturates, which is meant"
     )]
-    let packets = (rate_bps / 2000.0 / 8.0 / 150.0) as u32;
+    let packets = (rate_bps / 5000.0 / 8.0 / 150.0) as u32;
     packets
 }
 

@@ -160,11 +160,11 @@ fn a_slow_link_gets_a_thousandth_with_the_replies() {
     let rates = |plan: &Plan| plan.lists.values().map(|l| l.packets_per_s).max();
     assert!(rates(&free) > Some(5));
     for placed in &mut endpoints {
-        placed.rate_bps = Some(12e6);
+        placed.rate_bps = Some(30e6);
     }
     let slow = rates(&plan(&endpoints)).unwrap();
     assert_eq!(slow, 5);
-    assert!(f64::from(slow) * 150.0 * 8.0 * 2.0 <= 12e6 / 1000.0);
+    assert!(f64::from(slow) * 150.0 * 8.0 * 5.0 <= 30e6 / 1000.0);
 }
 
 #[test]
