@@ -1,6 +1,10 @@
+use super::listing::Answer;
 use super::*;
 use crate::bpf::sport::driver;
+use crate::rdma::netlink::Qp;
 use proptest::prelude::*;
+use std::collections::BTreeMap;
+use weir_ebpf_abi::qp_state;
 
 const NOW: (u32, u32) = (6, 1);
 const KEY: QpKey = QpKey { device: 2, qpn: 17 };

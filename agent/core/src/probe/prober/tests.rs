@@ -287,7 +287,8 @@ fn the_lossy_path_stands_out_and_all_paths_get_their_share() {
     let (least, most) = (sent.values().min().unwrap(), sent.values().max().unwrap());
     assert!(most * 3 < least * 4, "{least} to {most}");
     let all: u64 = sent.values().sum();
-    assert!((200 * 55..=200 * 62).contains(&all), "{all}");
+    // A tenth of the limit is kept for bursts.
+    assert!((180 * 59..=200 * 62).contains(&all), "{all}");
     for (report, n) in prober.report().iter().zip(1..) {
         for path in &report.paths {
             let loss = path.window.unwrap().count.loss().unwrap();
