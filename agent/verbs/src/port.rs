@@ -171,9 +171,16 @@ impl UdPort {
         self.ways.neighbours_changed();
     }
 
-    /// Sends only this many pings from now on.
+    /// Sends only this many pings from now on, to a target that must know of us: each one without an
+    /// answer is lost.
     pub fn set_limit(&mut self, pings: u64) {
+        self.prober.set_grace(Duration::ZERO);
         self.prober.set_limit(pings);
+    }
+
+    /// So many bytes follow each packet from now on, which makes it nobody's.
+    pub fn set_padding(&mut self, bytes: u16) {
+        self.queues.set_padding(bytes);
     }
 
     /// As many more.

@@ -116,9 +116,9 @@ impl Goal {
     }
 
     /// A ping without an answer. True if it is a loss, and not a target that is only just named.
-    fn lose(&mut self, now: Duration) -> bool {
+    fn lose(&mut self, grace: Duration, now: Duration) -> bool {
         self.lost_in_a_row = self.lost_in_a_row.saturating_add(1);
-        let lost = self.answered || now.saturating_sub(self.since) >= GRACE;
+        let lost = self.answered || now.saturating_sub(self.since) >= grace;
         self.window.sent += u64::from(lost);
         self.window.lost += u64::from(lost);
         lost
@@ -150,6 +150,7 @@ pub struct Prober {
     flights: BTreeMap<u64, Flight>,
     sequence: u64,
     window_from: Duration,
+    grace: Duration,
     /// Pings without an answer that are no loss.
     pub unknown: u64,
 }
@@ -170,6 +171,7 @@ impl Prober {
             flights: BTreeMap::new(),
             sequence: 0,
             window_from: now,
+            grace: GRACE,
             unknown: 0,
         }
     }
@@ -202,6 +204,11 @@ impl Prober {
             self.goals.insert(id, goal);
         }
         self.flights.retain(|_, flight| stayed.contains(&flight.id));
+    }
+
+    /// How long the silence of a target that was only just named is no loss; [`GRACE`] at first.
+    pub fn set_grace(&mut self, grace: Duration) {
+        self.grace = grace;
     }
 
     /// Sends only this many pings from now on.
@@ -270,7 +277,7 @@ impl Prober {
     /// The network has no way to the target: its ping is lost.
     pub fn unreachable(&mut self, shot: &Shot, now: Duration) {
         if let Some(goal) = self.goals.get_mut(&shot.aim.target.id) {
-            self.unknown += u64::from(!goal.lose(now));
+            self.unknown += u64::from(!goal.lose(self.grace, now));
         }
     }
 
@@ -357,7 +364,7 @@ impl Prober {
                 goal.window.sent += 1;
                 continue;
             }
-            self.unknown += u64::from(!goal.lose(now));
+            self.unknown += u64::from(!goal.lose(self.grace, now));
             if goal.lost_in_a_row >= DOUBT {
                 doubtful.push(goal.aim.route());
             }

@@ -111,6 +111,8 @@ pub struct Queues {
     domain: Arc<Domain>,
     channel: Option<NonNull<ibv_comp_channel>>,
     memory: Memory,
+    /// Of the overflow, sent behind each packet.
+    padding: u32,
     raw: Vec<Raw>,
 }
 
@@ -136,6 +138,7 @@ impl Queues {
             domain: Domain::new(device)?,
             channel: None,
             memory,
+            padding: 0,
             raw: Vec::with_capacity(POLL_AT_ONCE),
         };
         queues.allocate()?;
@@ -212,7 +215,7 @@ impl Queues {
         init.recv_cq = cq.plain();
         init.cap.max_send_wr = u32::try_from(SEND_DEPTH).unwrap_or(u32::MAX);
         init.cap.max_recv_wr = RECEIVE_DEPTH;
-        init.cap.max_send_sge = 1;
+        init.cap.max_send_sge = 2;
         init.cap.max_recv_sge = 2;
         init.qp_type = ibv_qp_type::IBV_QPT_UD;
         init.sq_sig_all = 1;
@@ -389,6 +392,11 @@ impl Queues {
         Arc::clone(&self.domain)
     }
 
+    /// So many bytes follow each packet from now on, [`OVERFLOW_BYTES`] at most.
+    pub fn set_padding(&mut self, bytes: u16) {
+        self.padding = u32::from(bytes).min(OVERFLOW_LENGTH);
+    }
+
     /// Posts a packet from one of [`SEND_DEPTH`] buffers, which is the device's until it has left.
     ///
     /// # Errors
@@ -410,21 +418,25 @@ impl Queues {
         if slot >= SEND_DEPTH {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let sends = self.receives() * RECEIVE_BYTES + OVERFLOW_BYTES;
-        // SAFETY: the slot lies in the region behind the overflow; the structs are read during the call.
+        let overflow = self.receives() * RECEIVE_BYTES;
+        let own = overflow + OVERFLOW_BYTES + slot * SIZE;
+        // SAFETY: the slot lies in the region behind the overflow, of which at most all is sent; the
+        // structs are read during the call.
         check(unsafe {
             let start = self.memory.start.as_ptr();
-            let start = start.add(sends + slot * SIZE);
-            start.copy_from_nonoverlapping(bytes.as_ptr(), SIZE);
-            let mut piece = ibv_sge {
-                addr: start as u64,
-                length: PACKET_LENGTH,
-                lkey: mr.as_ref().lkey,
-            };
+            start
+                .add(own)
+                .copy_from_nonoverlapping(bytes.as_ptr(), SIZE);
+            let mut pieces =
+                [(own, PACKET_LENGTH), (overflow, self.padding)].map(|(at, length)| ibv_sge {
+                    addr: start.add(at) as u64,
+                    length,
+                    lkey: mr.as_ref().lkey,
+                });
             let mut request: ibv_send_wr = MaybeUninit::zeroed().assume_init();
             request.wr_id = slot as u64;
-            request.sg_list = &raw mut piece;
-            request.num_sge = 1;
+            request.sg_list = pieces.as_mut_ptr();
+            request.num_sge = if self.padding == 0 { 1 } else { 2 };
             request.opcode = ibv_wr_opcode::IBV_WR_SEND;
             request.send_flags = ibv_send_flags::IBV_SEND_SIGNALED.0;
             request.wr.ud = ud_t {

@@ -296,7 +296,9 @@ impl<A: Copy + PartialEq> Prober<A> {
 
     /// The probe could not be sent.
     pub fn failed(&mut self, sequence: u64) {
-        if self.flights.remove(&sequence).is_some() {
+        let open = |flight: &Flight| flight.answer.is_none();
+        if self.flights.get(&sequence).is_some_and(open) {
+            self.flights.remove(&sequence);
             self.counters.failed += 1;
         }
     }

@@ -229,6 +229,16 @@ fn a_target_without_a_responder_is_refused_and_not_lost() {
 }
 
 #[test]
+fn what_was_answered_has_not_failed() {
+    let (mut prober, order, now) = one_out(1);
+    prober.stamped(&order.packet, Some(wall(now)), None);
+    let reply = order.packet.reply(None);
+    prober.replied(&reply, 2, 0, rx(now + MS, Duration::ZERO), now + MS);
+    prober.failed(order.packet.sequence);
+    assert_eq!((prober.counters.answered, prober.counters.failed), (1, 0));
+}
+
+#[test]
 fn a_step_of_the_clock_gives_no_rtt_but_an_answer() {
     let (mut prober, order, now) = one_out(1);
     prober.stamped(&order.packet, Some(wall(now)), None);
