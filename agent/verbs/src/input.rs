@@ -185,6 +185,27 @@ mod tests {
     }
 
     #[test]
+    fn probers_are_named_by_gid_and_without_them_everybody_is_answered() {
+        let with = |probers: &str| {
+            let line = format!(r#"{{"targets":[],"packets_per_second":1{probers}}}"#);
+            orders(line.as_bytes()).map(|checked| checked.probers)
+        };
+        assert_eq!(with(""), Ok(None));
+        assert_eq!(with(r#","probers":[]"#), Ok(Some(BTreeSet::new())));
+        let gid: Ipv6Addr = "::ffff:10.0.0.2".parse().unwrap();
+        let given = with(r#","probers":["::ffff:a00:2"]"#);
+        assert_eq!(given, Ok(Some([gid].into())));
+        let bare = with(r#","probers":["10.0.0.2"]"#).unwrap_err();
+        assert!(
+            bare.contains("10.0.0.2") && bare.contains("give a GID"),
+            "{bare}"
+        );
+        let many = vec!["\"::1\""; PROBERS_MAX + 1].join(",");
+        let many = with(&format!(",\"probers\":[{many}]")).unwrap_err();
+        assert!(many.contains("at most 4096"), "{many}");
+    }
+
+    #[test]
     fn what_is_wrong_is_said() {
         for (line, says) in [
             ("x".to_owned(), "not understood"),
