@@ -311,7 +311,7 @@ fn take_reply(socket: &Socket, path: u8, prober: &mut Prober<Peer>, start: Insta
             });
             prober.replied(&packet, from, path, stamps, start.elapsed());
         }
-        (Err(Malformed::Corrupt), _) => prober.corrupt(),
-        (Ok(_) | Err(Malformed::Foreign | Malformed::Version(_)), _) => prober.stray(),
+        (Err(Malformed::Corrupt), _) => prober.counters.corrupt += 1,
+        (Ok(_) | Err(Malformed::Foreign | Malformed::Version(_)), _) => prober.counters.strays += 1,
     }
 }

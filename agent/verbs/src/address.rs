@@ -2,7 +2,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "libibverbs is C; its calls are in this file, device.rs and queues.rs"
+    reason = "libibverbs is C; its calls are in this file, completion.rs, device.rs and queues.rs"
 )]
 
 use crate::device::{Device, last_error};

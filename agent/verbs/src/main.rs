@@ -6,6 +6,7 @@
 mod address;
 mod budget;
 mod byhand;
+mod completion;
 mod device;
 mod events;
 mod input;

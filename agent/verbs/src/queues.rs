@@ -2,10 +2,11 @@
 
 #![expect(
     unsafe_code,
-    reason = "libibverbs is C; its calls are in this file, device.rs and address.rs"
+    reason = "libibverbs is C; its calls are in this file, completion.rs, device.rs and address.rs"
 )]
 
 use crate::address::{Address, Domain};
+use crate::completion::{CompletionQueue, POLL_AT_ONCE, RECEIVE, Raw};
 use crate::device::{Device, check, last_error, set_nonblocking};
 use crate::memory::Memory;
 use crate::packet::{GRH, SIZE};
@@ -29,14 +30,9 @@ const _: () = assert!(GRH + SIZE < RECEIVE_BYTES);
 const OVERFLOW_BYTES: usize = 4096;
 const OVERFLOW_LENGTH: u32 = 4096;
 const _: () = assert!(OVERFLOW_LENGTH as usize == OVERFLOW_BYTES);
-/// Tells completions of receives from those of sends.
-const RECEIVE: u64 = 1 << 32;
-const POLL_AT_ONCE: usize = 32;
 // The same as the library's types have them.
-const POLL_AT_ONCE_C: i32 = 32;
 const RECEIVE_LENGTH: u32 = 128;
 const PACKET_LENGTH: u32 = 64;
-const _: () = assert!(POLL_AT_ONCE_C as usize == POLL_AT_ONCE);
 const _: () = assert!(RECEIVE_LENGTH as usize == RECEIVE_BYTES && PACKET_LENGTH as usize == SIZE);
 
 /// How queue pairs are to be made.
@@ -74,31 +70,6 @@ pub struct Received {
 pub enum Completion {
     Sent(Sent),
     Received(Received),
-}
-
-#[derive(Debug, Clone, Copy)]
-enum CompletionQueue {
-    Plain(NonNull<ibv_cq>),
-    Stamped(NonNull<ibv_cq_ex>),
-}
-
-impl CompletionQueue {
-    fn plain(self) -> *mut ibv_cq {
-        match self {
-            CompletionQueue::Plain(cq) => cq.as_ptr(),
-            // The extended struct begins with the plain one.
-            CompletionQueue::Stamped(cq) => cq.as_ptr().cast(),
-        }
-    }
-}
-
-/// One word of a completion, before its buffer is looked at.
-struct Raw {
-    id: u64,
-    ok: bool,
-    bytes: u32,
-    from_qpn: u32,
-    at: u64,
 }
 
 /// All of it; taken down in the right order when dropped.
@@ -299,10 +270,7 @@ impl Queues {
         let Some(cq) = self.cq else { return Ok(0) };
         let mut raw = std::mem::take(&mut self.raw);
         raw.clear();
-        match cq {
-            CompletionQueue::Plain(cq) => poll_plain(cq, &mut raw)?,
-            CompletionQueue::Stamped(cq) => poll_stamped(cq, &mut raw)?,
-        }
+        cq.poll(&mut raw)?;
         let count = raw.len();
         for raw in &raw {
             out.push(self.completion(raw));
@@ -446,69 +414,6 @@ impl Queues {
             };
             ibv_post_send(pair.as_ptr(), &raw mut request, &mut null_mut())
         })
-    }
-}
-
-fn poll_plain(cq: NonNull<ibv_cq>, out: &mut Vec<Raw>) -> io::Result<()> {
-    let mut completions: [MaybeUninit<ibv_wc>; POLL_AT_ONCE] =
-        [const { MaybeUninit::uninit() }; POLL_AT_ONCE];
-    // SAFETY: there is room for as many as are asked for.
-    let count =
-        unsafe { ibv_poll_cq(cq.as_ptr(), POLL_AT_ONCE_C, completions.as_mut_ptr().cast()) };
-    let count = usize::try_from(count).map_err(|_| last_error())?;
-    for completion in completions.iter().take(count) {
-        // SAFETY: the library has written `count` of them.
-        let completion = unsafe { completion.assume_init_ref() };
-        out.push(Raw {
-            id: completion.wr_id,
-            ok: completion.status == ibv_wc_status::IBV_WC_SUCCESS,
-            bytes: completion.byte_len,
-            from_qpn: completion.src_qp,
-            at: 0,
-        });
-    }
-    Ok(())
-}
-
-fn poll_stamped(cq: NonNull<ibv_cq_ex>, out: &mut Vec<Raw>) -> io::Result<()> {
-    let mut attr = ibv_poll_cq_attr { comp_mask: 0 };
-    let cq = cq.as_ptr();
-    // SAFETY: the queue is ours, and was made with the fields that are read; they are read between
-    // the start and the end of the poll, and those of receives only where it succeeded.
-    unsafe {
-        let mut result = ibv_start_poll(cq, &raw mut attr);
-        if result == libc::ENOENT {
-            return Ok(());
-        }
-        check(result)?;
-        loop {
-            let (id, ok) = ((*cq).wr_id, (*cq).status == ibv_wc_status::IBV_WC_SUCCESS);
-            let received = ok && id & RECEIVE != 0;
-            out.push(Raw {
-                id,
-                ok,
-                bytes: if received {
-                    ibv_wc_read_byte_len(cq)
-                } else {
-                    0
-                },
-                from_qpn: if received { ibv_wc_read_src_qp(cq) } else { 0 },
-                at: if ok { ibv_wc_read_completion_ts(cq) } else { 0 },
-            });
-            if out.len() >= POLL_AT_ONCE {
-                break;
-            }
-            result = ibv_next_poll(cq);
-            if result != 0 {
-                break;
-            }
-        }
-        ibv_end_poll(cq);
-        if result == libc::ENOENT {
-            Ok(())
-        } else {
-            check(result)
-        }
     }
 }
 

@@ -379,16 +379,6 @@ impl<A: Copy + PartialEq> Prober<A> {
         }
     }
 
-    /// What came in was ours once and is damaged.
-    pub fn corrupt(&mut self) {
-        self.counters.corrupt += 1;
-    }
-
-    /// What came in is no probe.
-    pub fn stray(&mut self) {
-        self.counters.strays += 1;
-    }
-
     /// Time passed: what was not answered is lost, a window may be over. To be called after
     /// everything that has come in was handed over.
     pub fn handle_timeout(&mut self, now: Duration) {
