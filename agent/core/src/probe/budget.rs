@@ -51,7 +51,7 @@ impl Purpose {
 pub enum Burst {
     /// A tenth: what is sent is spread out, and a thread that wakes ten times a second sends all.
     Small,
-    /// Half, which leaves half for the rest of the second: what comes in comes when others like.
+    /// A quarter, which leaves three for the rest of the second: what comes in comes when others like.
     Large,
 }
 
@@ -59,7 +59,7 @@ impl Burst {
     fn of(self, limit: u64) -> u64 {
         match self {
             Burst::Small => limit.div_ceil(10),
-            Burst::Large => limit / 2,
+            Burst::Large => limit / 4,
         }
     }
 }

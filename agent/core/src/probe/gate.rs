@@ -8,8 +8,8 @@ use super::prober::TARGET_PER_S_MAX;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Replies to one address in a second: a prober sends at most [`TARGET_PER_S_MAX`] to one target, and
-/// a large burst of a bucket leaves half of its limit.
+/// Replies to one address in a second: what a prober sends to one target at most ([`TARGET_PER_S_MAX`]),
+/// with room for probes that come together, of which a bucket lets a quarter of its limit pass.
 const SOURCE_PER_S: u64 = 3 * TARGET_PER_S_MAX as u64;
 /// Sources remembered. Forged ones fill this table, so whoever is named by a controller comes first.
 const SOURCES_MAX: usize = 4096;
