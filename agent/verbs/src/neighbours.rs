@@ -219,7 +219,7 @@ mod tests {
         };
         // SAFETY: takes a number.
         (unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0).then_some(())?;
-        ip("link add d0 type dummy")?;
+        ip("link add d0 type veth peer name d1")?;
         ip("link set d0 up")?;
         ip("neigh add 10.0.0.2 lladdr 02:00:00:00:00:01 dev d0")?;
         let mut neighbours = Neighbours::open().unwrap();
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn a_neighbour_that_moves_is_seen() {
         if std::thread::spawn(moved).join().unwrap().is_none() {
-            println!("skipped: no network namespace or dummy interface can be made here");
+            println!("skipped: no network namespace or veth pair can be made here");
         }
     }
 
