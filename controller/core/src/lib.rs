@@ -17,6 +17,7 @@ pub mod flows;
 pub mod hotspot;
 pub mod ids;
 pub mod incident;
+pub mod infer;
 pub mod io;
 pub mod jobs;
 pub mod links;

@@ -145,7 +145,7 @@ fn a_rank_that_changes_each_time_is_jitter() {
     assert_eq!(Job { late_s, ..JOB }.found(), []);
     // Late in two of three: a straggler, though not always.
     let late_s = |iteration: u32, rank: u32| {
-        if rank == 5 && iteration % 3 > 0 {
+        if rank == 5 && !iteration.is_multiple_of(3) {
             0.2
         } else {
             0.0
