@@ -11,6 +11,9 @@ const LEVELS: usize = LOSSES.len() + 1;
 /// Moves of one search. A fault takes one or two; more faults than this are no longer single faults.
 const MOVES_MAX: usize = 128;
 
+/// Factors of a loss over which it is averaged: together they reach from one of [`LOSSES`] to the next.
+const WIDTH: [f64; 3] = [0.6, 1.0, 1.7];
+
 /// A gain below this is rounding (log-likelihoods of 100,000 flows are summed).
 const GAIN_MIN: f64 = 1e-6;
 
@@ -107,19 +110,29 @@ impl<'a> Search<'a> {
             log: vec![[0.0; LEVELS]; flows],
             moves: 0,
         };
-        let logs: [(f64, f64); LEVELS] = std::array::from_fn(|level| {
-            let loss = if level == 0 {
-                noise
-            } else {
-                noise + LOSSES[level - 1]
-            };
-            (loss.ln(), (-loss).ln_1p())
+        // The loss of a link is anywhere between two of the sizes, and not the same for each flow.
+        let logs: [[(f64, f64); WIDTH.len()]; LEVELS] = std::array::from_fn(|level| {
+            WIDTH.map(|width| {
+                let loss = noise
+                    + if level == 0 {
+                        0.0
+                    } else {
+                        LOSSES[level - 1] * width
+                    };
+                (loss.ln(), (-loss).ln_1p())
+            })
         });
         for (n, flow) in seen.flows.iter().enumerate() {
             let (bad, good) = (flow.bad as f64, (flow.sent - flow.bad) as f64);
-            let logs = logs.map(|(lost, kept)| bad * lost + good * kept);
-            let top = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let likelihood = logs.map(|l| (l - top).exp());
+            let logs = logs.map(|level| level.map(|(lost, kept)| bad * lost + good * kept));
+            let top = logs
+                .iter()
+                .flatten()
+                .copied()
+                .fold(f64::NEG_INFINITY, f64::max);
+            let likelihood = logs.map(|level| {
+                level.iter().map(|l| (l - top).exp()).sum::<f64>() / WIDTH.len() as f64
+            });
             let own = likelihood.iter().sum::<f64>() / LEVELS as f64;
             search.likelihood.push(likelihood);
             search.own.push(model.outliers * own);
@@ -259,7 +272,7 @@ impl<'a> Search<'a> {
             Element::Link(_) => self.model.prior_link,
             Element::Device(_) => self.model.prior_device,
         };
-        if level == 0 {
+        if level == 0 || self.given[element] {
             0.0
         } else {
             ((1.0 - prior) / prior).ln() + (LOSSES.len() as f64).ln()
@@ -274,7 +287,7 @@ impl<'a> Search<'a> {
         };
         let from = self.level[element];
         // Where nothing was lost there is nothing to gain.
-        if self.given[element] || (from == 0 && !self.suspect[element]) {
+        if from == 0 && !self.suspect[element] {
             return best;
         }
         for to in (0..LEVELS).filter(|to| *to != from) {
