@@ -222,47 +222,57 @@ impl<'a> Search<'a> {
         of.iter().map(level).max().unwrap_or(0)
     }
 
-    /// What the likelihood and the prior would gain, were an element at another level.
-    pub(super) fn gain(&mut self, element: Number, to: usize) -> f64 {
-        self.likelihood_gain(element, to) + self.cost(element, self.level[element])
-            - self.cost(element, to)
-    }
-
-    fn likelihood_gain(&mut self, element: Number, to: usize) -> f64 {
-        let mut gain = 0.0;
+    /// What the likelihood and the prior would gain, were an element at each of the levels.
+    pub(super) fn gains(&mut self, element: Number) -> [f64; LEVELS] {
         let from = self.level[element];
+        let mut gains: [f64; LEVELS] =
+            std::array::from_fn(|to| self.cost(element, from) - self.cost(element, to));
         for flow in &self.flows_of[element] {
             let known = self.known[*flow];
-            let then = if to >= known {
-                to
-            } else if from < known {
+            let rest = if known == 0 || from < known {
                 known
             } else {
-                self.worst(&self.seen.flows[*flow].known, element, to)
+                self.worst(&self.seen.flows[*flow].known, element, 0)
             };
-            gain += self.log[*flow][then] - self.log[*flow][known];
+            let log = &self.log[*flow];
+            for (to, gain) in gains.iter_mut().enumerate() {
+                *gain += log[to.max(rest)] - log[known];
+            }
         }
         for n in 0..self.stages_of[element].len() {
             let (stage, ref through) = self.stages_of[element][n];
-            let mut counts = self.counts[stage];
+            // Its paths by the level of what else is on them, and all others by their level.
+            let (mut rest, mut others) = ([0; LEVELS], self.counts[stage]);
             for path in through {
-                counts[self.paths[stage][*path]] -= 1;
-                counts[self.worst(&self.seen.stages[stage][*path], element, to)] += 1;
+                let level = self.paths[stage][*path];
+                others[level] -= 1;
+                let alone = level == 0 || from < level;
+                rest[if alone {
+                    level
+                } else {
+                    self.worst(&self.seen.stages[stage][*path], element, 0)
+                }] += 1;
             }
-            gain +=
-                self.stage_log(stage, &counts) - self.stage_log(stage, &self.counts[stage].clone());
+            let now = self.stage_log(stage, self.counts[stage]);
+            for (to, gain) in gains.iter_mut().enumerate() {
+                let mut counts = others;
+                for (level, paths) in rest.iter().enumerate() {
+                    counts[level.max(to)] += paths;
+                }
+                *gain += self.stage_log(stage, counts) - now;
+            }
         }
-        gain
+        gains
     }
 
     /// Log-likelihood of all flows of a stage with such paths.
-    fn stage_log(&mut self, stage: usize, counts: &Counts) -> f64 {
-        if let Some((_, log)) = self.weighed[stage].iter().find(|(c, _)| c == counts) {
+    fn stage_log(&mut self, stage: usize, counts: Counts) -> f64 {
+        if let Some((_, log)) = self.weighed[stage].iter().find(|(c, _)| *c == counts) {
             return *log;
         }
         let flows = self.flows_in[stage].iter();
-        let log = flows.map(|f| self.log(*f, self.known[*f], counts)).sum();
-        self.weighed[stage].push((*counts, log));
+        let log = flows.map(|f| self.log(*f, self.known[*f], &counts)).sum();
+        self.weighed[stage].push((counts, log));
         log
     }
 
@@ -290,9 +300,8 @@ impl<'a> Search<'a> {
         if from == 0 && !self.suspect[element] {
             return best;
         }
-        for to in (0..LEVELS).filter(|to| *to != from) {
-            let gain = self.gain(element, to);
-            if gain > best.gain {
+        for (to, gain) in self.gains(element).into_iter().enumerate() {
+            if to != from && gain > best.gain {
                 best = Move { to, gain };
             }
         }
