@@ -12,8 +12,10 @@ use std::io::{self, Write};
 use std::time::Instant;
 use weir_controller_core::localise::{Model, vote};
 
-/// Seeds on which 007's share is chosen are not those on which it is judged.
+/// Seeds on which 007's share is chosen are not those on which it is judged, and these are not those on which either
+/// method was developed (from 0 on).
 const CHOICE_SEEDS: u64 = 1 << 32;
+const JUDGED_SEEDS: u64 = 1 << 40;
 const CASES: u64 = 60;
 const SHARES: [f64; 8] = [vote::SHARE_MIN, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2];
 
@@ -32,7 +34,7 @@ fn main() -> io::Result<()> {
     for (n, kind) in (0..).zip(Kind::all()) {
         let scores = by_kind.entry(kind).or_default();
         for seed in 0..cases {
-            let case = cases::case(kind, n * cases + seed);
+            let case = cases::case(kind, JUDGED_SEEDS + n * cases + seed);
             let ours = score::named(&case.seen.explain(&Model::default()));
             scores[0].add(&case, &ours);
             for (score, share) in scores[1..].iter_mut().zip([vote::SHARE_MIN, share]) {

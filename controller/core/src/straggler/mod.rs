@@ -24,7 +24,7 @@ mod ranks;
 #[cfg(test)]
 mod tests;
 
-use crate::ids::JobId;
+use crate::ids::{JobId, NodeId};
 use crate::io::NodeSample;
 pub use ranks::Ranks;
 use std::collections::BTreeMap;
@@ -93,7 +93,7 @@ pub struct Stragglers(BTreeMap<JobId, Ranks>);
 
 impl Stragglers {
     /// Takes a node's sample that arrived `at`.
-    pub fn sampled(&mut self, sample: &NodeSample, at: Duration) {
+    pub fn sampled(&mut self, node: &NodeId, sample: &NodeSample, at: Duration) {
         for done in &sample.collectives {
             if !self.0.contains_key(&done.job) && self.0.len() >= JOBS_MAX {
                 let oldest = self.0.iter().min_by_key(|(_, r)| r.last_seen());
@@ -102,7 +102,10 @@ impl Stragglers {
                 };
                 self.0.remove(&oldest);
             }
-            self.0.entry(done.job.clone()).or_default().done(done, at);
+            self.0
+                .entry(done.job.clone())
+                .or_default()
+                .done(node, done, at);
         }
     }
 
