@@ -305,6 +305,37 @@ fn a_straggler_that_recovers_is_forgotten() {
 }
 
 #[test]
+fn jobs_are_kept_apart_and_forgotten_when_nobody_reports_them() {
+    let mut stragglers = Stragglers::default();
+    for iteration in 0..20u32 {
+        for rank in 0..8u32 {
+            // Rank 2 of job `a` and rank 5 of job `b` arrive last.
+            let done = |job: &str, last| CollectiveDone {
+                job: JobId::new(job),
+                rank: Some(rank),
+                ranks: Some(8),
+                op: "MPI_Allreduce".into(),
+                bytes: Some(1 << 20),
+                started_before: Duration::from_millis(if rank == last { 200 } else { 300 }),
+                duration: Duration::from_millis(if rank == last { 200 } else { 300 }),
+            };
+            let sample = NodeSample {
+                collectives: vec![done("a", 2), done("b", 5)],
+                ..NodeSample::default()
+            };
+            let at = Duration::from_millis(1000 + 500 * u64::from(iteration));
+            stragglers.sampled(&node(rank), &sample, at);
+        }
+    }
+    let found = stragglers
+        .iter()
+        .map(|(job, ranks)| (job.as_str(), ranks.stragglers().unwrap()[0].rank));
+    assert_eq!(found.collect::<Vec<_>>(), [("a", 2), ("b", 5)]);
+    stragglers.expire(Duration::from_secs(100), Duration::from_secs(60));
+    assert!(stragglers.get(&JobId::new("a")).is_none());
+}
+
+#[test]
 fn several_communicators_in_one_are_not_compared() {
     let mut ranks = JOB.run();
     assert_eq!(ranks.stragglers(), Some(vec![]));
