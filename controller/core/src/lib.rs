@@ -21,6 +21,7 @@ pub mod health;
 pub mod hotspot;
 pub mod ids;
 pub mod incident;
+pub mod infer;
 pub mod io;
 pub mod jobs;
 pub mod links;
