@@ -44,6 +44,9 @@ pub enum Event {
     },
     /// The core's timer fired.
     Tick,
+    /// The recording goes on in a new segment. Every agent is asked for a key frame and every path is
+    /// asked for again, so that a replay can start here.
+    SegmentBegun,
     Freeze {
         frozen: bool,
     },
@@ -124,6 +127,11 @@ impl Brain {
                 }
             }
             Event::Tick => self.core.handle_timeout(now),
+            Event::SegmentBegun => {
+                let resync = |node: &String| Action::Resync { node: node.clone() };
+                actions.extend(self.streams.keys().map(resync));
+                self.core.handle_input(Input::SegmentBegun, now);
+            }
             Event::Freeze { frozen } => self.core.handle_input(Input::FreezeSet { frozen }, now),
             Event::Trial { job, pins } => self
                 .core

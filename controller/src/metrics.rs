@@ -28,7 +28,9 @@ catalogue! {
     SAMPLES Counter "weir_controller_samples_total" [] "Column samples in those frames.";
     REFUSED Counter "weir_controller_streams_refused_total" [] "Streams closed for a bad message.";
     TWICE Counter "weir_controller_agents_refused_total" [] "Agents refused because another one reports under the same name.";
-    RECORD_LOST Counter "weir_controller_record_dropped_total" [] "Events that the recording could not take.";
+    RECORD_LOST Counter "weir_controller_record_dropped_total" [] "Events and actions that the recording could not take: the disk is slow, full or gone.";
+    RECORD_BYTES Counter "weir_controller_record_bytes_total" [] "Bytes written to the recording.";
+    RECORD_DELETED Counter "weir_controller_record_segments_deleted_total" [] "Segments of the recording deleted because it had reached its size.";
     TABLE_FULL Counter "weir_controller_table_refused_total" ["table"] "Samples refused because a bounded table was full.";
     FINDINGS Gauge "weir_topology_findings" [] "Contradictions between the topology file and what agents report.";
     NODE_UP Gauge "weir_node_up" ["node", "role"] "1 while the node's agent is connected.";
@@ -137,7 +139,9 @@ fn all_points(view: &View<'_>) -> Vec<Point> {
     put(SAMPLES, &[], view.brain.samples as f64);
     put(REFUSED, &[], view.brain.frames_refused as f64);
     put(TWICE, &[], view.agents_refused as f64);
-    put(RECORD_LOST, &[], view.events_recorded_lost as f64);
+    put(RECORD_LOST, &[], view.recorded.lost as f64);
+    put(RECORD_BYTES, &[], view.recorded.bytes as f64);
+    put(RECORD_DELETED, &[], view.recorded.segments_deleted as f64);
     put(TABLE_FULL, &["flows"], core.flows().refused() as f64);
     let status = views::status(view);
     put(FINDINGS, &[], status.findings.len() as f64);

@@ -8,6 +8,7 @@ use crate::incident::Incidents;
 use crate::io::{Command, Input, LeaseOutcome, NodeSample, PinChange, Role};
 use crate::jobs::Jobs;
 use crate::links::{Interval, Links};
+use crate::memory::Memory;
 use crate::topology::{Plan, Topology};
 use crate::trial::{Cause, Proposal, STALLED_MIN, State, Trial};
 use std::collections::{BTreeMap, VecDeque};
@@ -21,7 +22,7 @@ const REFRESH_PER_LINK: Duration = Duration::from_micros(20);
 /// Nodes held at once.
 pub const NODES_MAX: usize = 16_384;
 /// A node that was lost for longer is no part of the fabric any more.
-const NODE_GONE: Duration = Duration::from_secs(86_400);
+pub const NODE_GONE: Duration = Duration::from_secs(86_400);
 /// After this many tries in vain the cool-down grows no more: 64 times the first.
 const IN_VAIN_MAX: usize = 6;
 /// Trials kept, the oldest that is over goes first.
@@ -77,6 +78,38 @@ impl Core {
         }
     }
 
+    /// What a core that starts later in the same run cannot measure.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory {
+            next_lease: self.next_lease,
+            frozen: self.frozen,
+            incidents: self.incidents.clone(),
+            trials: self.trials.clone(),
+            given_back: self.given_back.clone(),
+            jobs: self.jobs.clone(),
+        }
+    }
+
+    /// Goes on from what another core held at this time; commands that wait are dropped.
+    pub fn remember(&mut self, memory: Memory) {
+        let Memory {
+            next_lease,
+            frozen,
+            incidents,
+            trials,
+            given_back,
+            jobs,
+        } = memory;
+        self.next_lease = next_lease;
+        self.frozen = frozen;
+        self.incidents = incidents;
+        self.trials = trials;
+        self.given_back = given_back;
+        self.jobs = jobs;
+        self.commands.clear();
+    }
+
     /// Takes a fact that arrived at `now`.
     pub fn handle_input(&mut self, input: Input, now: Duration) {
         match input {
@@ -111,6 +144,11 @@ impl Core {
                 reason,
             } => self.lease_reported(&node, lease, outcome, &reason, now),
             Input::FreezeSet { frozen } => self.freeze(frozen, now),
+            Input::SegmentBegun => {
+                for node in self.nodes.keys() {
+                    self.flows.routes_changed(node);
+                }
+            }
             Input::TrialRequested { job, pins } => {
                 let verdict = "asked for by an operator".to_owned();
                 let outcome = self.propose(&job, pins, (String::new(), verdict), None, now);

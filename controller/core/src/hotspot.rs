@@ -24,6 +24,7 @@ use crate::ids::{FlowKey, JobId, NodeId, PortId};
 use crate::io::PinChange;
 use crate::links::{LinkSample, Links};
 use crate::maxmin;
+use crate::memory::keep;
 use crate::plan::{self, Choice, Item, Load};
 use crate::topology::Topology;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,8 @@ pub enum Class {
     Incast,
     Oversubscription,
 }
+
+keep!(enum Class { 0 EcmpCollision, 1 Incast, 2 Oversubscription });
 
 impl Class {
     pub const ALL: [Class; 3] = [Class::EcmpCollision, Class::Incast, Class::Oversubscription];
@@ -59,6 +62,8 @@ pub struct Evidence {
     pub value: String,
 }
 
+keep!(struct Evidence { what, value });
+
 /// What is wrong, where, why we think so and what would help.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verdict {
@@ -74,6 +79,8 @@ pub struct Verdict {
     /// The change that would relieve it; empty if no route does.
     pub plan: Vec<PinChange>,
 }
+
+keep!(struct Verdict { class, entity, links, job, confidence, evidence, plan });
 
 /// An active flow with its path.
 struct Crossing {

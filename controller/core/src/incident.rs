@@ -3,6 +3,7 @@
 
 use crate::hotspot::{Class, Verdict};
 use crate::ids::JobId;
+use crate::memory::keep;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub struct Incident {
     /// What was done about it, oldest first.
     pub story: VecDeque<(Duration, String)>,
 }
+
+keep!(struct Incident { id, verdict, opened_at, last_seen, resolved_at, story });
 
 impl Incident {
     /// Adds a line to the story, unless it says the same as the last.
@@ -49,6 +52,8 @@ pub struct Incidents {
     /// Incidents opened so far by class, for the counter.
     opened_by_class: [u64; Class::ALL.len()],
 }
+
+keep!(struct Incidents { list, opened, opened_by_class });
 
 impl Incidents {
     /// Takes a verdict: opens an incident or brings the open one of the same cause up to date.

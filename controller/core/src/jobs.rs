@@ -14,6 +14,7 @@
 
 use crate::ids::{JobId, NodeId};
 use crate::io::{CollectiveDone, NodeSample};
+use crate::memory::keep;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +49,8 @@ pub struct Iteration {
     pub seconds: f64,
 }
 
+keep!(struct Iteration { started, ended, seconds });
+
 /// What the iterations are measured on.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Signature {
@@ -58,6 +61,12 @@ pub enum Signature {
     /// Of the flows that one node sends.
     FlowProgress { node: NodeId },
 }
+
+keep!(enum Signature {
+    0 Collective { op, bytes, rank },
+    1 Queued { op, bytes, rank },
+    2 FlowProgress { node },
+});
 
 impl Signature {
     /// Two medians of [`Iteration::seconds`], before a change and after it, in words.
@@ -96,6 +105,10 @@ pub struct Job {
     warm_up: BTreeMap<NodeId, u32>,
 }
 
+keep!(struct Job {
+    ranks, first_seen, last_seen, collective, collective_seen, by_rank, trains, by_flows, running, warm_up,
+});
+
 /// Calls since a window began.
 #[derive(Debug, Clone, Copy)]
 struct Train {
@@ -104,6 +117,8 @@ struct Train {
     calls: u32,
     gap_max: Duration,
 }
+
+keep!(struct Train { first, last, calls, gap_max });
 
 impl Train {
     fn new(start: Duration) -> Train {
@@ -307,6 +322,15 @@ fn push(series: &mut VecDeque<Iteration>, iteration: Iteration) {
 /// All jobs.
 #[derive(Debug, Clone, Default)]
 pub struct Jobs(BTreeMap<JobId, Job>);
+
+impl crate::memory::Keep for Jobs {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.0.put(out);
+    }
+    fn take(from: &mut &[u8]) -> Option<Jobs> {
+        crate::memory::Keep::take(from).map(Jobs)
+    }
+}
 
 impl Jobs {
     pub fn sampled(&mut self, node: &NodeId, sample: &NodeSample, at: Duration) {

@@ -480,7 +480,7 @@ fn tail(log: &Path) -> String {
 
 fn controller_yaml(spec: &StackSpec, topology: &Path, dir: &Path) -> String {
     let record = spec.record.as_ref().map_or_else(String::new, |path| {
-        format!("record: \"{}\"\n", path.display())
+        format!("record: {{directory: \"{}\"}}\n", path.display())
     });
     format!(
         "listen_grpc: \"{CONTROLLER_ADDRESS}:{GRPC_PORT}\"\nlisten_http: \"0.0.0.0:{HTTP_PORT}\"\n\

@@ -1,0 +1,531 @@
+//! Writes segments, without ever waiting for the disk.
+//!
+//! The brain's task encodes records into a block and hands full blocks, and what there is at each tick,
+//! to a thread through a bounded queue. If the queue is full or the disk refuses, the records are
+//! counted as lost, and so is all that follows until a new segment begins: a replay that lacks an event
+//! would go another way.
+
+use super::format::{EXTENSION, Header, Kind, MAGIC, put_record};
+use crate::brain::{Action, Event};
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use weir_controller_core::engine::{NODE_GONE, NODES_MAX};
+use weir_wire::v1::agent_message::Body;
+
+/// A block is handed on when it is this long: 1,000 frames of 250 bytes.
+const BLOCK_BYTES: usize = 256 << 10;
+/// Blocks that wait for the disk: 16 MiB, five seconds of 10,000 nodes.
+const BLOCKS_QUEUED_MAX: usize = 64;
+/// After a loss a new segment is tried this often: its restart point is not cheap.
+const RETRY: Duration = Duration::from_secs(1);
+/// A segment's events are at least this many times its restart point, whatever its limit says, so that
+/// restart points take at most a fifth of the disk.
+const EVENTS_PER_RESTART: u64 = 4;
+
+/// Where, and how much.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    pub directory: PathBuf,
+    /// A segment ends when its events have taken this.
+    pub segment_bytes: u64,
+    /// All segments together, those of earlier starts included; the oldest is deleted.
+    pub total_bytes: u64,
+}
+
+/// What a replay has to know of this start of the controller.
+#[derive(Debug, Clone)]
+pub struct About {
+    pub lease_base: u64,
+    pub frozen: bool,
+    /// Wall clock at the start of the controller, since 1970.
+    pub started: Duration,
+    pub config: weir_controller_core::Config,
+    pub plan: weir_controller_core::topology::Plan,
+    /// controller.yaml as it was understood, and the topology file.
+    pub config_text: String,
+    pub topology_text: String,
+}
+
+/// What became of the recording so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Recorded {
+    /// Bytes written.
+    pub bytes: u64,
+    /// Records (events and actions) that were not written.
+    pub lost: u64,
+    pub segments_deleted: u64,
+}
+
+/// What the thread tells.
+#[derive(Debug, Default)]
+struct Told {
+    bytes: AtomicU64,
+    lost: AtomicU64,
+    segments_deleted: AtomicU64,
+    /// A segment could not be written to its end.
+    broken: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Work {
+    Begin {
+        path: PathBuf,
+        /// Everything ahead of the nodes.
+        head: Vec<u8>,
+        at: Duration,
+        nodes: Vec<(String, Node)>,
+        /// Everything behind them.
+        tail: Vec<u8>,
+        /// It says that records were lost before it, or it is the first.
+        afresh: bool,
+    },
+    Block {
+        bytes: Vec<u8>,
+        records: u64,
+    },
+}
+
+/// The newest of what one node said of itself, encoded.
+#[derive(Debug, Clone, Default)]
+struct Node {
+    hello: Arc<[u8]>,
+    schema: Option<Arc<[u8]>>,
+    inventory: Option<Arc<[u8]>>,
+    sources: Option<Arc<[u8]>>,
+    /// `None` while it is connected.
+    lost: Option<Duration>,
+}
+
+impl Node {
+    fn said(&self) -> impl Iterator<Item = &Arc<[u8]>> {
+        [&self.schema, &self.inventory, &self.sources]
+            .into_iter()
+            .flatten()
+    }
+
+    fn bytes(&self) -> usize {
+        self.hello.len() + self.said().map(|s| s.len()).sum::<usize>()
+    }
+}
+
+/// Takes events and actions; a thread writes them. Dropping it waits until all is written.
+#[derive(Debug)]
+pub struct Recorder {
+    settings: Settings,
+    about: About,
+    digest: u32,
+    to: Option<SyncSender<Work>>,
+    thread: Option<JoinHandle<()>>,
+    told: Arc<Told>,
+    block: Vec<u8>,
+    block_records: u64,
+    nodes: BTreeMap<String, Node>,
+    /// Number of the next segment.
+    next: u64,
+    /// Of the events of this segment.
+    bytes: u64,
+    bytes_max: u64,
+    /// Nothing is recorded until a segment begins, which is tried at this time.
+    hole_until: Option<Duration>,
+    /// Records lost before this segment.
+    lost_before: u64,
+}
+
+impl Recorder {
+    /// Makes the directory and begins the first segment.
+    ///
+    /// # Errors
+    /// The directory or its first file cannot be made.
+    pub fn create(settings: Settings, about: About) -> std::io::Result<Recorder> {
+        std::fs::create_dir_all(&settings.directory)?;
+        let disk = Disk::open(&settings)?;
+        check_writable(&settings.directory)?;
+        let told = Arc::new(Told::default());
+        let (to, work) = sync_channel(BLOCKS_QUEUED_MAX);
+        let thread = std::thread::Builder::new().name("recorder".into()).spawn({
+            let told = told.clone();
+            move || disk.run(&work, &told)
+        })?;
+        let mut recorder = Recorder {
+            digest: digest(&about.config, &about.plan),
+            bytes_max: settings.segment_bytes,
+            settings,
+            about,
+            to: Some(to),
+            thread: Some(thread),
+            told,
+            block: Vec::new(),
+            block_records: 0,
+            nodes: BTreeMap::new(),
+            next: 0,
+            bytes: 0,
+            hole_until: None,
+            lost_before: 0,
+        };
+        let core = weir_controller_core::Core::new(
+            recorder.about.config.clone(),
+            recorder.about.plan.clone(),
+            recorder.about.frozen,
+            recorder.about.lease_base,
+        );
+        recorder.begin(Duration::ZERO, &core.memory().to_bytes());
+        Ok(recorder)
+    }
+
+    /// Takes an event that arrived at `at`.
+    pub fn append(&mut self, at: Duration, event: &Event) {
+        let start = self.block.len();
+        let fits = super::event::put_event(&mut self.block, at, event);
+        self.learn(at, event);
+        self.appended(at, start, fits);
+    }
+
+    /// Takes what followed from the event before.
+    pub fn acted(&mut self, at: Duration, action: &Action) {
+        if let Action::Close { node, .. } = action {
+            self.gone(node, at);
+        }
+        let start = self.block.len();
+        let text = super::text(action);
+        let fits = put_record(&mut self.block, at, Kind::Action, "", |out| {
+            out.extend(text.as_bytes());
+        });
+        self.appended(at, start, fits);
+    }
+
+    /// Hands what is there to the thread.
+    pub fn flush(&mut self, at: Duration) {
+        if self.told.broken.swap(false, Relaxed) {
+            self.fall_behind(at, 0);
+        }
+        let (bytes, records) = (std::mem::take(&mut self.block), self.block_records);
+        self.block_records = 0;
+        if bytes.is_empty() {
+            return;
+        }
+        let work = Work::Block { bytes, records };
+        if self.to.as_ref().is_none_or(|to| to.try_send(work).is_err()) {
+            self.fall_behind(at, records);
+        }
+    }
+
+    /// Whether a new segment should begin, between two events.
+    #[must_use]
+    pub fn is_due(&self, at: Duration) -> bool {
+        match self.hole_until {
+            Some(retry_at) => at >= retry_at,
+            None => self.bytes >= self.bytes_max,
+        }
+    }
+
+    /// Begins a segment, which starts with what is known of the nodes and with the core's `memory`;
+    /// false if there is no room for it now. The event [`Event::SegmentBegun`] has to follow.
+    pub fn begin(&mut self, at: Duration, memory: &[u8]) -> bool {
+        self.flush(at);
+        let lost = self.told.lost.load(Relaxed);
+        let lost_before = match self.hole_until {
+            Some(_) => (lost - self.lost_before).max(1),
+            None => 0,
+        };
+        self.nodes.retain(|_, n| {
+            n.lost
+                .is_none_or(|lost| at.saturating_sub(lost) < NODE_GONE)
+        });
+        let mut head = MAGIC.to_vec();
+        let mut tail = Vec::new();
+        let whole = self.put_head(&mut head, at, lost_before)
+            && put_record(&mut tail, at, Kind::Memory, "", |out| out.extend(memory));
+        let nodes: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|(name, node)| (name.clone(), node.clone()))
+            .collect();
+        let restart = nodes.iter().map(|(_, node)| node.bytes()).sum::<usize>();
+        let restart = u64::try_from(restart + head.len() + tail.len()).unwrap_or(u64::MAX);
+        let name = format!(
+            "{:016x}-{:06}.{EXTENSION}",
+            self.about.lease_base, self.next
+        );
+        let work = Work::Begin {
+            path: self.settings.directory.join(name),
+            head,
+            at,
+            nodes,
+            tail,
+            afresh: lost_before > 0 || self.next == 0,
+        };
+        let sent = whole && self.to.as_ref().is_some_and(|to| to.try_send(work).is_ok());
+        if sent {
+            self.next += 1;
+            (self.hole_until, self.lost_before) = (None, lost);
+            self.bytes = 0;
+            let least = restart.saturating_mul(EVENTS_PER_RESTART);
+            self.bytes_max = self.settings.segment_bytes.max(least);
+        } else {
+            self.fall_behind(at, 0);
+            self.hole_until = Some(at + RETRY);
+        }
+        sent
+    }
+
+    #[must_use]
+    pub fn recorded(&self) -> Recorded {
+        Recorded {
+            bytes: self.told.bytes.load(Relaxed),
+            lost: self.told.lost.load(Relaxed),
+            segments_deleted: self.told.segments_deleted.load(Relaxed),
+        }
+    }
+
+    fn put_head(&self, head: &mut Vec<u8>, at: Duration, lost_before: u64) -> bool {
+        let header = Header {
+            program: env!("CARGO_PKG_VERSION").into(),
+            run: self.about.lease_base,
+            segment: self.next,
+            started_us: u64::try_from(self.about.started.as_micros()).unwrap_or(u64::MAX),
+            frozen: self.about.frozen,
+            lost_before,
+            digest: self.digest,
+        };
+        let Ok(json) = serde_json::to_vec(&header) else {
+            return false;
+        };
+        [
+            (Kind::Header, json.as_slice()),
+            (Kind::Configuration, self.about.config_text.as_bytes()),
+            (Kind::Topology, self.about.topology_text.as_bytes()),
+        ]
+        .into_iter()
+        .all(|(kind, bytes)| put_record(head, at, kind, "", |out| out.extend(bytes)))
+    }
+
+    /// A record was put at `start` of the block, or was too long.
+    fn appended(&mut self, at: Duration, start: usize, fits: bool) {
+        if self.hole_until.is_some() || !fits {
+            self.block.truncate(start);
+            self.fall_behind(at, 1);
+            return;
+        }
+        self.bytes += u64::try_from(self.block.len() - start).unwrap_or(0);
+        self.block_records += 1;
+        if self.block.len() >= BLOCK_BYTES {
+            self.flush(at);
+        }
+    }
+
+    fn fall_behind(&mut self, at: Duration, records: u64) {
+        if self.hole_until.is_none() {
+            tracing::warn!("the recording has a hole: the disk is slow, full or gone");
+            self.hole_until = Some(at + RETRY);
+        }
+        self.told.lost.fetch_add(records, Relaxed);
+    }
+
+    /// Keeps what a restart point needs of an event. The controller holds no more nodes than this does.
+    fn learn(&mut self, at: Duration, event: &Event) {
+        match event {
+            Event::Connected { node, hello } => {
+                let node_is_new = !self.nodes.contains_key(node);
+                if node_is_new && self.nodes.len() >= NODES_MAX {
+                    return;
+                }
+                let known = self.nodes.entry(node.clone()).or_default();
+                *known = Node {
+                    hello: prost::Message::encode_to_vec(hello).into(),
+                    // Of the node, not of its stream: it stands until there is another.
+                    inventory: known.inventory.take(),
+                    ..Node::default()
+                };
+            }
+            Event::Message { node, message } => {
+                let Some(known) = self.nodes.get_mut(node) else {
+                    return;
+                };
+                let place = match &message.body {
+                    Some(Body::Schema(_)) => &mut known.schema,
+                    Some(Body::Inventory(_)) => &mut known.inventory,
+                    Some(Body::Sources(_)) => &mut known.sources,
+                    Some(Body::Hello(_) | Body::Frame(_) | Body::Path(_) | Body::Lease(_))
+                    | None => {
+                        return;
+                    }
+                };
+                *place = Some(prost::Message::encode_to_vec(message).into());
+            }
+            Event::Lost { node } => self.gone(node, at),
+            Event::Tick
+            | Event::Freeze { .. }
+            | Event::Trial { .. }
+            | Event::EndLease { .. }
+            | Event::SegmentBegun => {}
+        }
+    }
+
+    fn gone(&mut self, node: &str, at: Duration) {
+        if let Some(known) = self.nodes.get_mut(node) {
+            known.lost.get_or_insert(at);
+        }
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.flush(Duration::MAX.saturating_sub(RETRY));
+        drop(self.to.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the recorder's thread panicked");
+        }
+    }
+}
+
+/// CRC-32 of what a configuration and a topology mean to this version.
+#[must_use]
+pub fn digest(
+    config: &weir_controller_core::Config,
+    plan: &weir_controller_core::topology::Plan,
+) -> u32 {
+    crc32fast::hash(format!("{config:?}{plan:?}").as_bytes())
+}
+
+/// That no file can be made is known at the start and not when one is needed.
+fn check_writable(directory: &Path) -> std::io::Result<()> {
+    let probe = directory.join(".writable");
+    File::create(&probe)?;
+    std::fs::remove_file(probe)
+}
+
+/// The thread's side.
+struct Disk {
+    total_max: u64,
+    /// Segments that are complete, the oldest first.
+    closed: VecDeque<(PathBuf, u64)>,
+    open: Option<(File, PathBuf, u64)>,
+}
+
+impl Disk {
+    fn open(settings: &Settings) -> std::io::Result<Disk> {
+        let mut closed = Vec::new();
+        for entry in std::fs::read_dir(&settings.directory)? {
+            let entry = entry?;
+            if entry.path().extension().is_some_and(|e| e == EXTENSION) {
+                closed.push((entry.path(), entry.metadata()?.len()));
+            }
+        }
+        // Their names are in the order of time.
+        closed.sort();
+        Ok(Disk {
+            total_max: settings.total_bytes,
+            closed: closed.into(),
+            open: None,
+        })
+    }
+
+    fn run(mut self, work: &Receiver<Work>, told: &Told) {
+        while let Ok(work) = work.recv() {
+            let (result, records) = match work {
+                Work::Begin {
+                    path,
+                    head,
+                    at,
+                    nodes,
+                    tail,
+                    afresh,
+                } => {
+                    let begun = if afresh || self.open.is_some() {
+                        self.begin(path, head, at, &nodes, &tail, told)
+                    } else {
+                        // Records of the segment before were lost and this one does not say so.
+                        Err(std::io::Error::other("records were lost"))
+                    };
+                    (begun, 0)
+                }
+                Work::Block { bytes, records } => (self.write(&bytes, told), records),
+            };
+            if let Err(error) = result {
+                told.lost.fetch_add(records, Relaxed);
+                // What follows a loss is lost until a segment begins.
+                if let Some((_, path, bytes)) = self.open.take() {
+                    tracing::warn!("cannot write {}: {error}", path.display());
+                    self.closed.push_back((path, bytes));
+                }
+                told.broken.store(true, Relaxed);
+            }
+            self.delete_oldest(told);
+        }
+    }
+
+    fn begin(
+        &mut self,
+        path: PathBuf,
+        mut bytes: Vec<u8>,
+        at: Duration,
+        nodes: &[(String, Node)],
+        tail: &[u8],
+        told: &Told,
+    ) -> std::io::Result<()> {
+        if let Some((file, path, bytes)) = self.open.take() {
+            // A whole segment outlives the machine; of the open one the kernel has what was written.
+            file.sync_data().ok();
+            self.closed.push_back((path, bytes));
+        }
+        let file = File::create_new(&path).inspect_err(|error| {
+            tracing::warn!("cannot make {}: {error}", path.display());
+        })?;
+        self.open = Some((file, path, 0));
+        for (name, node) in nodes {
+            let mut put = |kind, payload: &[u8]| {
+                put_record(&mut bytes, at, kind, name, |out| out.extend(payload))
+            };
+            let mut whole = put(Kind::Connected, &node.hello);
+            for said in node.said() {
+                whole &= put(Kind::Message, said);
+            }
+            if node.lost.is_some() {
+                whole &= put(Kind::Lost, &[]);
+            }
+            debug_assert!(whole, "it was recorded before, so it is not too long");
+            if bytes.len() >= BLOCK_BYTES {
+                self.write(&bytes, told)?;
+                bytes.clear();
+            }
+        }
+        bytes.extend(tail);
+        self.write(&bytes, told)
+    }
+
+    fn write(&mut self, bytes: &[u8], told: &Told) -> std::io::Result<()> {
+        let Some((file, _, length)) = &mut self.open else {
+            return Err(std::io::Error::other("no segment is open"));
+        };
+        file.write_all(bytes)?;
+        let written = u64::try_from(bytes.len()).unwrap_or(0);
+        *length += written;
+        told.bytes.fetch_add(written, Relaxed);
+        Ok(())
+    }
+
+    fn delete_oldest(&mut self, told: &Told) {
+        let open = self.open.as_ref().map_or(0, |(_, _, bytes)| *bytes);
+        let mut total = open + self.closed.iter().map(|(_, bytes)| *bytes).sum::<u64>();
+        while total > self.total_max
+            && let Some((path, bytes)) = self.closed.pop_front()
+        {
+            match std::fs::remove_file(&path) {
+                Ok(()) => {
+                    told.segments_deleted.fetch_add(1, Relaxed);
+                }
+                Err(error) => tracing::warn!("cannot delete {}: {error}", path.display()),
+            }
+            total -= bytes;
+        }
+    }
+}
