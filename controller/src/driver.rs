@@ -263,8 +263,7 @@ impl Driver {
         let Some(recorder) = &mut self.recorder else {
             return;
         };
-        recorder.flush(now);
-        if recorder.is_due(now) && recorder.begin(now, &self.brain.core.memory().to_bytes()) {
+        if recorder.tick(now, || self.brain.core.memory().to_bytes()) {
             self.event(Event::SegmentBegun);
         }
     }

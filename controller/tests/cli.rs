@@ -52,16 +52,6 @@ fn a_bad_configuration_or_topology_ends_with_64_and_names_the_place() {
 }
 
 #[test]
-fn a_file_that_is_no_recording_is_named() {
-    let output = controller(&["replay", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")]);
-    assert!(
-        String::from_utf8(output.stderr)
-            .unwrap()
-            .contains("not a recording")
-    );
-}
-
-#[test]
 fn the_documented_metrics_are_the_controller_s() {
     let output = String::from_utf8(controller(&["metrics"]).stdout).unwrap();
     let documented =

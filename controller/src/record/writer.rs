@@ -90,6 +90,8 @@ enum Work {
         bytes: Vec<u8>,
         records: u64,
     },
+    /// Answered when everything before it is written.
+    Wait(SyncSender<()>),
 }
 
 /// The newest of what one node said of itself, encoded.
@@ -201,7 +203,7 @@ impl Recorder {
     }
 
     /// Hands what is there to the thread.
-    pub fn flush(&mut self, at: Duration) {
+    fn flush(&mut self, at: Duration) {
         if self.told.broken.swap(false, Relaxed) {
             self.fall_behind(at, 0);
         }
@@ -216,19 +218,19 @@ impl Recorder {
         }
     }
 
-    /// Whether a new segment should begin, between two events.
-    #[must_use]
-    pub fn is_due(&self, at: Duration) -> bool {
-        match self.hole_until {
+    /// To be called now and then, between two events: hands on what is there, and begins a segment if it
+    /// is time. True if one begins, which starts with what is known of the nodes and with the core's
+    /// `memory`: the event [`Event::SegmentBegun`] has to follow.
+    pub fn tick(&mut self, at: Duration, memory: impl FnOnce() -> Vec<u8>) -> bool {
+        self.flush(at);
+        let due = match self.hole_until {
             Some(retry_at) => at >= retry_at,
             None => self.bytes >= self.bytes_max,
-        }
+        };
+        due && self.begin(at, &memory())
     }
 
-    /// Begins a segment, which starts with what is known of the nodes and with the core's `memory`;
-    /// false if there is no room for it now. The event [`Event::SegmentBegun`] has to follow.
-    pub fn begin(&mut self, at: Duration, memory: &[u8]) -> bool {
-        self.flush(at);
+    fn begin(&mut self, at: Duration, memory: &[u8]) -> bool {
         let lost = self.told.lost.load(Relaxed);
         let lost_before = match self.hole_until {
             Some(_) => (lost - self.lost_before).max(1),
@@ -273,6 +275,16 @@ impl Recorder {
             self.hole_until = Some(at + RETRY);
         }
         sent
+    }
+
+    /// Waits until all is written: for whoever makes a recording faster than the clock.
+    pub fn wait(&mut self, at: Duration) {
+        self.flush(at);
+        let (done, written) = sync_channel(1);
+        let asked = self.to.as_ref().map(|to| to.send(Work::Wait(done)));
+        if asked.is_none_or(|asked| asked.is_err()) || written.recv().is_err() {
+            self.fall_behind(at, 0);
+        }
     }
 
     #[must_use]
@@ -449,6 +461,11 @@ impl Disk {
                     (begun, 0)
                 }
                 Work::Block { bytes, records } => (self.write(&bytes, told), records),
+                Work::Wait(done) => {
+                    // Nobody waits any more: nothing to answer.
+                    done.send(()).ok();
+                    continue;
+                }
             };
             if let Err(error) = result {
                 told.lost.fetch_add(records, Relaxed);
