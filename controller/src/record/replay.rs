@@ -249,7 +249,7 @@ impl Replayer<'_> {
         let mut read = read.and_then(|()| self.restart_point(&mut reader, segment, goes_on));
         while let Ok(true) = read {
             read = self.step(&mut reader);
-            if self.report.records % 4096 == 0 {
+            if self.report.records.is_multiple_of(4096) {
                 progress(reader.offset);
             }
         }

@@ -62,7 +62,7 @@ pub struct StackSpec {
     pub bin_dir: PathBuf,
     /// act, advise or observe.
     pub mode: String,
-    /// Where the controller records what it ingests, if it shall.
+    /// Directory where the controller records what it ingests, if it shall.
     pub record: Option<PathBuf>,
     /// The agents' limits file.
     pub limits_yaml: String,
