@@ -37,6 +37,14 @@ pub struct Node {
     routes_epoch: u64,
 }
 
+/// A table, or the largest of several alike, and its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Table {
+    pub name: &'static str,
+    pub held: usize,
+    pub max: usize,
+}
+
 /// The pure controller.
 #[derive(Debug)]
 pub struct Core {
@@ -131,6 +139,7 @@ impl Core {
                 }
             }
             Input::SampleReported { node, sample } => self.sampled(&node, &sample, now),
+            Input::PathsResolved { node, .. } if !self.nodes.contains_key(&node) => {}
             Input::PathsResolved { node, hops } => {
                 for hop in hops {
                     self.flows.resolved(&node, hop);
@@ -201,6 +210,9 @@ impl Core {
     }
 
     fn node_connected(&mut self, node: &NodeId, role: Role, held: &[u64], now: Duration) {
+        if !self.has_room_for(node) {
+            return;
+        }
         self.nodes.insert(
             node.clone(),
             Node {
@@ -236,11 +248,12 @@ impl Core {
 
     fn forget_nodes(&mut self, now: Duration) {
         let gone = |n: &Node| !n.connected && now.saturating_sub(n.last_seen) >= NODE_GONE;
-        let topology = &mut self.topology;
+        let (topology, flows) = (&mut self.topology, &mut self.flows);
         self.nodes.retain(|id, node| {
             let keep = !gone(node);
             if !keep {
                 topology.node_forgotten(id);
+                flows.node_forgotten(id);
             }
             keep
         });
@@ -575,6 +588,24 @@ impl Core {
     #[must_use]
     pub fn given_back(&self, cause: Cause) -> u64 {
         self.given_back.get(&cause).copied().unwrap_or(0)
+    }
+
+    /// How full every table is.
+    #[must_use]
+    pub fn tables(&self) -> Vec<Table> {
+        let own = [
+            ("nodes", self.nodes.len(), NODES_MAX),
+            ("trials", self.trials.len(), TRIALS_MAX),
+        ];
+        let all = own
+            .into_iter()
+            .chain(self.topology.tables())
+            .chain(self.links.tables())
+            .chain(self.flows.tables())
+            .chain(self.jobs.tables())
+            .chain(self.incidents.tables());
+        all.map(|(name, held, max)| Table { name, held, max })
+            .collect()
     }
 
     #[must_use]

@@ -119,6 +119,14 @@ impl Incidents {
         self.list.iter()
     }
 
+    pub(crate) fn tables(&self) -> [(&'static str, usize, usize); 2] {
+        let longest = self.list.iter().map(|i| i.story.len()).max();
+        [
+            ("incidents", self.list.len(), INCIDENTS_MAX),
+            ("lines of a story", longest.unwrap_or(0), STORY_MAX),
+        ]
+    }
+
     /// Incidents opened since the start, by class.
     #[must_use]
     pub fn opened_by_class(&self, class: Class) -> u64 {

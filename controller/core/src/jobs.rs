@@ -23,6 +23,8 @@ use std::time::Duration;
 const ITERATIONS_MAX: usize = 256;
 /// Ranks whose series is kept: the lowest that report; one is used, the others stand by.
 const RANKS_MAX: usize = 4;
+/// Nodes of a job whose flows may become a series; the first that report.
+const CANDIDATES_MAX: usize = 1024;
 /// Jobs held at once.
 const JOBS_MAX: usize = 4096;
 /// A largest collective that was not called for this long gives way to the next.
@@ -199,7 +201,7 @@ impl Job {
                 series,
                 Iteration {
                     started,
-                    ended: started + done.duration,
+                    ended: started.saturating_add(done.duration),
                     seconds: done.duration.as_secs_f64(),
                 },
             );
@@ -352,7 +354,8 @@ impl Jobs {
         let mut sent: BTreeMap<&JobId, u64> = BTreeMap::new();
         for flow in &sample.flows {
             if let Some(job) = &flow.job {
-                *sent.entry(job).or_default() += flow.bytes;
+                let sum = sent.entry(job).or_default();
+                *sum = sum.saturating_add(flow.bytes);
             }
         }
         for (key, bytes) in sent {
@@ -362,6 +365,9 @@ impl Jobs {
                 && (job.by_flows.contains_key(node) || job.by_flows.len() < RANKS_MAX)
             {
                 let seconds = elapsed.as_secs_f64() / (bytes as f64 / 1e6);
+                if job.warm_up.len() >= CANDIDATES_MAX && !job.warm_up.contains_key(node) {
+                    continue;
+                }
                 let passed = job.warm_up.entry(node.clone()).or_default();
                 if *passed < WARM_UP {
                     *passed += 1;
@@ -400,6 +406,29 @@ impl Jobs {
         });
         job.last_seen = at;
         Some(job)
+    }
+
+    pub(crate) fn tables(&self) -> [(&'static str, usize, usize); 5] {
+        let most = |of: fn(&Job) -> usize| self.0.values().map(of).max().unwrap_or(0);
+        let series = |j: &Job| {
+            let all = j.by_rank.values().chain(j.by_flows.values());
+            all.map(VecDeque::len).max().unwrap_or(0)
+        };
+        [
+            ("jobs", self.0.len(), JOBS_MAX),
+            (
+                "ranks of a job",
+                most(|j| j.by_rank.len().max(j.trains.len())),
+                RANKS_MAX,
+            ),
+            ("nodes of a job", most(|j| j.by_flows.len()), RANKS_MAX),
+            (
+                "candidates of a job",
+                most(|j| j.warm_up.len()),
+                CANDIDATES_MAX,
+            ),
+            ("iterations of a series", most(series), ITERATIONS_MAX),
+        ]
     }
 
     #[must_use]

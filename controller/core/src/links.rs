@@ -2,7 +2,7 @@
 
 use crate::config::Hotspot;
 use crate::io::PortSample;
-use crate::topology::LinkIx;
+use crate::topology::{LINKS_MAX, LinkIx};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -141,6 +141,14 @@ impl Links {
             },
             limits.window,
         );
+    }
+
+    pub(crate) fn tables(&self) -> [(&'static str, usize, usize); 2] {
+        let longest = self.tracks.iter().map(|t| t.samples.len()).max();
+        [
+            ("link tracks", self.tracks.len(), LINKS_MAX),
+            ("samples of a link", longest.unwrap_or(0), SAMPLES_MAX),
+        ]
     }
 
     /// Links whose newest interval was hot and is not older than `max_age`.
