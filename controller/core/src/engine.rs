@@ -11,7 +11,7 @@ use crate::links::{Interval, Links};
 use crate::memory::Memory;
 use crate::topology::{Plan, Topology};
 use crate::trial::{Cause, Proposal, STALLED_MIN, State, Trial};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// The core looks at everything this often: four times in a sample interval, so that a verdict
@@ -375,6 +375,10 @@ impl Core {
                 pins.len(),
                 self.config.trial.changes_max
             ));
+        }
+        let mut routes = BTreeSet::new();
+        if let Some(twice) = pins.iter().find(|p| !routes.insert((&p.node, p.dst))) {
+            return Err(format!("{twice}: the same route twice in one trial"));
         }
         // One at a time: two changes under way cannot be told apart by what the jobs do.
         if let Some(other) = self.trials.iter().find(|t| {
