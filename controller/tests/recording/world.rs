@@ -176,13 +176,14 @@ impl World {
         self.perform();
     }
 
-    /// An agent goes and comes back.
-    pub fn reconnect(&mut self, node: &str) {
-        let ports = self.agents[node].ports.clone();
+    /// An agent goes, for some seconds, and comes back.
+    pub fn reconnect(&mut self, node: &str, seconds: u32) {
         self.event(Event::Lost {
             node: node.to_owned(),
         });
         self.perform();
+        let ports = self.agents.remove(node).unwrap().ports;
+        (0..seconds).for_each(|_| self.second());
         self.connect(node, &ports.iter().map(String::as_str).collect::<Vec<_>>());
     }
 
@@ -209,7 +210,16 @@ impl World {
             members: ["up1", "up2"].map(member).to_vec(),
             ..v1::EcmpGroup::default()
         };
+        let endpoint = |address: &String| v1::Endpoint {
+            port: "eth0".into(),
+            kind: Some(v1::endpoint::Kind::Udp(v1::UdpEndpoint {
+                address: address.trim_end_matches("/24").into(),
+                port: 9744,
+                ..v1::UdpEndpoint::default()
+            })),
+        };
         let inventory = v1::Inventory {
+            endpoints: addresses.iter().map(endpoint).collect(),
             ports: agent.ports.iter().map(port).collect(),
             groups: node.starts_with('l').then_some(group).into_iter().collect(),
             routes_epoch: agent.epoch,
@@ -243,7 +253,10 @@ impl World {
 
     fn answer(&mut self, action: Action) {
         match action {
-            Action::Resync { node } => self.agents.get_mut(&node).unwrap().key = true,
+            Action::Resync { node } => {
+                let agent = self.agents.get_mut(&node);
+                agent.into_iter().for_each(|agent| agent.key = true);
+            }
             Action::Core(Command::QueryPaths { node, keys }) => {
                 let hops = keys.into_iter().map(|(key, in_port)| {
                     let (out_port, group) = self.hop(node.as_str(), key.dst);
@@ -287,6 +300,9 @@ impl World {
     }
 
     fn lease(&mut self, node: &str, id: u64, state: v1::lease_report::State) {
+        if !self.agents.contains_key(node) {
+            return;
+        }
         let report = v1::LeaseReport {
             id,
             state: state.into(),
