@@ -247,8 +247,8 @@ impl Controller {
         }
         self.event(Event::Tick, now);
         let memory = || self.brain.core.memory().to_bytes();
-        if self.recorder.as_mut().is_some_and(|r| r.tick(now, memory)) {
-            self.event(Event::SegmentBegun, now);
+        if let Some(event) = self.recorder.as_mut().and_then(|r| r.tick(now, memory)) {
+            self.event(event, now);
         }
     }
 }

@@ -44,8 +44,9 @@ pub enum Event {
     },
     /// The core's timer fired.
     Tick,
-    /// The recording goes on in a new segment. Every agent is asked for a key frame and every path is
-    /// asked for again, so that a replay can start here.
+    /// A segment of the recording is due: every agent is asked for the key frame that it will start from.
+    SegmentDue,
+    /// The recording goes on in a new segment, and every path is asked for again: a replay can start here.
     SegmentBegun,
     Freeze {
         frozen: bool,
@@ -127,11 +128,11 @@ impl Brain {
                 }
             }
             Event::Tick => self.core.handle_timeout(now),
-            Event::SegmentBegun => {
+            Event::SegmentDue => {
                 let resync = |node: &String| Action::Resync { node: node.clone() };
                 actions.extend(self.streams.keys().map(resync));
-                self.core.handle_input(Input::SegmentBegun, now);
             }
+            Event::SegmentBegun => self.core.handle_input(Input::SegmentBegun, now),
             Event::Freeze { frozen } => self.core.handle_input(Input::FreezeSet { frozen }, now),
             Event::Trial { job, pins } => self
                 .core

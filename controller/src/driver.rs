@@ -263,8 +263,8 @@ impl Driver {
         let Some(recorder) = &mut self.recorder else {
             return;
         };
-        if recorder.tick(now, || self.brain.core.memory().to_bytes()) {
-            self.event(Event::SegmentBegun);
+        if let Some(event) = recorder.tick(now, || self.brain.core.memory().to_bytes()) {
+            self.event(event);
         }
     }
 

@@ -96,6 +96,11 @@ impl Core {
             trials: self.trials.clone(),
             given_back: self.given_back.clone(),
             jobs: self.jobs.clone(),
+            hot_links: self
+                .links
+                .recently_hot()
+                .filter_map(|(n, track)| Some((self.topology.port_at(n)?.clone(), track.clone())))
+                .collect(),
         }
     }
 
@@ -108,7 +113,14 @@ impl Core {
             trials,
             given_back,
             jobs,
+            hot_links,
         } = memory;
+        self.topology.refresh();
+        for (port, track) in hot_links {
+            if let Some(link) = self.topology.link(&port) {
+                self.links.remember(link, track);
+            }
+        }
         self.next_lease = next_lease;
         self.frozen = frozen;
         self.incidents = incidents;

@@ -1,4 +1,5 @@
-//! What the core holds and cannot measure again, as bytes: incidents, trials, the iterations of jobs.
+//! What the core holds and cannot measure again, as bytes: incidents, trials, the iterations of jobs, since
+//! when links are hot.
 //!
 //! A segment of a recording begins with it, so that a replay can start there: links, flows and paths
 //! are measured again within seconds, an incident that is open or a lease that is kept is not. See
@@ -7,9 +8,10 @@
 //! Numbers are little endian, a sequence has its length (u32) ahead. [`keep!`] names every field of a
 //! type, and one that it does not name fails to compile: nothing is forgotten silently.
 
-use crate::ids::{JobId, NodeId};
+use crate::ids::{JobId, NodeId, PortId};
 use crate::incident::Incidents;
 use crate::jobs::Jobs;
+use crate::links::Track;
 use crate::trial::{Cause, Trial};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -32,6 +34,8 @@ pub struct Memory {
     pub trials: VecDeque<Trial>,
     pub given_back: BTreeMap<Cause, u64>,
     pub jobs: Jobs,
+    /// Since when a link is hot goes back further than a replay measures before its start.
+    pub hot_links: Vec<(PortId, Track)>,
 }
 
 /// Names the fields of a struct, or the variants of an enum with a number each that stays theirs.
@@ -72,7 +76,7 @@ macro_rules! keep {
 }
 pub(crate) use keep;
 
-keep!(struct Memory { next_lease, frozen, incidents, trials, given_back, jobs });
+keep!(struct Memory { next_lease, frozen, incidents, trials, given_back, jobs, hot_links });
 
 impl Memory {
     #[must_use]
@@ -101,7 +105,7 @@ macro_rules! keep_numbers {
         }
     })+ };
 }
-keep_numbers!(u8, u32, u64, f64);
+keep_numbers!(u8, u32, u64, f32, f64);
 
 macro_rules! keep_names {
     ($($name:ty, $made:expr, $text:expr;)+) => { $(impl Keep for $name {

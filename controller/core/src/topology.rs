@@ -145,6 +145,10 @@ impl Topology {
         &self.links[link.index()].port
     }
 
+    pub(crate) fn port_at(&self, index: usize) -> Option<&PortId> {
+        self.links.get(index).map(|link| &link.port)
+    }
+
     /// The port at the other end of the cable.
     #[must_use]
     pub fn peer(&self, port: &PortId) -> Option<&PortId> {

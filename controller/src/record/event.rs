@@ -46,6 +46,7 @@ pub fn put_event(out: &mut Vec<u8>, at: Duration, event: &Event) -> bool {
         Event::EndLease { lease } => put_record(out, at, Kind::EndLease, "", |out| {
             out.extend(lease.to_le_bytes())
         }),
+        Event::SegmentDue => put_record(out, at, Kind::SegmentDue, "", |_| {}),
         Event::SegmentBegun => put_record(out, at, Kind::SegmentBegun, "", |_| {}),
     }
 }
@@ -99,6 +100,7 @@ pub fn event_of(record: Record) -> Result<Option<Event>, String> {
                 lease: u64::from_le_bytes(lease),
             }
         }
+        Kind::SegmentDue => Event::SegmentDue,
         Kind::SegmentBegun => Event::SegmentBegun,
         Kind::Header | Kind::Configuration | Kind::Topology | Kind::Memory | Kind::Action => {
             return Ok(None);
@@ -150,6 +152,7 @@ mod tests {
                 pins: vec![pin],
             },
             Event::EndLease { lease: u64::MAX },
+            Event::SegmentDue,
             Event::SegmentBegun,
         ];
         let at = Duration::from_micros(1_234_567);

@@ -40,13 +40,15 @@ pub enum Kind {
     Memory = 11,
     /// What followed from the event before, as text.
     Action = 12,
+    /// The next segment is due.
+    SegmentDue = 13,
 }
 
 impl Kind {
     fn of(number: u8) -> Option<Kind> {
         use Kind::{
             Action, Configuration, Connected, EndLease, Freeze, Header, Lost, Memory, Message,
-            SegmentBegun, Tick, Topology, Trial,
+            SegmentBegun, SegmentDue, Tick, Topology, Trial,
         };
         let all = [
             Header,
@@ -62,6 +64,7 @@ impl Kind {
             Topology,
             Memory,
             Action,
+            SegmentDue,
         ];
         all.into_iter().find(|kind| *kind as u8 == number)
     }
@@ -206,7 +209,7 @@ mod tests {
     fn records() -> impl Strategy<Value = Vec<Record>> {
         let record = (
             any::<u64>(),
-            0u8..=12,
+            0u8..=13,
             ".{0,12}",
             prop::collection::vec(any::<u8>(), 0..60),
         );

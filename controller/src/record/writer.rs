@@ -23,8 +23,13 @@ use weir_wire::v1::agent_message::Body;
 const BLOCK_BYTES: usize = 256 << 10;
 /// Blocks that wait for the disk: 16 MiB, five seconds of 10,000 nodes.
 const BLOCKS_QUEUED_MAX: usize = 64;
-/// After a loss a new segment is tried this often: its restart point is not cheap.
-const RETRY: Duration = Duration::from_secs(1);
+/// After a loss a new segment is tried this often: each try costs a key frame of every node.
+const RETRY: Duration = Duration::from_secs(30);
+/// Frames of each node in a restart point, its key frame first: from four samples, one a second, links
+/// have the intervals that a verdict is made from.
+const FRAMES: usize = 5;
+/// A node that has not sent them by then has to do without.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// A segment's events are at least this many times its restart point, whatever its limit says, so that
 /// restart points take at most a fifth of the disk.
 const EVENTS_PER_RESTART: u64 = 4;
@@ -101,6 +106,8 @@ struct Node {
     schema: Option<Arc<[u8]>>,
     inventory: Option<Arc<[u8]>>,
     sources: Option<Arc<[u8]>>,
+    /// Since its newest key frame, while a segment is due; with their arrival.
+    frames: Vec<(Duration, Arc<[u8]>)>,
     /// `None` while it is connected.
     lost: Option<Duration>,
 }
@@ -113,7 +120,8 @@ impl Node {
     }
 
     fn bytes(&self) -> usize {
-        self.hello.len() + self.said().map(|s| s.len()).sum::<usize>()
+        let frames = self.frames.iter().map(|(_, frame)| frame.len());
+        self.hello.len() + self.said().map(|s| s.len()).chain(frames).sum::<usize>()
     }
 }
 
@@ -134,6 +142,8 @@ pub struct Recorder {
     /// Of the events of this segment.
     bytes: u64,
     bytes_max: u64,
+    /// Since when the next segment waits for the nodes' key frames.
+    due_since: Option<Duration>,
     /// Nothing is recorded until a segment begins, which is tried at this time.
     hole_until: Option<Duration>,
     /// Records lost before this segment.
@@ -168,6 +178,7 @@ impl Recorder {
             nodes: BTreeMap::new(),
             next: 0,
             bytes: 0,
+            due_since: None,
             hole_until: None,
             lost_before: 0,
         };
@@ -219,15 +230,29 @@ impl Recorder {
     }
 
     /// To be called now and then, between two events: hands on what is there, and begins a segment if it
-    /// is time. True if one begins, which starts with what is known of the nodes and with the core's
-    /// `memory`: the event [`Event::SegmentBegun`] has to follow.
-    pub fn tick(&mut self, at: Duration, memory: impl FnOnce() -> Vec<u8>) -> bool {
+    /// is time, with what is known of the nodes and with the core's `memory`. The event that it returns
+    /// has to follow.
+    pub fn tick(&mut self, at: Duration, memory: impl FnOnce() -> Vec<u8>) -> Option<Event> {
         self.flush(at);
-        let due = match self.hole_until {
-            Some(retry_at) => at >= retry_at,
-            None => self.bytes >= self.bytes_max,
-        };
-        due && self.begin(at, &memory())
+        let full = self.bytes >= self.bytes_max;
+        match self.due_since {
+            None if full || self.hole_until.is_some_and(|retry_at| at >= retry_at) => {
+                self.due_since = Some(at);
+                self.nodes.values_mut().for_each(|n| n.frames.clear());
+                Some(Event::SegmentDue)
+            }
+            Some(since) if self.is_complete() || at >= since + PATIENCE => {
+                self.due_since = None;
+                self.begin(at, &memory()).then_some(Event::SegmentBegun)
+            }
+            Some(_) | None => None,
+        }
+    }
+
+    /// Whether every node that is there has sent what a restart point needs of it.
+    fn is_complete(&self) -> bool {
+        let mut there = self.nodes.values().filter(|n| n.lost.is_none());
+        there.all(|n| n.frames.len() >= FRAMES)
     }
 
     fn begin(&mut self, at: Duration, memory: &[u8]) -> bool {
@@ -266,6 +291,7 @@ impl Recorder {
         let sent = whole && self.to.as_ref().is_some_and(|to| to.try_send(work).is_ok());
         if sent {
             self.next += 1;
+            self.nodes.values_mut().for_each(|n| n.frames.clear());
             (self.hole_until, self.lost_before) = (None, lost);
             self.bytes = 0;
             let least = restart.saturating_mul(EVENTS_PER_RESTART);
@@ -360,8 +386,22 @@ impl Recorder {
                 let Some(known) = self.nodes.get_mut(node) else {
                     return;
                 };
+                if let Some(Body::Frame(frame)) = &message.body {
+                    if self.due_since.is_some() && (frame.key || !known.frames.is_empty()) {
+                        if frame.key {
+                            known.frames.clear();
+                        }
+                        let bytes = prost::Message::encode_to_vec(message);
+                        known.frames.push((at, bytes.into()));
+                    }
+                    return;
+                }
                 let place = match &message.body {
-                    Some(Body::Schema(_)) => &mut known.schema,
+                    Some(Body::Schema(_)) => {
+                        // What came before is of other columns; a key frame follows.
+                        known.frames.clear();
+                        &mut known.schema
+                    }
                     Some(Body::Inventory(_)) => &mut known.inventory,
                     Some(Body::Sources(_)) => &mut known.sources,
                     Some(Body::Hello(_) | Body::Frame(_) | Body::Path(_) | Body::Lease(_))
@@ -376,6 +416,7 @@ impl Recorder {
             | Event::Freeze { .. }
             | Event::Trial { .. }
             | Event::EndLease { .. }
+            | Event::SegmentDue
             | Event::SegmentBegun => {}
         }
     }
@@ -499,15 +540,18 @@ impl Disk {
         })?;
         self.open = Some((file, path, 0));
         for (name, node) in nodes {
-            let mut put = |kind, payload: &[u8]| {
+            let mut put = |at, kind, payload: &[u8]| {
                 put_record(&mut bytes, at, kind, name, |out| out.extend(payload))
             };
-            let mut whole = put(Kind::Connected, &node.hello);
+            let mut whole = put(at, Kind::Connected, &node.hello);
             for said in node.said() {
-                whole &= put(Kind::Message, said);
+                whole &= put(at, Kind::Message, said);
+            }
+            for (at, frame) in &node.frames {
+                whole &= put(*at, Kind::Message, frame);
             }
             if node.lost.is_some() {
-                whole &= put(Kind::Lost, &[]);
+                whole &= put(at, Kind::Lost, &[]);
             }
             debug_assert!(whole, "it was recorded before, so it is not too long");
             if bytes.len() >= BLOCK_BYTES {

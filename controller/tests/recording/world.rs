@@ -357,11 +357,9 @@ impl World {
             self.now += Duration::from_micros(10);
             self.event(Event::Tick);
             self.perform();
-            if self
-                .recorder
-                .tick(self.now, || self.brain.core.memory().to_bytes())
-            {
-                self.event(Event::SegmentBegun);
+            let memory = || self.brain.core.memory().to_bytes();
+            if let Some(event) = self.recorder.tick(self.now, memory) {
+                self.event(event);
                 self.perform();
             }
         }
