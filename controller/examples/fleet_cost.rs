@@ -197,42 +197,38 @@ fn topology_text(plan: &Plan) -> String {
 struct Controller {
     brain: Brain,
     recorder: Option<Recorder>,
-    /// Time that appending took, and for how many events.
-    recording: (Duration, u32),
 }
 
 impl Controller {
     fn new(plan: Plan, record: Option<&Path>) -> Controller {
-        let config = Config::default();
-        let recorder = record.map(|directory| {
-            let settings = Settings {
-                directory: directory.to_owned(),
-                segment_bytes: 64 << 20,
-                total_bytes: 1 << 40,
-            };
-            let about = About {
-                lease_base: 1 << 20,
-                frozen: false,
-                started: Duration::ZERO,
-                config: config.clone(),
-                plan: plan.clone(),
-                config_text: String::new(),
-                topology_text: topology_text(&plan),
-            };
-            Recorder::create(settings, about).unwrap()
-        });
+        let recorder = record.map(|directory| Self::recorder(directory, &plan));
         Controller {
-            brain: Brain::new(config, plan, false, 1 << 20),
+            brain: Brain::new(Config::default(), plan, false, 1 << 20),
             recorder,
-            recording: (Duration::ZERO, 0),
         }
     }
 
+    fn recorder(directory: &Path, plan: &Plan) -> Recorder {
+        let settings = Settings {
+            directory: directory.to_owned(),
+            segment_bytes: 64 << 20,
+            total_bytes: 1 << 40,
+        };
+        let about = About {
+            lease_base: 1 << 20,
+            frozen: false,
+            started: Duration::ZERO,
+            config: Config::default(),
+            plan: plan.clone(),
+            config_text: String::new(),
+            topology_text: topology_text(plan),
+        };
+        Recorder::create(settings, about).unwrap()
+    }
+
     fn event(&mut self, event: Event, now: Duration) {
-        let start = Instant::now();
         if let Some(recorder) = &mut self.recorder {
             recorder.append(now, &event);
-            self.recording = (self.recording.0 + start.elapsed(), self.recording.1 + 1);
         }
         for action in self.brain.handle(event, now) {
             if let Some(recorder) = &mut self.recorder {
@@ -253,20 +249,42 @@ impl Controller {
     }
 }
 
+/// Prints what appending a frame takes, without what the brain does with it.
+fn appended(agents: &mut [Agent], seq: u64, directory: &Path) {
+    let mut recorder = Controller::recorder(directory, &Plan::default());
+    let at = Duration::from_secs(seq);
+    let frames: Vec<Event> = agents
+        .iter_mut()
+        .map(|a| Event::Message {
+            node: a.name.clone(),
+            message: v1::AgentMessage {
+                body: Some(Body::Frame(a.frame(seq))),
+            },
+        })
+        .collect();
+    let start = cpu();
+    for frame in &frames {
+        recorder.append(at, frame);
+    }
+    let took = cpu() - start;
+    let each = took.as_secs_f64() * 1e9 / frames.len() as f64;
+    println!("recorder: {each:.0} ns of CPU a frame on the brain's task");
+}
+
 /// Prints what the recording takes, and how fast it is replayed.
-fn replayed(controller: Controller, directory: &Path, node_seconds: f64, connected: u64) {
-    let Controller {
-        recorder,
-        recording,
-        ..
-    } = controller;
-    let recorded = recorder.as_ref().unwrap().recorded();
-    drop(recorder);
+fn replayed(
+    controller: Controller,
+    directory: &Path,
+    node_seconds: f64,
+    [connected, first]: [u64; 2],
+) {
+    let recorded = controller.recorder.as_ref().unwrap().recorded();
+    drop(controller);
     println!(
-        "recorder: {:.0} ns an event on the brain's task; {:.0} bytes a node and second, {} KiB ahead of the first; {} records lost",
-        recording.0.as_secs_f64() * 1e9 / f64::from(recording.1),
-        (recorded.bytes - connected) as f64 / node_seconds,
+        "recording: {:.0} bytes a node and second; {} KiB of topology, Hellos and inventories, {} KiB of first key frames; {} records lost",
+        (recorded.bytes - first) as f64 / node_seconds,
         connected >> 10,
+        (first - connected) >> 10,
         recorded.lost
     );
     let start = cpu();
@@ -337,7 +355,7 @@ fn main() {
         })
     };
     let connected = recorded(&mut controller, now);
-    controller.recording = (Duration::ZERO, 0);
+    let mut first = 0;
     for seq in 1..=seconds {
         let frames: Vec<(String, v1::AgentMessage)> = agents
             .iter_mut()
@@ -369,7 +387,10 @@ fn main() {
             ticks.as_secs_f64(),
             took.as_secs_f64() * 1e9 / samples as f64
         );
-        recorded(&mut controller, now);
+        let bytes = recorded(&mut controller, now);
+        if seq == 1 {
+            first = bytes;
+        }
     }
     let after = resident_mib();
     println!(
@@ -377,8 +398,9 @@ fn main() {
         (after - before) * 1024.0 / agents.len() as f64
     );
     if let Some(directory) = record {
-        let node_seconds = agents.len() as f64 * seconds as f64;
-        replayed(controller, &directory, node_seconds, connected);
+        let node_seconds = agents.len() as f64 * (seconds - 1) as f64;
+        replayed(controller, &directory, node_seconds, [connected, first]);
+        appended(&mut agents, seconds + 1, &directory.join("cost"));
     }
 }
 

@@ -9,7 +9,7 @@ use weir_common::config::{self, Checker, ConfigError};
 use weir_controller_core::config::Mode;
 use weir_controller_core::trial::BEFORE_MAX;
 
-/// MIB of a segment, and of all; what they hold is in docs/recorder.md.
+/// MiB of a segment, and of all; what they hold is in docs/recorder.md.
 const SEGMENT_MIB: usize = 64;
 const TOTAL_MIB: usize = 2048;
 

@@ -7,7 +7,7 @@
 //! ```
 //! `length` counts what follows it, `crc` (CRC-32 as of zlib) covers what follows it. A segment begins
 //! with what a replay needs to start there ([`format::Header`], the configuration, the topology file,
-//! every node's Hello, schema, inventory and sources, the core's memory); then come events, each
+//! every node's Hello, schema, inventory, sources and last frames, the core's memory); then come events, each
 //! followed by the actions that it led to.
 //!
 //! - [`writer`]: a bounded queue to a thread that writes. What it cannot take is counted, and a new

@@ -14,7 +14,7 @@ use weir_controller_core::topology::Plan;
 use weir_controller_core::{Command, Config, Memory};
 
 /// After a start in the middle of a run nothing is compared for this long: links remember 120 samples,
-/// one a second. Jobs, incidents and leases are in the restart point.
+/// one a second. Jobs, incidents, leases and the history of hot links are in the restart point.
 pub const WARM_UP: Duration = Duration::from_secs(120);
 /// Differences shown; the rest is counted.
 const DIFFERENCES_MAX: usize = 100;

@@ -223,7 +223,6 @@ impl World {
             ports: agent.ports.iter().map(port).collect(),
             groups: node.starts_with('l').then_some(group).into_iter().collect(),
             routes_epoch: agent.epoch,
-            ..v1::Inventory::default()
         };
         self.say(node, Body::Inventory(inventory));
     }
