@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use weir_common::config::ConfigError;
 use weir_common::program::EXIT_USAGE;
-use weir_controller::record::replay::{Changes, Report, Told};
+use weir_controller::record::report::{Changes, Report, Told};
 use weir_controller::record::{Ask, ReplayError, replay, when::When};
 use weir_controller::topology_file::TopologyError;
 use weir_controller::{config, topology_file};

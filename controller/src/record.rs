@@ -18,14 +18,17 @@
 //! Why a replay can start at any segment, and what "byte for byte" means there:
 //! docs/decisions/0006-a-replay-starts-at-any-segment.md.
 
+mod disk;
 pub mod event;
 pub mod format;
 pub mod reader;
 pub mod replay;
+pub mod report;
 pub mod when;
 pub mod writer;
 
-pub use replay::{Ask, Report, replay};
+pub use replay::{Ask, replay};
+pub use report::Report;
 pub use writer::{About, Recorded, Recorder, Settings};
 
 use crate::brain::Action;

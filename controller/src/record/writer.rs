@@ -5,22 +5,21 @@
 //! counted as lost, and so is all that follows until a new segment begins: a replay that lacks an event
 //! would go another way.
 
+use super::disk::{Disk, Node, Told, Work, check_writable};
 use super::format::{EXTENSION, Header, Kind, MAGIC, put_record};
 use crate::brain::{Action, Event};
-use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use weir_controller_core::engine::{NODE_GONE, NODES_MAX};
 use weir_wire::v1::agent_message::Body;
 
 /// A block is handed on when it is this long: 1,000 frames of 250 bytes.
-const BLOCK_BYTES: usize = 256 << 10;
+pub(super) const BLOCK_BYTES: usize = 256 << 10;
 /// Blocks that wait for the disk: 16 MiB, five seconds of 10,000 nodes.
 const BLOCKS_QUEUED_MAX: usize = 64;
 /// After a loss a new segment is tried this often: each try costs a key frame of every node.
@@ -66,63 +65,6 @@ pub struct Recorded {
     /// Records (events and actions) that were not written.
     pub lost: u64,
     pub segments_deleted: u64,
-}
-
-/// What the thread tells.
-#[derive(Debug, Default)]
-struct Told {
-    bytes: AtomicU64,
-    lost: AtomicU64,
-    segments_deleted: AtomicU64,
-    /// A segment could not be written to its end.
-    broken: AtomicBool,
-}
-
-#[derive(Debug)]
-enum Work {
-    Begin {
-        path: PathBuf,
-        /// Everything ahead of the nodes.
-        head: Vec<u8>,
-        at: Duration,
-        nodes: Vec<(String, Node)>,
-        /// Everything behind them.
-        tail: Vec<u8>,
-        /// It says that records were lost before it, or it is the first.
-        afresh: bool,
-    },
-    Block {
-        bytes: Vec<u8>,
-        records: u64,
-    },
-    /// Answered when everything before it is written.
-    Wait(SyncSender<()>),
-}
-
-/// The newest of what one node said of itself, encoded.
-#[derive(Debug, Clone, Default)]
-struct Node {
-    hello: Arc<[u8]>,
-    schema: Option<Arc<[u8]>>,
-    inventory: Option<Arc<[u8]>>,
-    sources: Option<Arc<[u8]>>,
-    /// Since its newest key frame, while a segment is due; with their arrival.
-    frames: Vec<(Duration, Arc<[u8]>)>,
-    /// `None` while it is connected.
-    lost: Option<Duration>,
-}
-
-impl Node {
-    fn said(&self) -> impl Iterator<Item = &Arc<[u8]>> {
-        [&self.schema, &self.inventory, &self.sources]
-            .into_iter()
-            .flatten()
-    }
-
-    fn bytes(&self) -> usize {
-        let frames = self.frames.iter().map(|(_, frame)| frame.len());
-        self.hello.len() + self.said().map(|s| s.len()).chain(frames).sum::<usize>()
-    }
 }
 
 /// Takes events and actions; a thread writes them. Dropping it waits until all is written.
@@ -447,146 +389,4 @@ pub fn digest(
     plan: &weir_controller_core::topology::Plan,
 ) -> u32 {
     crc32fast::hash(format!("{config:?}{plan:?}").as_bytes())
-}
-
-/// That no file can be made is known at the start and not when one is needed.
-fn check_writable(directory: &Path) -> std::io::Result<()> {
-    let probe = directory.join(".writable");
-    File::create(&probe)?;
-    std::fs::remove_file(probe)
-}
-
-/// The thread's side.
-struct Disk {
-    total_max: u64,
-    /// Segments that are complete, the oldest first.
-    closed: VecDeque<(PathBuf, u64)>,
-    open: Option<(File, PathBuf, u64)>,
-}
-
-impl Disk {
-    fn open(settings: &Settings) -> std::io::Result<Disk> {
-        let mut closed = Vec::new();
-        for entry in std::fs::read_dir(&settings.directory)? {
-            let entry = entry?;
-            if entry.path().extension().is_some_and(|e| e == EXTENSION) {
-                closed.push((entry.path(), entry.metadata()?.len()));
-            }
-        }
-        // Their names are in the order of time.
-        closed.sort();
-        Ok(Disk {
-            total_max: settings.total_bytes,
-            closed: closed.into(),
-            open: None,
-        })
-    }
-
-    fn run(mut self, work: &Receiver<Work>, told: &Told) {
-        while let Ok(work) = work.recv() {
-            let (result, records) = match work {
-                Work::Begin {
-                    path,
-                    head,
-                    at,
-                    nodes,
-                    tail,
-                    afresh,
-                } => {
-                    let begun = if afresh || self.open.is_some() {
-                        self.begin(path, head, at, &nodes, &tail, told)
-                    } else {
-                        // Records of the segment before were lost and this one does not say so.
-                        Err(std::io::Error::other("records were lost"))
-                    };
-                    (begun, 0)
-                }
-                Work::Block { bytes, records } => (self.write(&bytes, told), records),
-                Work::Wait(done) => {
-                    // Nobody waits any more: nothing to answer.
-                    done.send(()).ok();
-                    continue;
-                }
-            };
-            if let Err(error) = result {
-                told.lost.fetch_add(records, Relaxed);
-                // What follows a loss is lost until a segment begins.
-                if let Some((_, path, bytes)) = self.open.take() {
-                    tracing::warn!("cannot write {}: {error}", path.display());
-                    self.closed.push_back((path, bytes));
-                }
-                told.broken.store(true, Relaxed);
-            }
-            self.delete_oldest(told);
-        }
-    }
-
-    fn begin(
-        &mut self,
-        path: PathBuf,
-        mut bytes: Vec<u8>,
-        at: Duration,
-        nodes: &[(String, Node)],
-        tail: &[u8],
-        told: &Told,
-    ) -> std::io::Result<()> {
-        if let Some((file, path, bytes)) = self.open.take() {
-            // A whole segment outlives the machine; of the open one the kernel has what was written.
-            file.sync_data().ok();
-            self.closed.push_back((path, bytes));
-        }
-        let file = File::create_new(&path).inspect_err(|error| {
-            tracing::warn!("cannot make {}: {error}", path.display());
-        })?;
-        self.open = Some((file, path, 0));
-        for (name, node) in nodes {
-            let mut put = |at, kind, payload: &[u8]| {
-                put_record(&mut bytes, at, kind, name, |out| out.extend(payload))
-            };
-            let mut whole = put(at, Kind::Connected, &node.hello);
-            for said in node.said() {
-                whole &= put(at, Kind::Message, said);
-            }
-            for (at, frame) in &node.frames {
-                whole &= put(*at, Kind::Message, frame);
-            }
-            if node.lost.is_some() {
-                whole &= put(at, Kind::Lost, &[]);
-            }
-            debug_assert!(whole, "it was recorded before, so it is not too long");
-            if bytes.len() >= BLOCK_BYTES {
-                self.write(&bytes, told)?;
-                bytes.clear();
-            }
-        }
-        bytes.extend(tail);
-        self.write(&bytes, told)
-    }
-
-    fn write(&mut self, bytes: &[u8], told: &Told) -> std::io::Result<()> {
-        let Some((file, _, length)) = &mut self.open else {
-            return Err(std::io::Error::other("no segment is open"));
-        };
-        file.write_all(bytes)?;
-        let written = u64::try_from(bytes.len()).unwrap_or(0);
-        *length += written;
-        told.bytes.fetch_add(written, Relaxed);
-        Ok(())
-    }
-
-    fn delete_oldest(&mut self, told: &Told) {
-        let open = self.open.as_ref().map_or(0, |(_, _, bytes)| *bytes);
-        let mut total = open + self.closed.iter().map(|(_, bytes)| *bytes).sum::<u64>();
-        while total > self.total_max
-            && let Some((path, bytes)) = self.closed.pop_front()
-        {
-            match std::fs::remove_file(&path) {
-                Ok(()) => {
-                    told.segments_deleted.fetch_add(1, Relaxed);
-                }
-                Err(error) => tracing::warn!("cannot delete {}: {error}", path.display()),
-            }
-            total -= bytes;
-        }
-    }
 }

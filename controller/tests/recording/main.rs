@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use weir_controller::brain::Event;
 use weir_controller::config::RawConfig;
-use weir_controller::record::replay::{Report, WARM_UP};
-use weir_controller::record::{Ask, replay};
+use weir_controller::record::replay::WARM_UP;
+use weir_controller::record::{Ask, Report, replay};
 use world::World;
 
 /// Large enough that nothing is deleted.
