@@ -34,6 +34,9 @@ pub struct Row {
     pub peer_qpn: Option<u32>,
     /// UDP source port; the destination is 4791.
     pub src_port: Option<u16>,
+    /// The port is a prediction: the NIC's firmware chooses it (mlx5).
+    #[serde(default)]
+    pub src_port_predicted: bool,
     pub dscp: Option<u8>,
     pub flow_label: Option<u32>,
     pub pid: Option<u32>,
@@ -66,6 +69,7 @@ pub fn rows(pairs: &[QueuePair], seen: &BTreeMap<QpId, Seen>) -> Vec<Row> {
             peer: qp.peer_gid.map(address),
             peer_qpn: qp.peer_qpn,
             src_port: qp.src_port,
+            src_port_predicted: qp.src_port_predicted,
             dscp: qp.traffic_class.map(|class| class >> 2),
             flow_label: qp.flow_label,
             pid: qp.pid,
@@ -220,8 +224,8 @@ pub fn table(rows: &[Row]) -> String {
     }
     let mut table = Table::new();
     table.load_preset(presets::UTF8_BORDERS_ONLY).set_header([
-        "device", "port", "QPN", "type", "state", "local", "peer", "peer QPN", "UDP port", "DSCP",
-        "pid", "job",
+        "device", "port", "QPN", "type", "state", "local", "peer", "peer QPN", "UDP port",
+        "port is", "DSCP", "pid", "job",
     ]);
     for row in rows {
         table.add_row([
@@ -234,12 +238,22 @@ pub fn table(rows: &[Row]) -> String {
             or_dash(row.peer),
             or_dash(row.peer_qpn),
             or_dash(row.src_port),
+            or_dash(row.src_port.map(|_| origin(row))),
             or_dash(row.dscp),
             or_dash(row.pid),
             or_dash(row.job.as_ref()),
         ]);
     }
     table.to_string()
+}
+
+/// Where the source port comes from: the driver's computation, or a guess at the firmware's choice.
+fn origin(row: &Row) -> &'static str {
+    if row.src_port_predicted {
+        "predicted"
+    } else {
+        "computed"
+    }
 }
 
 #[cfg(test)]

@@ -209,9 +209,15 @@ impl<B: Backend> Agent<B> {
                 carry(&dropped, Arc::make_mut(oldest));
             }
         }
-        if self
-            .inventory_read
-            .is_none_or(|at| at.elapsed() >= INVENTORY_PAUSE)
+        // A peer that pings an endpoint which is no more takes that for loss.
+        let endpoints_changed = self
+            .told_inventory
+            .as_ref()
+            .is_some_and(|told| told.endpoints != self.collector.endpoints());
+        if endpoints_changed
+            || self
+                .inventory_read
+                .is_none_or(|at| at.elapsed() >= INVENTORY_PAUSE)
         {
             self.tell_inventory();
         }

@@ -98,10 +98,15 @@ struct Agent(Child);
 
 impl Agent {
     fn start(dir: &Path, port: u16) -> Agent {
+        Agent::start_with(dir, port, "")
+    }
+
+    /// With more lines of configuration.
+    fn start_with(dir: &Path, port: u16, more: &str) -> Agent {
         let config = dir.join("agent.yaml");
         let text = format!(
             "node: t1\ncontroller: \"http://127.0.0.1:{port}\"\nlisten_metrics: \"127.0.0.1:0\"\n\
-             state_dir: \"{}\"\nsample_interval: 100ms\nbpf: {{enabled: false, tcp: false}}\n",
+             state_dir: \"{}\"\nsample_interval: 100ms\nbpf: {{enabled: false, tcp: false}}\n{more}",
             dir.join("state").display()
         );
         std::fs::write(&config, text).unwrap();
@@ -307,6 +312,25 @@ async fn told(messages: &mut Streaming<v1::AgentMessage>, subject: &str) -> v1::
     }
 }
 
+/// Frames that come before an inventory with this queue pair.
+async fn frames_until(messages: &mut Streaming<v1::AgentMessage>, qpn: u32) -> usize {
+    let mut frames = 0;
+    loop {
+        let message = tokio::time::timeout(DEADLINE, messages.message()).await;
+        let message = message.expect("the agent says nothing").unwrap().unwrap();
+        match message.body {
+            Some(Body::Inventory(inventory)) => {
+                let has = |endpoint: &v1::Endpoint| matches!(&endpoint.kind, Some(v1::endpoint::Kind::Ud(ud)) if ud.qpn == qpn);
+                if inventory.endpoints.iter().any(has) {
+                    return frames;
+                }
+            }
+            Some(Body::Frame(_)) => frames += 1,
+            Some(_) | None => {}
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_event_is_told_again_until_it_is_acknowledged() {
     let (port, mut streams) = controller().await;
@@ -350,4 +374,41 @@ async fn an_event_is_told_again_until_it_is_acknowledged() {
     let (mut messages, _orders, _) = opened(&mut streams).await.welcome().await;
     let events = next_frame(&mut messages).await.events;
     assert!(events.iter().all(|e| e.seq > second.seq), "{events:?}");
+}
+
+#[tokio::test]
+async fn another_queue_pair_is_told_at_once_and_not_with_the_next_look_at_the_ports() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (port, mut streams) = controller().await;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir_all(at("sys/class/infiniband/rxe1")).unwrap();
+    // In place of weir-verbs: says its endpoint, waits for the test, and has another.
+    let endpoint = |qpn: u32| {
+        format!(
+            r#"echo '{{"endpoint":{{"device":"rxe1","port":1,"gid":"::ffff:10.0.0.1","gid_index":1,"qpn":{qpn},"qkey":5,"queue_pairs":8,"active":true,"rate_bps":null,"timestamps":"software"}}}}'"#
+        )
+    };
+    let script = format!(
+        "#!/bin/sh\n{}\nread go <'{}'\n{}\nexec cat >/dev/null\n",
+        endpoint(17),
+        at("go").display(),
+        endpoint(18)
+    );
+    std::fs::write(at("verbs"), script).unwrap();
+    std::fs::set_permissions(at("verbs"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let made = Command::new("mkfifo").arg(at("go")).status().unwrap();
+    assert!(made.success());
+    let more = format!(
+        "verbs_program: \"{}\"\npath_sysfs: \"{}\"\n",
+        at("verbs").display(),
+        at("sys").display()
+    );
+    let _agent = Agent::start_with(dir.path(), port, &more);
+    let (mut messages, _orders, _) = opened(&mut streams).await.welcome().await;
+    frames_until(&mut messages, 17).await;
+    std::fs::write(at("go"), "go\n").unwrap();
+    // The ports are looked at every ten seconds, which are a hundred frames.
+    let frames = frames_until(&mut messages, 18).await;
+    assert!(frames < 60, "{frames} frames later");
 }

@@ -109,6 +109,32 @@ fn a_row_says_what_is_known() {
     let line = |qpn: &str| table.lines().find(|l| l.contains(qpn)).unwrap().to_owned();
     assert!(line(" 17 ").contains("10.0.3.2") && line(" 17 ").contains("49458"));
     assert!(line(" 30 ").contains(" - "));
+    assert!(line(" 17 ").contains("computed") && !line(" 30 ").contains("computed"));
+    let mut predicted = pair(17);
+    predicted.qp.src_port_predicted = true;
+    let rows = super::rows(&[predicted], &BTreeMap::new());
+    assert!(super::table(&rows).contains("predicted"));
+}
+
+#[test]
+fn the_public_page_counts_pairs_and_names_no_process() {
+    let sample = crate::sample::Sample {
+        qps: std::sync::Arc::new(vec![pair(17), pair(18)]),
+        ..Default::default()
+    };
+    let mut page = crate::metrics::Page::default();
+    page.sampled(
+        std::sync::Arc::new(sample),
+        crate::collect::Extras::default(),
+    );
+    let text = crate::metrics::render(&page);
+    let lines = text.lines().filter(|line| line.contains("rdma_qps{"));
+    let lines: Vec<&str> = lines.collect();
+    assert_eq!(
+        lines,
+        [r#"weir_rdma_qps{device="rxe1",type="RC",state="RTS"} 2"#]
+    );
+    assert!(!text.contains("pid=") && !text.contains("slurm:77"));
 }
 
 #[test]
