@@ -318,7 +318,8 @@ impl Core {
         let known_role = known.role;
         self.jobs.sampled(node, sample, now);
         self.stragglers.sampled(node, sample, now);
-        let sent = sample.flows.iter().map(|f| f.bytes).sum();
+        let bytes = sample.flows.iter().map(|f| f.bytes);
+        let sent = bytes.fold(0, u64::saturating_add);
         self.silent.sampled(node, &sample.values, sent, now);
         let job = sample.job();
         self.health

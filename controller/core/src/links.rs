@@ -19,6 +19,9 @@ const REMEMBERED_MAX: usize = 4096;
 /// A shorter busy share than this says nothing about the rest of the interval.
 const BUSY_MIN: f64 = 0.2;
 
+/// Bytes of a frame where only bytes are counted.
+const FRAME_BYTES: u64 = 1500;
+
 /// One interval of one link. Single precision: it is kept 120 times for hundreds of thousands of links.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinkSample {
@@ -166,7 +169,10 @@ impl Links {
         let share = |us: u64| (us as f64 / 1e6 / seconds).min(1.0);
         let (paused, pausing) = (sample.pause_rx_us.map(share), sample.pause_tx_us.map(share));
         let pressed = queue_delay_s.is_some_and(|d| d >= limits.queue_delay_hot.as_secs_f64())
-            || drops_per_s.is_some_and(|d| d > 0.0)
+            || sample.drops.is_some_and(|d| {
+                let sent = sample.tx_packets.unwrap_or(tx_bytes / FRAME_BYTES).max(1);
+                d as f64 >= limits.dropped_hot * sent as f64 && d > 0
+            })
             || marked.is_some_and(|m| m >= limits.marked_hot);
         // A queue proves pressure. Where nobody sees the queue, only a link that is full all the time counts.
         let unseen = sample.queue_bytes_max.is_none() && sample.drops.is_none() && marked.is_none();

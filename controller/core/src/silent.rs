@@ -61,7 +61,10 @@ impl Tally {
         if window > self.window + 1 {
             return (0, 0);
         }
-        let sum = (self.now.0 + self.before.0, self.now.1 + self.before.1);
+        let sum = (
+            self.now.0.saturating_add(self.before.0),
+            self.now.1.saturating_add(self.before.1),
+        );
         (sum.0.max(sum.1), sum.1)
     }
 }

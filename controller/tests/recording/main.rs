@@ -58,7 +58,7 @@ fn a_run_is_rebuilt_byte_for_byte_over_all_its_segments() {
     let done = story(dir.path(), 20_000, ROOM, 100);
     let granted = done.iter().filter(|a| a.contains("Grant")).count();
     assert!(granted >= 4, "{granted}");
-    assert!(segments(dir.path()).len() > 3);
+    assert!(segments(dir.path()).len() > 2);
     let report = replayed(dir.path(), &Ask::default());
     assert!(report.is_same() && report.is_whole(), "{report:#?}");
     assert_eq!(report.compared, done.len() as u64);
@@ -118,7 +118,7 @@ fn check_each_start(directory: &Path) -> u64 {
 fn a_replay_can_start_at_each_segment() {
     let dir = tempfile::tempdir().unwrap();
     story(dir.path(), 20_000, ROOM, 900);
-    assert!(segments(dir.path()).len() > 6);
+    assert!(segments(dir.path()).len() > 5);
     assert!(check_each_start(dir.path()) > 500);
 }
 
@@ -165,7 +165,7 @@ fn a_part_is_replayed_from_a_segment_that_is_warm_in_time() {
         report.differences
     );
     assert!(
-        (300.0..=480.0).contains(&report.first_s),
+        (200.0..=480.0).contains(&report.first_s),
         "{}",
         report.first_s
     );

@@ -199,7 +199,8 @@ impl Health {
         };
         known.last_sample = now;
         known.interval = elapsed.unwrap_or(known.interval);
-        known.since_gauges += elapsed.unwrap_or(GAUGE_STEP);
+        let step = elapsed.unwrap_or(GAUGE_STEP);
+        known.since_gauges = known.since_gauges.saturating_add(step);
         let gauges = known.since_gauges >= GAUGE_STEP;
         if gauges {
             known.since_gauges = Duration::ZERO;

@@ -209,7 +209,7 @@ impl Peer {
         let Some(elapsed) = elapsed.filter(|_| self.job.is_some()) else {
             return;
         };
-        self.elapsed += elapsed;
+        self.elapsed = self.elapsed.saturating_add(elapsed);
         for (column, feature) in &self.feeds {
             if let Some(value) = values.get(usize::from(*column)).copied().flatten() {
                 let feature = usize::from(*feature);
