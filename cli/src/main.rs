@@ -460,6 +460,8 @@ fn incidents(v: &Value) -> String {
         "entity",
         "job",
         "confidence",
+        "lost",
+        "follows from",
         "opened",
         "last action",
     ]);
@@ -474,6 +476,8 @@ fn incidents(v: &Value) -> String {
             text(&i["entity"]),
             text(&i["job"]),
             format!("{:.2}", i["confidence"].as_f64().unwrap_or(0.0)),
+            percent(&i["lost_ratio"]),
+            text(&i["root"]),
             clock(&i["opened_at"]),
             last,
         ]);
@@ -484,19 +488,33 @@ fn incidents(v: &Value) -> String {
 fn explain(v: &Value) -> String {
     let i = &v["incident"];
     let mut out = format!(
-        "{} {} on {} ({}), confidence {:.2}\njob: {}\nlinks: {}\n\nevidence\n",
+        "{} {} on {} ({}, {}), confidence {:.2}\njob: {}\nlinks: {}\n",
         text(&i["id"]),
         text(&i["class"]),
         text(&i["entity"]),
+        text(&i["severity"]),
         text(&i["state"]),
         i["confidence"].as_f64().unwrap_or(0.0),
         text(&i["job"]),
         list(&i["links"])
     );
+    if let Some(lost) = i["lost_ratio"].as_f64() {
+        let seconds = i["lost_s"].as_f64().unwrap_or(0.0);
+        let percent = lost * 100.0;
+        out += &format!("lost: {percent:.0} % of the job's time, {seconds:.0} s so far\n");
+    }
+    for (key, what) in [("root", "follows from"), ("action", "to do")] {
+        if let Some(value) = i[key].as_str().filter(|v| !v.is_empty()) {
+            out += &format!("{what}: {value}\n");
+        }
+    }
+    out += "\nevidence\n";
     for e in rows(&i["evidence"]) {
         out += &format!("  {}: {}\n", text(&e["what"]), text(&e["value"]));
     }
-    out += &format!("\nseries of {} (newest 10)\n", text(&i["entity"]));
+    if !rows(&i["series"]).is_empty() {
+        out += &format!("\nseries of {} (newest 10)\n", text(&i["entity"]));
+    }
     for s in rows(&i["series"]).iter().rev().take(10).rev() {
         out += &format!(
             "  {}  used {:>5}  queue {:>8} bytes{}\n",

@@ -32,8 +32,11 @@ const SOURCES_MAX: usize = 64;
 const NAME_BYTES_MAX: usize = 255;
 
 /// Signals of a port that the core looks at.
-const WATCHED: [Signal; 6] = [
+const WATCHED: [Signal; 9] = [
     Signal::TxBytes,
+    Signal::TxPackets,
+    Signal::PauseRxUs,
+    Signal::PauseTxUs,
     Signal::QueueBytes,
     Signal::QueueBytesMax,
     Signal::QueueDrops,
@@ -142,6 +145,7 @@ struct Watched {
     /// Index in `ports`.
     port: usize,
     signal: Signal,
+    index: Option<u32>,
     /// Last value of a counter.
     last: Option<u64>,
 }
@@ -248,27 +252,34 @@ impl Ingest {
         // Links are ports as a whole.
         let whole_ports = schema.columns.iter().enumerate().filter_map(|(n, c)| {
             let signal = Signal::from_number(c.signal).filter(|s| WATCHED.contains(s))?;
-            let whole = c.entity() == v1::Entity::Port && c.index.is_none() && !c.port.is_empty();
-            whole.then_some((n, c.port.as_str(), signal))
+            // Pause is counted by priority, everything else once.
+            let by_priority = matches!(signal, Signal::PauseRxUs | Signal::PauseTxUs);
+            let whole = c.entity() == v1::Entity::Port
+                && (c.index.is_none() || by_priority)
+                && !c.port.is_empty();
+            whole.then_some((n, c.port.as_str(), signal, c.index))
         });
-        let whole_ports: Vec<(usize, &str, Signal)> = whole_ports.collect();
-        let names: BTreeSet<&str> = whole_ports.iter().map(|(_, port, _)| *port).collect();
+        let whole_ports: Vec<(usize, &str, Signal, Option<u32>)> = whole_ports.collect();
+        let names: BTreeSet<&str> = whole_ports.iter().map(|(_, port, ..)| *port).collect();
         let names: Vec<&str> = names.into_iter().collect();
-        let before: BTreeMap<(Arc<str>, Signal), u64> = self
+        let before: BTreeMap<(Arc<str>, Signal, Option<u32>), u64> = self
             .watched
             .iter()
-            .filter_map(|w| Some(((self.ports[w.port].clone(), w.signal), w.last?)))
+            .filter_map(|w| Some(((self.ports[w.port].clone(), w.signal, w.index), w.last?)))
             .collect();
         self.ports = names.iter().map(|name| Arc::from(*name)).collect();
         self.watched = whole_ports
             .into_iter()
-            .filter_map(|(column, port, signal)| {
+            .filter_map(|(column, port, signal, index)| {
                 let port = names.binary_search(&port).ok()?;
-                let last = before.get(&(self.ports[port].clone(), signal)).copied();
+                let last = before
+                    .get(&(self.ports[port].clone(), signal, index))
+                    .copied();
                 Some(Watched {
                     column,
                     port,
                     signal,
+                    index,
                     last,
                 })
             })
@@ -446,7 +457,10 @@ impl Ingest {
                     sample.queue_bytes_max = sample.queue_bytes_max.max(delta)
                 }
                 Signal::QueueDrops => sample.drops = delta,
+                Signal::TxPackets => sample.tx_packets = delta,
                 Signal::EcnMarkedTx => sample.ecn_marked = delta,
+                Signal::PauseRxUs => sample.pause_rx_us = sample.pause_rx_us.max(delta),
+                Signal::PauseTxUs => sample.pause_tx_us = sample.pause_tx_us.max(delta),
                 Signal::LinkUp => sample.up = delta.map(|v| v != 0),
                 _ => {}
             }

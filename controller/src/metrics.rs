@@ -44,7 +44,7 @@ catalogue! {
     JOB_BUSBW Gauge "weir_job_bus_bandwidth_bits_per_second" ["job"] "Bus bandwidth of the newest iteration, by the convention of nccl-tests.";
     INCIDENTS_OPEN Gauge "weir_incidents_open" ["class"] "Open incidents.";
     INCIDENTS_OPENED Counter "weir_incidents_opened_total" ["class"] "Incidents opened since the start.";
-    INCIDENT Gauge "weir_incident_open" ["id", "class", "entity", "job"] "1 for each open incident (at most 1,024).";
+    INCIDENT Gauge "weir_incident_open" ["id", "class", "severity", "entity", "job", "root"] "1 for each open incident (at most 1,024); root is the incident that it follows from, or empty.";
     LEASES_LIVE Gauge "weir_leases_live" [] "Leases under which a change may stand.";
     LEASE Gauge "weir_lease_state" ["lease", "job", "state"] "1 for the state of each lease held in memory (at most 256).";
     TRIALS_KEPT Gauge "weir_trials_kept" [] "Changes of the leases in memory that were kept.";
@@ -198,8 +198,10 @@ fn all_points(view: &View<'_>) -> Vec<Point> {
             &[
                 &incident.id,
                 incident.verdict.class.name(),
+                incident.verdict.severity.name(),
                 &incident.verdict.entity.to_string(),
                 job,
+                incident.root.as_deref().unwrap_or(""),
             ],
             1.0,
         );

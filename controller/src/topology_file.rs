@@ -9,7 +9,7 @@
 //! ```
 
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use weir_controller_core::ids::{NodeId, PortId};
 use weir_controller_core::io::Role;
@@ -85,14 +85,21 @@ pub fn parse(text: &str, path: &Path) -> Result<Plan, TopologyError> {
         what,
     };
     let mut nodes = BTreeMap::new();
+    let mut storage = BTreeSet::new();
     for (n, node) in file.nodes.iter().enumerate() {
         let role = match node.role.as_str() {
             "host" => Role::Host,
+            "storage" => {
+                storage.insert(NodeId::new(&node.name));
+                Role::Host
+            }
             "switch" | "leaf" | "spine" | "core" => Role::Switch,
             other => {
                 return Err(wrong(
                     format!("nodes[{n}].role"),
-                    format!("{other:?} is no role; give host, switch, leaf, spine or core"),
+                    format!(
+                        "{other:?} is no role; give host, storage, switch, leaf, spine or core"
+                    ),
                 ));
             }
         };
@@ -141,7 +148,11 @@ pub fn parse(text: &str, path: &Path) -> Result<Plan, TopologyError> {
             });
         }
     }
-    Ok(Plan { nodes, cables })
+    Ok(Plan {
+        nodes,
+        storage,
+        cables,
+    })
 }
 
 /// Reads "200Mbit" as bits per second.

@@ -77,8 +77,17 @@ pub struct LinkView {
 pub struct IncidentView {
     pub id: String,
     pub class: &'static str,
+    pub severity: &'static str,
     pub state: &'static str,
     pub entity: String,
+    /// Incident that this one follows from.
+    pub root: Option<String>,
+    /// What a person should do; empty if nothing.
+    pub action: String,
+    /// Share of its job's time that is lost.
+    pub lost_ratio: Option<f64>,
+    /// Seconds of its job lost since it was opened, at that share.
+    pub lost_s: Option<f64>,
     pub links: Vec<String>,
     pub job: Option<String>,
     pub confidence: f64,
@@ -292,6 +301,14 @@ pub fn incidents(view: &View<'_>) -> Vec<IncidentView> {
     let incident = |i: &weir_controller_core::incident::Incident| IncidentView {
         id: i.id.clone(),
         class: i.verdict.class.name(),
+        severity: i.verdict.severity.name(),
+        root: i.root.clone(),
+        action: i.verdict.action.clone(),
+        lost_ratio: i.verdict.impact.map(|x| x.lost_ratio),
+        lost_s: i.verdict.impact.map(|x| {
+            let open = i.resolved_at.unwrap_or(i.last_seen);
+            x.lost_ratio * open.saturating_sub(i.opened_at).as_secs_f64()
+        }),
         state: if i.is_open() { "open" } else { "resolved" },
         entity: i.verdict.entity.to_string(),
         links: i.verdict.links.iter().map(ToString::to_string).collect(),

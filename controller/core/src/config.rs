@@ -42,12 +42,25 @@ pub struct Hotspot {
     /// pressure is hot. 0.75: a colliding uplink of the lab was seen between 0.8 and 1.0, since the
     /// ring waits for compute in between. Hot alone is no verdict.
     pub utilisation_hot: f64,
+    /// The same where packets are marked: DCQCN keeps a contended link well below its rate. 0.5: an independent
+    /// simulator's colliding uplinks were seen between 0.5 and 0.9 over half a millisecond.
+    pub utilisation_marked: f64,
     /// Share of capacity from which a link is full: every member of an oversubscribed group must
     /// be, and a link whose queue nobody sees. A balanced job in the lab stays below 0.93.
     pub utilisation_full: f64,
     /// Queueing delay that proves pressure, at the link's own rate. 0.4 ms at 200 Mbit/s is seven
     /// full frames.
     pub queue_delay_hot: Duration,
+    /// Share of packets marked Congestion Experienced that proves pressure. A clean link marks none; DCQCN holds a
+    /// shared one at some per cent. 0.1 % is above what one short burst leaves in a second.
+    pub marked_hot: f64,
+    /// Share of an interval for which a port is paused that is worth a question. 1 %: 10 ms in a second, ten times
+    /// what bursts of a healthy all-to-all leave.
+    pub paused_hot: f64,
+    /// A receiver that pauses its link for this share of the time is slow. 5 %: a job that uses the link fully loses as much.
+    pub slow_receiver: f64,
+    /// A receiver that lets its link stand for this share of the time, and takes next to nothing, is a storm.
+    pub storm: f64,
     /// A sibling below this share of capacity has room.
     pub sibling_idle: f64,
     /// Verdict after this many hot samples out of the last `window` of them.
@@ -94,8 +107,13 @@ impl Default for Config {
             mode: Mode::Observe,
             hotspot: Hotspot {
                 utilisation_hot: 0.75,
+                utilisation_marked: 0.5,
                 utilisation_full: 0.95,
                 queue_delay_hot: Duration::from_micros(400),
+                marked_hot: 0.001,
+                paused_hot: 0.01,
+                slow_receiver: 0.05,
+                storm: 0.5,
                 sibling_idle: 0.6,
                 samples_hot: 2,
                 window: 3,

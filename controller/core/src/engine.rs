@@ -12,7 +12,7 @@ use crate::links::{Interval, Links};
 use crate::topology::{Plan, Topology};
 use crate::trial::{Cause, Proposal, STALLED_MIN, State, Trial};
 use crate::verdict::Verdict;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// The core looks at everything this often: four times in a sample interval, so that a verdict
@@ -282,15 +282,37 @@ impl Core {
                 self.commands.push_back(Command::QueryPaths { node, keys });
             }
         }
-        for verdict in verdicts
+        let verdicts = verdicts
             .into_iter()
-            .chain(self.health.verdicts(&self.topology, now))
-        {
-            self.judged(verdict, now);
+            .chain(self.health.verdicts(&self.topology, now));
+        let mut news = false;
+        for verdict in verdicts {
+            news |= self.judged(verdict, now);
+        }
+        if news {
+            self.incidents.link_causes(&self.topology, now);
         }
     }
 
-    fn judged(&mut self, verdict: Verdict, now: Duration) {
+    /// Jobs whose flows cross what a verdict is about.
+    fn touched(&mut self, verdict: &Verdict, now: Duration) -> BTreeSet<JobId> {
+        let mut ports = BTreeSet::new();
+        for port in verdict.entity.link().into_iter().chain(&verdict.links) {
+            ports.extend(self.topology.peer(port).cloned());
+            ports.insert(port.clone());
+        }
+        let host = verdict
+            .entity
+            .node()
+            .filter(|n| !self.topology.is_switch(n));
+        let hosts = host.cloned().into_iter().collect();
+        let mut jobs = self.flows.jobs_over(&ports, &hosts, &self.topology, now);
+        jobs.extend(verdict.job.clone());
+        jobs
+    }
+
+    /// Takes a verdict; true if it opened an incident.
+    fn judged(&mut self, mut verdict: Verdict, now: Duration) -> bool {
         let (job, plan, text) = (
             verdict.job.clone(),
             verdict.plan.clone(),
@@ -299,7 +321,17 @@ impl Core {
         let window = self.config.hotspot.window;
         let link = verdict.entity.link().and_then(|l| self.topology.link(l));
         let since = link.and_then(|l| self.links.hot_since(l, window));
+        let opened = self.incidents.open(&verdict).map(|i| i.opened_at);
+        let held_back = verdict.job.as_ref().and_then(|job| self.jobs.get(job));
+        let began = since.or(opened).unwrap_or(now);
+        verdict.impact = verdict
+            .impact
+            .or(held_back.and_then(|job| job.impact(began, now)));
+        let touched = opened.is_none().then(|| self.touched(&verdict, now));
         let (id, new) = self.incidents.judged(verdict, now);
+        if let Some(jobs) = touched {
+            self.incidents.touches(&id, jobs);
+        }
         if new {
             self.note(&id, text.clone());
             if !plan.is_empty() && self.config.mode == Mode::Advise {
@@ -309,14 +341,15 @@ impl Core {
             }
         }
         if plan.is_empty() || self.config.mode != Mode::Act {
-            return;
+            return new;
         }
-        let Some(job) = job else { return };
+        let Some(job) = job else { return new };
         let told = match self.propose(&job, plan, (id.clone(), text), since, now) {
             Ok(_) => "a change is on trial".into(),
             Err(reason) => format!("nothing is tried: {reason}"),
         };
         self.incidents.tell(&id, now, told);
+        new
     }
 
     /// Starts a trial and gives its lease, unless something forbids it; says what.

@@ -213,6 +213,36 @@ impl Flows {
         })
     }
 
+    /// Jobs with active flows over one of `ports`, or from or to one of `nodes`, as far as paths are known.
+    pub fn jobs_over(
+        &mut self,
+        ports: &BTreeSet<PortId>,
+        nodes: &BTreeSet<NodeId>,
+        topology: &Topology,
+        now: Duration,
+    ) -> BTreeSet<JobId> {
+        let active = self.active(now);
+        let active: Vec<(FlowKey, JobId)> = active
+            .filter_map(|(key, flow)| Some((*key, flow.job.clone()?)))
+            .collect();
+        let mut jobs = BTreeSet::new();
+        for (key, job) in active {
+            if jobs.contains(&job) {
+                continue;
+            }
+            let ends = [key.src, key.dst];
+            let mut ends = ends.iter().filter_map(|a| topology.port_of(*a));
+            let crosses = ends.any(|end| nodes.contains(&end.node))
+                || self
+                    .path(&key, topology)
+                    .is_some_and(|path| path.ports.iter().any(|p| ports.contains(p)));
+            if crosses {
+                jobs.insert(job);
+            }
+        }
+        jobs
+    }
+
     /// Flows refused because the table was full.
     #[must_use]
     pub fn refused(&self) -> u64 {

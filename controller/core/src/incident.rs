@@ -1,8 +1,11 @@
 //! Incidents: one for each cause, opened by a verdict, kept up to date by the next, resolved when
 //! its links were not hot for a while.
 
+use crate::cause::{self, Affected};
+use crate::ids::JobId;
+use crate::topology::Topology;
 use crate::verdict::{Class, Verdict};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// Incidents kept, resolved ones included; the oldest resolved goes first.
@@ -18,6 +21,10 @@ pub struct Incident {
     pub opened_at: Duration,
     pub last_seen: Duration,
     pub resolved_at: Option<Duration>,
+    /// Incident that it follows from, which is nobody's consequence.
+    pub root: Option<String>,
+    /// Jobs whose flows cross its links or end at its host, when it was opened.
+    pub jobs: BTreeSet<JobId>,
     /// What was done about it, oldest first.
     pub story: VecDeque<(Duration, String)>,
 }
@@ -53,11 +60,11 @@ impl Incidents {
     /// Takes a verdict: opens an incident or brings the open one of the same cause up to date.
     /// Returns its id, and whether it is new.
     pub fn judged(&mut self, verdict: Verdict, at: Duration) -> (String, bool) {
-        let same = |i: &Incident| {
-            i.is_open() && i.verdict.class == verdict.class && same_cause(&i.verdict, &verdict)
-        };
-        if let Some(incident) = self.list.iter_mut().find(|i| same(i)) {
-            incident.verdict = verdict;
+        let open = self.place(&verdict);
+        if let Some(incident) = open.and_then(|n| self.list.get_mut(n)) {
+            // What it is called stays, though another of its links may look worse by now.
+            let entity = incident.verdict.entity.clone();
+            incident.verdict = Verdict { entity, ..verdict };
             incident.last_seen = at;
             return (incident.id.clone(), false);
         }
@@ -76,6 +83,8 @@ impl Incidents {
             opened_at: at,
             last_seen: at,
             resolved_at: None,
+            root: None,
+            jobs: BTreeSet::new(),
             story: VecDeque::new(),
         };
         incident.tell(
@@ -90,6 +99,19 @@ impl Incidents {
         (id, true)
     }
 
+    /// The open incident that a verdict is about, if there is one.
+    #[must_use]
+    pub fn open(&self, verdict: &Verdict) -> Option<&Incident> {
+        self.list.get(self.place(verdict)?)
+    }
+
+    fn place(&self, verdict: &Verdict) -> Option<usize> {
+        let same = |i: &Incident| {
+            i.is_open() && i.verdict.class == verdict.class && same_cause(&i.verdict, verdict)
+        };
+        self.list.iter().position(same)
+    }
+
     /// Resolves what was not seen for `clear_after`; returns the ids.
     pub fn expire(&mut self, now: Duration, clear_after: Duration) -> Vec<String> {
         let mut resolved = Vec::new();
@@ -101,6 +123,54 @@ impl Incidents {
             }
         }
         resolved
+    }
+
+    /// Says which jobs an incident touches.
+    pub fn touches(&mut self, id: &str, jobs: BTreeSet<JobId>) {
+        if let Some(incident) = self.list.iter_mut().find(|i| i.id == id) {
+            incident.jobs = jobs;
+        }
+    }
+
+    /// Finds out anew which open incident follows from which.
+    pub fn link_causes(&mut self, topology: &Topology, now: Duration) {
+        let open: Vec<usize> = (0..self.list.len())
+            .filter(|n| self.list[*n].is_open())
+            .collect();
+        let root_of = |n: usize| {
+            let roots = open.iter().filter(|m| {
+                let root = &self.list[**m];
+                let root = Affected {
+                    verdict: &root.verdict,
+                    jobs: &root.jobs,
+                };
+                cause::follows(&self.list[n].verdict, root, topology)
+            });
+            roots
+                .min_by_key(|m| (cause::order(self.list[**m].verdict.class), **m))
+                .copied()
+        };
+        // What follows from a consequence follows from its root: classes are in order, so this ends.
+        let first: Vec<(usize, Option<usize>)> = open.iter().map(|n| (*n, root_of(*n))).collect();
+        let parent = |n: usize| {
+            first
+                .iter()
+                .find(|(m, _)| *m == n)
+                .and_then(|(_, root)| *root)
+        };
+        for (n, root) in &first {
+            let mut root = *root;
+            while let Some(above) = root.and_then(parent) {
+                root = Some(above);
+            }
+            let root = root.map(|m| self.list[m].id.clone());
+            if root != self.list[*n].root {
+                if let Some(id) = &root {
+                    self.list[*n].tell(now, format!("follows from {id}"));
+                }
+                self.list[*n].root = root;
+            }
+        }
     }
 
     pub fn tell(&mut self, id: &str, at: Duration, text: String) {
@@ -123,14 +193,16 @@ impl Incidents {
     }
 }
 
-/// The same thing, or the same job hit in the same way, although the hottest link may differ from
-/// sample to sample; without a job, a link in common.
+/// The same thing, or a link in common. Collisions and full groups of one job are one, too: which of its links is
+/// the hottest differs from sample to sample.
 fn same_cause(a: &Verdict, b: &Verdict) -> bool {
-    a.entity == b.entity
-        || match (&a.job, &b.job) {
-            (Some(a), Some(b)) => a == b,
-            (None, None) | (Some(_), None) | (None, Some(_)) => {
-                a.links.iter().any(|l| b.links.contains(l))
-            }
-        }
+    let by_job = matches!(
+        a.class,
+        Class::EcmpCollision | Class::Oversubscription | Class::StorageBurst
+    );
+    match (&a.job, &b.job) {
+        _ if a.entity == b.entity => true,
+        (Some(a), Some(b)) if by_job => a == b,
+        _ => a.links.iter().any(|l| b.links.contains(l)),
+    }
 }

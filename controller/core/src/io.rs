@@ -142,7 +142,13 @@ pub struct PortSample {
     /// Deepest queue known of the interval, in bytes.
     pub queue_bytes_max: Option<u64>,
     pub drops: Option<u64>,
+    pub tx_packets: Option<u64>,
+    /// Packets marked Congestion Experienced on the way out.
     pub ecn_marked: Option<u64>,
+    /// Time for which the peer kept our transmitter paused, in microseconds; of the priority that was longest.
+    pub pause_rx_us: Option<u64>,
+    /// Time for which we kept the peer's transmitter paused, likewise.
+    pub pause_tx_us: Option<u64>,
     pub up: Option<bool>,
 }
 

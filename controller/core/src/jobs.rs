@@ -14,6 +14,7 @@
 
 use crate::ids::{JobId, NodeId};
 use crate::io::{CollectiveDone, NodeSample};
+use crate::verdict::Impact;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,9 @@ const RUNNING_AGE_MAX: Duration = Duration::from_secs(3);
 
 /// A window over calls that only queue work lasts at least this long.
 const WINDOW: Duration = Duration::from_secs(1);
+
+/// Iterations on either side before a loss is told.
+const IMPACT_MIN: usize = 3;
 
 /// Samples of flow progress in which a job may only have begun.
 const WARM_UP: u32 = 2;
@@ -233,6 +237,43 @@ impl Job {
     pub fn running_for(&self, now: Duration) -> Option<Duration> {
         let (seen, running) = self.running?;
         (now.saturating_sub(seen) <= RUNNING_AGE_MAX).then_some(running)
+    }
+
+    /// What the job has lost since `began`: how much longer its iterations take than the median of those before.
+    /// `None` if too few are known on either side, or they are measured on the progress of flows.
+    #[must_use]
+    pub fn impact(&self, began: Duration, now: Duration) -> Option<Impact> {
+        let (signature, series) = self.series(now)?;
+        if matches!(signature, Signature::FlowProgress { .. }) {
+            return None;
+        }
+        let before = series.iter().filter(|i| i.ended <= began);
+        let mut before: Vec<f64> = before.map(|i| i.seconds).collect();
+        let since: Vec<f64> = series
+            .iter()
+            .filter(|i| i.started >= began)
+            .map(|i| i.seconds)
+            .collect();
+        if before.len() < IMPACT_MIN || since.len() < IMPACT_MIN {
+            return None;
+        }
+        before.sort_by(f64::total_cmp);
+        let healthy = before[before.len() / 2];
+        // Calls that only queue work follow each other without a gap: their times are shares of it.
+        let mean = since.iter().sum::<f64>() / since.len() as f64;
+        let period = match signature {
+            Signature::Queued { .. } => mean,
+            Signature::Collective { .. } | Signature::FlowProgress { .. } => {
+                let first = series.iter().find(|i| i.started >= began)?.started;
+                let last = series.back()?.started;
+                let gaps = (since.len() - 1).max(1) as f64;
+                last.saturating_sub(first).as_secs_f64() / gaps
+            }
+        };
+        (period > 0.0).then(|| Impact {
+            lost_ratio: ((mean - healthy) / period).clamp(0.0, 1.0),
+            ranks: self.ranks.unwrap_or(0),
+        })
     }
 
     /// Bus bandwidth of an iteration in bits per second, by the convention of nccl-tests: wire

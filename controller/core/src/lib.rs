@@ -5,12 +5,14 @@
 //!            │  ├ topology                     while let Some(c) = core.poll_command() { perform(c) } }
 //!            │  ├ links, flows, jobs    what was measured
 //!            │  ├ hotspot, plan         what it means, what would help
-//!            │  └ incident, trial       what is done about it
+//!            │  ├ health                what devices say of themselves
+//!            │  └ cause, incident, trial  what follows from what, and what is done about it
 //! ```
 //!
 //! Time is a [`std::time::Duration`] since the controller started and always an argument, so that
 //! a recorded run gives the same verdicts and commands again, byte for byte.
 
+pub mod cause;
 pub mod config;
 pub mod engine;
 pub mod flows;

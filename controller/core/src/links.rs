@@ -24,7 +24,14 @@ pub struct LinkSample {
     utilisation: f32,
     utilisation_busy: f32,
     drops_per_s: f32,
+    /// Share of packets marked; share of time paused by the peer, and of time that it kept the peer paused.
+    marked: f32,
+    paused: f32,
+    pausing: f32,
     queue_bytes_max: u32,
+    /// Something waits, is dropped or marked.
+    pub pressed: bool,
+    /// Pressed, and full but for the time in which it was paused.
     pub hot: bool,
 }
 
@@ -44,6 +51,24 @@ impl LinkSample {
     #[must_use]
     pub fn drops_per_s(&self) -> Option<f64> {
         known(self.drops_per_s)
+    }
+
+    /// Share of packets that left marked Congestion Experienced, 0 to 1; `None` where nobody counts them.
+    #[must_use]
+    pub fn marked(&self) -> Option<f64> {
+        known(self.marked)
+    }
+
+    /// Share of the interval for which the peer kept this transmitter paused, 0 to 1.
+    #[must_use]
+    pub fn paused(&self) -> Option<f64> {
+        known(self.paused)
+    }
+
+    /// Share of the interval for which this port kept its peer's transmitter paused, 0 to 1.
+    #[must_use]
+    pub fn pausing(&self) -> Option<f64> {
+        known(self.pausing)
     }
 
     /// Deepest queue of the interval, at most 4 GiB; `None` where nobody sees it.
@@ -84,8 +109,19 @@ struct Track {
 #[derive(Debug, Clone, Default)]
 pub struct Links {
     tracks: Vec<Track>,
-    /// Links whose newest sample was hot: all that a detector has to look at.
+    /// Links whose newest sample was hot, pressed, or held back or pausing: all that a detector has to look at.
     hot: BTreeSet<LinkIx>,
+    pressed: BTreeSet<LinkIx>,
+    paused: BTreeSet<LinkIx>,
+}
+
+/// Keeps the member in the set or out of it.
+fn keep(set: &mut BTreeSet<LinkIx>, link: LinkIx, is_in: bool) {
+    if is_in {
+        set.insert(link);
+    } else {
+        set.remove(&link);
+    }
 }
 
 impl Links {
@@ -114,17 +150,31 @@ impl Links {
         let queue_delay_s = capacity
             .zip(sample.queue_bytes_max)
             .map(|(c, q)| q as f64 * 8.0 / c);
+        let marked = sample.ecn_marked.zip(sample.tx_packets.filter(|n| *n > 0));
+        let marked = marked.map(|(marked, sent)| (marked as f64 / sent as f64).min(1.0));
+        let share = |us: u64| (us as f64 / 1e6 / seconds).min(1.0);
+        let (paused, pausing) = (sample.pause_rx_us.map(share), sample.pause_tx_us.map(share));
         let pressed = queue_delay_s.is_some_and(|d| d >= limits.queue_delay_hot.as_secs_f64())
-            || drops_per_s.is_some_and(|d| d > 0.0);
+            || drops_per_s.is_some_and(|d| d > 0.0)
+            || marked.is_some_and(|m| m >= limits.marked_hot);
         // A queue proves pressure. Where nobody sees the queue, only a link that is full all the time counts.
-        let unseen = sample.queue_bytes_max.is_none() && sample.drops.is_none();
-        let hot = (pressed && utilisation_busy.is_some_and(|u| u >= limits.utilisation_hot))
-            || (unseen && utilisation.is_some_and(|u| u >= limits.utilisation_full));
-        if hot {
-            self.hot.insert(link);
+        let unseen = sample.queue_bytes_max.is_none() && sample.drops.is_none() && marked.is_none();
+        // A link cannot be fuller than the peer lets it be.
+        let full = utilisation_busy.map(|u| u + paused.unwrap_or(0.0));
+        // Congestion control that marks or pauses work keeps a link below its rate.
+        let held = marked.is_some_and(|m| m >= limits.marked_hot);
+        let enough = if held {
+            limits.utilisation_marked
         } else {
-            self.hot.remove(&link);
-        }
+            limits.utilisation_hot
+        };
+        let hot = (pressed && full.is_some_and(|u| u >= enough))
+            || (unseen && utilisation.is_some_and(|u| u >= limits.utilisation_full));
+        keep(&mut self.hot, link, hot);
+        keep(&mut self.pressed, link, pressed);
+        let longest = [paused, pausing].into_iter().flatten().fold(0.0, f64::max);
+        let held = longest >= limits.paused_hot;
+        keep(&mut self.paused, link, held);
         if self.tracks.len() <= link.index() {
             self.tracks.resize_with(link.index() + 1, Track::default);
         }
@@ -136,7 +186,11 @@ impl Links {
                 utilisation: packed(utilisation),
                 utilisation_busy: packed(utilisation_busy),
                 drops_per_s: packed(drops_per_s),
+                marked: packed(marked),
+                paused: packed(paused),
+                pausing: packed(pausing),
                 queue_bytes_max: sample.queue_bytes_max.map_or(QUEUE_UNSEEN, queue),
+                pressed,
                 hot,
             },
             limits.window,
@@ -147,6 +201,18 @@ impl Links {
     pub fn hot(&self, now: Duration, max_age: Duration) -> impl Iterator<Item = LinkIx> {
         let fresh = move |link: &LinkIx| self.newest(*link, now, max_age).is_some();
         self.hot.iter().copied().filter(fresh)
+    }
+
+    /// Links whose newest interval was pressed, hot or not.
+    pub fn pressed(&self, now: Duration, max_age: Duration) -> impl Iterator<Item = LinkIx> {
+        let fresh = move |link: &LinkIx| self.newest(*link, now, max_age).is_some();
+        self.pressed.iter().copied().filter(fresh)
+    }
+
+    /// Links of which one end pauses the other in the newest interval.
+    pub fn paused(&self, now: Duration, max_age: Duration) -> impl Iterator<Item = LinkIx> {
+        let fresh = move |link: &LinkIx| self.newest(*link, now, max_age).is_some();
+        self.paused.iter().copied().filter(fresh)
     }
 
     /// Newest interval of a link, unless it is older than `max_age`.
@@ -165,8 +231,20 @@ impl Links {
     /// Whether at least `n` of the last `window` intervals were hot, the newest among them.
     #[must_use]
     pub fn hot_for(&self, link: LinkIx, n: usize, window: usize) -> bool {
-        let last = self.history(link).rev().take(window);
-        self.hot.contains(&link) && last.filter(|s| s.hot).count() >= n
+        self.hot.contains(&link) && self.held_for(link, n, window, |s| s.hot)
+    }
+
+    /// Whether `is` held in at least `n` of the last `window` intervals, the newest among them.
+    #[must_use]
+    pub fn held_for(
+        &self,
+        link: LinkIx,
+        n: usize,
+        window: usize,
+        is: impl Fn(&LinkSample) -> bool,
+    ) -> bool {
+        let mut last = self.history(link).rev().take(window).map(is);
+        last.next() == Some(true) && 1 + last.filter(|held| *held).count() >= n
     }
 
     /// Since when a link is hot, with fewer than `window` other intervals between hot ones; `None` if
@@ -236,8 +314,8 @@ mod tests {
             tx_bytes: Some(tx_bytes),
             queue_bytes_max: Some(queue),
             drops: Some(0),
-            ecn_marked: None,
             up: Some(true),
+            ..PortSample::default()
         };
         let interval = Interval {
             at: Duration::from_secs(at_s),

@@ -23,6 +23,8 @@ pub struct Cable {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Plan {
     pub nodes: BTreeMap<NodeId, Role>,
+    /// Hosts that store what the others compute.
+    pub storage: BTreeSet<NodeId>,
     pub cables: Vec<Cable>,
 }
 
@@ -185,6 +187,12 @@ impl Topology {
     pub fn is_switch(&self, node: &NodeId) -> bool {
         let planned = self.plan.nodes.get(node).copied();
         planned.or(self.reported.get(node).map(|r| r.0)) == Some(Role::Switch)
+    }
+
+    /// Whether the operator's file calls the node storage.
+    #[must_use]
+    pub fn is_storage(&self, node: &NodeId) -> bool {
+        self.plan.storage.contains(node)
     }
 
     /// The ECMP group of `node` that `port` is a member of, if it has at least two.

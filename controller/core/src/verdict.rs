@@ -70,17 +70,22 @@ pub enum Subject {
     /// A GPU, by its PCI address.
     Gpu(NodeId, Arc<str>),
     Node(NodeId),
-    Rank(JobId, u32),
+    /// A rank of a job, and the host that it runs on.
+    Rank {
+        job: JobId,
+        rank: u32,
+        node: Option<NodeId>,
+    },
 }
 
 impl Subject {
-    /// The node that it is, or is a part of; `None` for a rank.
+    /// The node that it is, or is a part of; `None` for a rank whose host is not known.
     #[must_use]
     pub fn node(&self) -> Option<&NodeId> {
         match self {
             Subject::Link(port) => Some(&port.node),
             Subject::Nic(node, _) | Subject::Gpu(node, _) | Subject::Node(node) => Some(node),
-            Subject::Rank(..) => None,
+            Subject::Rank { node, .. } => node.as_ref(),
         }
     }
 
@@ -88,7 +93,7 @@ impl Subject {
     pub fn link(&self) -> Option<&PortId> {
         match self {
             Subject::Link(port) => Some(port),
-            Subject::Nic(..) | Subject::Gpu(..) | Subject::Node(_) | Subject::Rank(..) => None,
+            Subject::Nic(..) | Subject::Gpu(..) | Subject::Node(_) | Subject::Rank { .. } => None,
         }
     }
 }
@@ -99,7 +104,7 @@ impl fmt::Display for Subject {
             Subject::Link(port) => write!(f, "{port}"),
             Subject::Nic(node, name) | Subject::Gpu(node, name) => write!(f, "{node}:{name}"),
             Subject::Node(node) => write!(f, "{node}"),
-            Subject::Rank(job, rank) => write!(f, "rank {rank} of {job}"),
+            Subject::Rank { job, rank, .. } => write!(f, "rank {rank} of {job}"),
         }
     }
 }

@@ -174,6 +174,7 @@ impl Fabric {
                     rate_bps: l.rate_bps,
                 })
                 .collect(),
+            ..Plan::default()
         }
     }
 

@@ -59,6 +59,7 @@ pub mod bench;
 pub mod buffer;
 pub mod change;
 pub mod config;
+pub mod diagnose;
 pub mod events;
 pub mod hist;
 pub mod infer;

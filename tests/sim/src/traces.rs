@@ -53,6 +53,8 @@ pub const MODELS: [(&str, &str, Option<f64>); 7] = [
 pub struct PortRow {
     /// Bytes sent.
     pub tx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
     /// Bytes received.
     pub rx_bytes: u64,
     /// Packets marked.
@@ -78,6 +80,8 @@ pub struct Trace {
     pub host_tx: BTreeMap<u64, BTreeMap<u32, u64>>,
     /// Job, iteration and duration in us.
     pub iterations: Vec<(u32, u32, f64)>,
+    /// End in ns, job and duration in us of the same.
+    pub ends: Vec<(u64, (u32, f64))>,
 }
 
 /// Why a trace cannot be read.
@@ -138,6 +142,7 @@ impl Trace {
             "S" => {
                 let row = PortRow {
                     tx_bytes: n(5)?,
+                    tx_packets: n(6)?,
                     rx_bytes: n(7)?,
                     ecn: n(8)?,
                     pause_tx: n(9)?,
@@ -157,9 +162,11 @@ impl Trace {
                     .or_default()
                     .insert(small(2)?, n(3)?);
             }
-            "J" => self
-                .iterations
-                .push((small(2)?, small(3)?, words.get(4)?.parse().ok()?)),
+            "J" => {
+                let us = words.get(4)?.parse().ok()?;
+                self.iterations.push((small(2)?, small(3)?, us));
+                self.ends.push((n(1)?, (small(2)?, us)));
+            }
             "#" => (),
             _ => return None,
         }
@@ -398,6 +405,7 @@ mod tests {
         .unwrap();
         let want = PortRow {
             tx_bytes: 4680,
+            tx_packets: 78,
             rx_bytes: 464_264,
             ecn: 3,
             pause_tx: 4,

@@ -1,9 +1,11 @@
 //! Our model of each trace of the independent simulator, beside it. The traces are not part of the project.
 
 use std::path::PathBuf;
+use weir_controller_core::verdict::Class;
+use weir_sim::diagnose::in_trace;
 use weir_sim::reference::{rank_correlation, run};
 use weir_sim::scenario::Scenario;
-use weir_sim::traces::{MODELS, compare};
+use weir_sim::traces::{MODELS, Trace, compare};
 
 /// Where the traces are: `WEIR_TRACES`, or beside the repository. Says why there is nothing to compare with.
 #[expect(clippy::print_stdout, reason = "a test that skips says so")]
@@ -144,5 +146,60 @@ fn a_scenario_that_cannot_be_says_which_key_and_what_is_allowed() {
             Ok(Ok(_)) => panic!("accepted: {text}"),
         };
         assert!(error.contains(want), "{error}\nwanted: {want}\n{text}");
+    }
+}
+
+/// What is true of each trace, as the one who made it wrote it down: what must be found, from which interval on, and
+/// what else is there (the paths of both interleaved rings with a fault collide, too).
+struct Truth {
+    trace: &'static str,
+    found: Option<(Class, &'static str, u64)>,
+    beside: Option<Class>,
+}
+
+const fn truth(trace: &'static str, found: Option<(Class, &'static str, u64)>) -> Truth {
+    Truth {
+        trace,
+        found,
+        beside: None,
+    }
+}
+
+const TRUTHS: [Truth; 6] = [
+    truth("ring-clean-16h", None),
+    truth("incast-8to1-16h", Some((Class::Incast, "leaf0:p1", 1))),
+    truth("a2a-16h", None),
+    truth(
+        "ring-collision-16h",
+        Some((Class::EcmpCollision, "leaf1:p7", 1)),
+    ),
+    truth("victim-16h", Some((Class::Incast, "leaf0:p4", 1))),
+    Truth {
+        trace: "ring-linkrate-16h",
+        found: Some((Class::DegradedLink, "leaf0:p5", 6)),
+        beside: Some(Class::EcmpCollision),
+    },
+];
+
+#[test]
+fn every_truth_of_the_independent_traces_is_found_and_nothing_where_nothing_is() {
+    let Some(dir) = traces() else { return };
+    for truth in TRUTHS {
+        let (name, model, _) = MODELS.into_iter().find(|m| m.0 == truth.trace).unwrap();
+        let trace = Trace::read(&dir.join(format!("{name}.txt.gz"))).unwrap();
+        let mut found = in_trace(&Scenario::parse(model).unwrap(), &trace).unwrap();
+        found.retain(|f| !f.consequence && Some(f.class) != truth.beside);
+        let found: Vec<_> = found
+            .iter()
+            .map(|f| (f.class, f.entity.as_str(), f.interval))
+            .collect();
+        match (truth.found, found.as_slice()) {
+            (None, []) => {}
+            (Some((class, entity, from)), [one]) => {
+                assert_eq!((one.0, one.1), (class, entity), "{name}");
+                assert!(one.2 >= from, "{name}: {one:?} before it was there");
+            }
+            _ => panic!("{name}: {found:?}"),
+        }
     }
 }
