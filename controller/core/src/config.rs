@@ -33,6 +33,7 @@ pub struct Config {
     pub hotspot: Hotspot,
     pub trial: Trial,
     pub probe: crate::pinglist::Settings,
+    pub health: Health,
 }
 
 /// When a link counts as hot and what a hot link is called.
@@ -101,6 +102,41 @@ pub struct Trial {
     pub job_gone: Duration,
 }
 
+/// When a device counts as ill. The rules' own numbers are in [`crate::health::rules`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Health {
+    /// A node that connected is not judged by its links until none came or went for this long. 15 s:
+    /// mlx5 trains a link within ten.
+    pub settle: Duration,
+    /// It is judged after this long in any case. Two minutes: a server's NICs come up within one of
+    /// its agent.
+    pub boot_grace: Duration,
+    /// A link that goes down twice in one sample or three times in this long flaps. Five minutes: a
+    /// rebooted peer brings its link down up to twice, by firmware and by driver.
+    pub flap_window: Duration,
+    /// Bit errors for each bit that a good link makes. 1e-12 is the limit of IEEE 802.3 up to 100 Gbit/s; good links
+    /// of any speed are far below.
+    pub bit_error_ratio: f32,
+    /// Temperature of a transceiver module, in thousandths of a degree Celsius, that is too hot for
+    /// any: optics are made for up to 70 °C, the hardened ones for 85 °C.
+    pub module_millidegrees_max: u64,
+    /// What stands for this long is worse than it looked. Half an hour: nobody took care of it.
+    pub escalate_after: Duration,
+}
+
+impl Default for Health {
+    fn default() -> Health {
+        Health {
+            settle: Duration::from_secs(15),
+            boot_grace: Duration::from_secs(120),
+            flap_window: Duration::from_secs(300),
+            bit_error_ratio: 1e-12,
+            module_millidegrees_max: 85_000,
+            escalate_after: Duration::from_secs(1800),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -135,6 +171,7 @@ impl Default for Config {
                 job_gone: Duration::from_secs(30),
             },
             probe: crate::pinglist::Settings::default(),
+            health: Health::default(),
         }
     }
 }

@@ -63,13 +63,13 @@ impl Core {
     #[must_use]
     pub fn new(config: Config, plan: Plan, frozen: bool, lease_base: u64) -> Core {
         Core {
+            health: Health::new(config.health.clone()),
             config,
             topology: Topology::new(plan),
             nodes: BTreeMap::new(),
             links: Links::default(),
             flows: Flows::default(),
             jobs: Jobs::default(),
-            health: Health::default(),
             incidents: Incidents::default(),
             trials: VecDeque::new(),
             given_back: BTreeMap::new(),
@@ -103,7 +103,7 @@ impl Core {
             }
             Input::ColumnsDeclared { node, columns } => {
                 if self.nodes.contains_key(&node) {
-                    self.health.declared(&node, columns, now);
+                    self.health.declared(&node, columns, &self.topology);
                 }
             }
             Input::EventReported { node, event } => {
@@ -187,7 +187,7 @@ impl Core {
             },
         );
         self.topology.node_connected(node, role);
-        self.health.connected(node, now);
+        self.health.connected(node, role, now);
         self.flows.routes_changed(node);
         for lease in held {
             let live = self
@@ -228,7 +228,7 @@ impl Core {
         if let Some(known) = self.nodes.get_mut(node) {
             known.connected = false;
         }
-        self.health.lost(node, now);
+        self.health.lost(node);
         for trial in &mut self.trials {
             trial.node_lost(node, &self.config.trial, now, &mut self.commands);
         }
@@ -240,8 +240,9 @@ impl Core {
         };
         known.last_seen = now;
         self.jobs.sampled(node, sample, now);
+        let job = sample.job();
         self.health
-            .sampled(node, &sample.values, sample.elapsed, now);
+            .sampled(node, &sample.values, sample.elapsed, job, now);
         let Some(elapsed) = sample.elapsed else {
             return;
         };

@@ -106,6 +106,17 @@ pub struct NodeSample {
     pub values: Vec<Option<u64>>,
 }
 
+impl NodeSample {
+    /// The job that the node worked for, as far as the interval tells.
+    #[must_use]
+    pub fn job(&self) -> Option<&JobId> {
+        let done = self.collectives.iter().map(|c| &c.job);
+        let running = self.running.iter().map(|c| &c.job);
+        let flows = self.flows.iter().filter_map(|f| f.job.as_ref());
+        done.chain(running).chain(flows).next()
+    }
+}
+
 /// What one value of a sample is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {

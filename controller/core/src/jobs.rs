@@ -139,12 +139,12 @@ impl Train {
 }
 
 /// Whether calls of the function return before the collective is done.
-fn only_queues(op: &str) -> bool {
+pub(crate) fn only_queues(op: &str) -> bool {
     op.starts_with("nccl")
 }
 
 /// Whether the function moves a payload; the rest of a library's calls say nothing of progress.
-fn moves_data(op: &str) -> bool {
+pub(crate) fn moves_data(op: &str) -> bool {
     !op.starts_with("ncclGroup") && !op.starts_with("ncclComm")
 }
 

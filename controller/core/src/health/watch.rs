@@ -1,0 +1,340 @@
+//! The values of one node against the rules: one small struct for each column and rule, in the order of
+//! the columns. A quiet value costs a few compares.
+
+use super::debounce::{Bucket, Budget, History};
+use super::reference::{self, Group, Model, References};
+use super::rules::{self, Condition, RULES, Rule};
+use crate::config;
+use crate::io::Column;
+use crate::verdict::Class;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use weir_signal::{Entity, Kind, Signal};
+
+/// Watches of a node: 64 ports with ten each, or 16 GPUs with 18 NVLinks, several times over.
+const WATCHES_MAX: usize = 16_384;
+
+/// A column of the same device that a rule needs beside its own; its place among the columns.
+type Beside = Option<u16>;
+
+/// A rule with the operator's limits in it.
+#[derive(Debug, Clone, Copy)]
+pub struct Compiled {
+    check: Check,
+    of_kind: Kind,
+    only_min: u64,
+    n: u32,
+    m: u32,
+    /// Says nothing until the node's links have settled.
+    cable: bool,
+    /// Tells that a link came or went.
+    moves: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Check {
+    Counts(Budget),
+    Falls(Budget),
+    Below,
+    Above(u64),
+    Bits(u64),
+}
+
+/// The table with the operator's limits in it, in its order.
+#[must_use]
+pub fn compiled(config: &config::Health) -> Vec<Compiled> {
+    let compile = |rule: &Rule| {
+        let (check, of) = match rule.condition {
+            Condition::Counts { budget, of } => (Check::Counts(budget(config)), of),
+            Condition::Falls(budget) => (Check::Falls(budget(config)), None),
+            Condition::Below { .. } => (Check::Below, None),
+            Condition::Above(limit) => (Check::Above(limit(config)), None),
+            Condition::Bits(bits) => (Check::Bits(bits), None),
+        };
+        Compiled {
+            check,
+            of_kind: of.map_or(Kind::Counter, Signal::kind),
+            only_min: rule.only.map_or(0, |only| only.1),
+            n: rule.n_of_m.0,
+            m: rule.n_of_m.1,
+            cable: rules::is_of_cable(rule.class),
+            moves: rule.class == Class::LinkFlap,
+        }
+    };
+    RULES.iter().map(compile).collect()
+}
+
+/// One column under one rule.
+#[derive(Debug, Clone)]
+struct Watch {
+    column: u16,
+    of: Beside,
+    only: Beside,
+    /// Place in [`RULES`].
+    rule: u8,
+    history: History,
+    bucket: Bucket,
+    /// Of a gauge that is compared: the highest that it was, or is planned to be.
+    highest: u64,
+    /// Of a gauge that is compared or may fall: what it was last, and counts for in its group.
+    last: Option<u64>,
+    group: Option<Group>,
+}
+
+/// A value that is bad for long enough.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Found {
+    /// Place in [`RULES`].
+    pub rule: u8,
+    /// Place among the node's columns.
+    pub column: u16,
+    /// A counter's rise a second, or a gauge.
+    pub measured: f64,
+    /// What is tolerated: a rate, a gauge's reference or limit.
+    pub limit: f64,
+    /// Bad samples out of the rule's window; of counters 1.
+    pub bad: u32,
+}
+
+/// What is the same for all watches of a sample.
+pub struct Sample<'a> {
+    pub values: &'a [Option<u64>],
+    pub elapsed: Option<Duration>,
+    /// Whether gauges count: once a second, however often the agent samples.
+    pub gauges: bool,
+    /// Whether the node's links have come up, so that what they do is news.
+    pub settled: bool,
+}
+
+/// The watches of a node.
+#[derive(Debug, Clone, Default)]
+pub struct Watches {
+    watches: Vec<Watch>,
+    columns: Arc<[Column]>,
+    model: Option<Model>,
+}
+
+impl Watches {
+    /// The watches of these columns; what was known of the same ones before goes on. `planned` is a
+    /// port's rate by the topology, in bits per second.
+    #[must_use]
+    pub fn of(
+        columns: Arc<[Column]>,
+        model: Option<Model>,
+        before: Watches,
+        references: &mut References,
+        planned: impl Fn(&str) -> Option<u64>,
+    ) -> Watches {
+        type Key<'a> = (Entity, &'a str, Option<u32>, Signal, u8);
+        let mut known: BTreeMap<Key<'_>, &Watch> = BTreeMap::new();
+        for watch in &before.watches {
+            let c = &before.columns[usize::from(watch.column)];
+            if let (Some(group), Some(model)) = (watch.group, before.model) {
+                references.leave(model, c, group, watch.last);
+            }
+            known.insert((c.entity, &c.subject, c.index, c.signal, watch.rule), watch);
+        }
+        let place = |n: usize| u16::try_from(n).ok();
+        let whole = columns
+            .iter()
+            .enumerate()
+            .filter(|(_, c)| c.index.is_none());
+        let places: BTreeMap<(Entity, &str, Signal), u16> = whole
+            .filter_map(|(n, c)| Some(((c.entity, &*c.subject, c.signal), place(n)?)))
+            .collect();
+        let mut watches = Vec::new();
+        for (n, column) in columns.iter().enumerate() {
+            let rules = RULES.iter().enumerate();
+            let rules = rules
+                .filter(|(_, r)| r.signal == column.signal && r.entities.contains(&column.entity));
+            for (number, rule) in rules {
+                let (Some(n), Ok(number)) = (place(n), u8::try_from(number)) else {
+                    continue;
+                };
+                let beside = |signal: Signal| {
+                    places
+                        .get(&(column.entity, &*column.subject, signal))
+                        .copied()
+                };
+                let (of, peers) = match rule.condition {
+                    Condition::Counts { of, .. } => (of.and_then(beside), false),
+                    Condition::Below { peers } => (None, peers),
+                    Condition::Falls(_) | Condition::Above(_) | Condition::Bits(_) => (None, false),
+                };
+                let only = rule.only.and_then(|only| beside(only.0));
+                if watches.len() == WATCHES_MAX {
+                    break;
+                }
+                let key = (
+                    column.entity,
+                    &*column.subject,
+                    column.index,
+                    column.signal,
+                    number,
+                );
+                let old = known.get(&key);
+                let group = model
+                    .filter(|_| peers)
+                    .and_then(|model| references.join(model, column));
+                let rate = (rule.signal == Signal::RateBps && column.entity == Entity::Port)
+                    .then(|| planned(&column.subject))
+                    .flatten();
+                watches.push(Watch {
+                    column: n,
+                    of,
+                    only,
+                    rule: number,
+                    history: old.map_or(History::default(), |w| w.history),
+                    bucket: old.map_or(Bucket::default(), |w| w.bucket),
+                    highest: old.map_or(0, |w| w.highest).max(rate.unwrap_or(0)),
+                    last: None,
+                    group,
+                });
+            }
+        }
+        Watches {
+            watches,
+            columns,
+            model,
+        }
+    }
+
+    #[must_use]
+    pub fn columns(&self) -> &Arc<[Column]> {
+        &self.columns
+    }
+
+    /// Takes what the node showed out of the references.
+    pub fn forget(self, references: &mut References) {
+        for watch in &self.watches {
+            let column = &self.columns[usize::from(watch.column)];
+            if let (Some(group), Some(model)) = (watch.group, self.model) {
+                references.leave(model, column, group, watch.last);
+            }
+        }
+    }
+
+    /// Takes a sample; calls `found` for each value that is bad, and has been for long enough.
+    /// Returns whether a link came or went.
+    pub fn sampled(
+        &mut self,
+        sample: &Sample<'_>,
+        rules: &[Compiled],
+        references: &mut References,
+        mut found: impl FnMut(Found),
+    ) -> bool {
+        let Sample {
+            values, elapsed, ..
+        } = *sample;
+        let at = |beside: u16| values.get(usize::from(beside)).copied().flatten();
+        let mut moved = false;
+        for watch in &mut self.watches {
+            let Some(value) = at(watch.column) else {
+                continue;
+            };
+            let rule = &rules[usize::from(watch.rule)];
+            let idle = match rule.check {
+                Check::Counts(_) => value == 0 && watch.bucket == Bucket::default(),
+                Check::Bits(bits) => value & bits == 0 && watch.history.is_clean(),
+                Check::Below | Check::Falls(_) | Check::Above(_) => false,
+            };
+            if idle {
+                continue;
+            }
+            let silent = rule.cable && !sample.settled;
+            let only = watch.only.map(at);
+            let not_now = only.is_some_and(|v| v.is_none_or(|v| v < rule.only_min));
+            match rule.check {
+                Check::Counts(budget) => {
+                    moved |= rule.moves && value > 0;
+                    let Some(elapsed) = elapsed.filter(|_| !silent && !not_now) else {
+                        continue;
+                    };
+                    let of = match (watch.of.and_then(at), rule.of_kind) {
+                        (None, _) => 0.0,
+                        (Some(of), Kind::Counter) => of as f32,
+                        (Some(of), Kind::Gauge) => of as f32 * elapsed.as_secs_f32(),
+                    };
+                    if watch.bucket.add(value, of, elapsed, &budget) && value > 0 {
+                        let seconds = elapsed.as_secs_f64().max(1e-3);
+                        let share = f64::from(budget.share) * f64::from(of) / seconds;
+                        found(Found {
+                            rule: watch.rule,
+                            column: watch.column,
+                            measured: value as f64 / seconds,
+                            limit: share.max(f64::from(budget.per_s)),
+                            bad: 1,
+                        });
+                    }
+                }
+                Check::Falls(budget) => {
+                    let fell = watch.last.replace(value).is_some_and(|last| last > value);
+                    moved |= fell;
+                    let Some(elapsed) = elapsed.filter(|_| !silent) else {
+                        continue;
+                    };
+                    let full = watch.bucket.add(fell.into(), 0.0, elapsed, &budget);
+                    if full && fell {
+                        found(Found {
+                            rule: watch.rule,
+                            column: watch.column,
+                            measured: f64::from(watch.bucket.level()),
+                            limit: f64::from(budget.burst),
+                            bad: 1,
+                        });
+                    }
+                }
+                Check::Below | Check::Above(_) | Check::Bits(_) if !sample.gauges || not_now => {}
+                Check::Below => {
+                    if watch.last != Some(value) {
+                        if let Some(group) = watch.group {
+                            references.changed(group, watch.last, Some(value));
+                        }
+                        watch.last = Some(value);
+                        watch.highest = watch.highest.max(value);
+                    }
+                    let shared = watch.group.and_then(|group| references.of(group));
+                    let limit = shared.unwrap_or(watch.highest) as f64;
+                    let bad = (value as f64) < limit * reference::BELOW;
+                    if silent || !bad && watch.history.is_clean() {
+                        continue;
+                    }
+                    watch.judge(bad, rule, value, limit, &mut found);
+                }
+                Check::Above(limit) => {
+                    let bad = value > limit;
+                    if bad || !watch.history.is_clean() {
+                        watch.judge(bad, rule, value, limit as f64, &mut found);
+                    }
+                }
+                Check::Bits(bits) => {
+                    watch.judge(value & bits != 0, rule, value & bits, 0.0, &mut found);
+                }
+            }
+        }
+        moved
+    }
+}
+
+impl Watch {
+    fn judge(
+        &mut self,
+        bad: bool,
+        rule: &Compiled,
+        value: u64,
+        limit: f64,
+        found: &mut impl FnMut(Found),
+    ) {
+        let times = self.history.push(bad, rule.m);
+        if bad && times >= rule.n {
+            found(Found {
+                rule: self.rule,
+                column: self.column,
+                measured: value as f64,
+                limit,
+                bad: times,
+            });
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Which rank holds a job's collective back: the one that arrives late, or the one that finishes late.
+//!
+//! What is estimated: for each rank and iteration, how late it was beside the median of all ranks.
+//! A collective ends for all ranks at about the same time, so whoever arrives last spends the shortest
+//! time inside the call, and its shortfall is its lateness, whatever the clocks of the nodes say
+//! (their skew is tens of milliseconds, as starts are told by the arrival of a sample). A rank whose
+//! call is *longer* than the others' either came early, which harms nobody, or ended late, which is the
+//! network; its start tells which, once it is calibrated against the rank's own past. A call of NCCL or
+//! RCCL returns when the work is queued and its duration says nothing: there the start alone is used, behind
+//! the other ranks' and calibrated likewise, so a rank that was always late cannot be told from skew.
+//!
+//! Why median and MAD, and not mean and deviation: one straggler moves the latter by as much as it stands out.
+//! Why not slow iterations: a ring's slow edge makes every rank's call equally long, and that is for
+//! [`crate::hotspot`] to find.
+//!
+//! Trip condition: late by [`LATE_MIN`] of the iteration and by [`SPREADS`] times the ranks' spread, in
+//! [`SHARE_MIN`] of the last [`WINDOW`] iterations; a rank that changes each time is jitter. Cold start:
+//! `None` before [`ITERATIONS_MIN`] iterations of three ranks, and of starts before [`CALIBRATED`] ordinary
+//! ones. Recovery: below the share again. Iterations: calls of the job's largest collective, matched by their
+//! order from burst to burst; a burst of calls is one iteration. What is lost on the way costs iterations,
+//! never a wrong match for long. Cost: O(ranks log ranks) an iteration.
+
+mod ranks;
+#[cfg(test)]
+mod tests;
+
+use crate::ids::JobId;
+use crate::io::NodeSample;
+pub use ranks::Ranks;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Iterations that a verdict looks back on.
+pub const WINDOW: usize = 20;
+/// Iterations before anything is said.
+pub const ITERATIONS_MIN: usize = 10;
+/// Share of the iterations in which a rank must be late. Chance puts one of three ranks last in a third of them.
+pub const SHARE_MIN: f64 = 0.6;
+/// Lateness that matters, as a share of the iteration.
+pub const LATE_MIN: f64 = 0.03;
+/// Lateness that stands out from the other ranks', in spreads (median absolute deviations, scaled to a standard deviation).
+pub const SPREADS: f64 = 5.0;
+/// Ordinary iterations after which a rank's usual start is known.
+pub const CALIBRATED: usize = 16;
+/// Ranks of a job that are looked at, the lowest that report. The rest is counted.
+pub const RANKS_MAX: usize = 4096;
+/// Jobs held at once; each costs up to 4 MB, with as many ranks as that.
+const JOBS_MAX: usize = 1024;
+
+/// What makes a rank late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// It arrives late: the others wait inside the call.
+    Compute,
+    /// It starts with the others and ends late.
+    Network,
+}
+
+impl Kind {
+    /// Name in the API, in labels and in documents.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Compute => "compute",
+            Kind::Network => "network",
+        }
+    }
+}
+
+/// A rank that holds its job back.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Straggler {
+    pub rank: u32,
+    pub kind: Kind,
+    /// Seconds behind the median rank, in the median of the iterations in which it was late.
+    pub late_s: f64,
+    /// Lateness from which it would have stood out, in seconds.
+    pub threshold_s: f64,
+    /// Share of the last `iterations` in which it was late, in [`SHARE_MIN`]..=1.
+    pub share: f64,
+    pub iterations: usize,
+    /// In 0..1: the share, less the more `late_s` comes near to the threshold.
+    pub confidence: f64,
+    /// Seconds that each iteration would be shorter without this and the job's other stragglers of its kind.
+    pub lost_s: f64,
+    /// Share of the time that the job would need without them: 1 is no loss. `None`: length of iterations unknown.
+    pub effective_ratio: Option<f64>,
+}
+
+/// The ranks of all jobs.
+#[derive(Debug, Clone, Default)]
+pub struct Stragglers(BTreeMap<JobId, Ranks>);
+
+impl Stragglers {
+    /// Takes a node's sample that arrived `at`.
+    pub fn sampled(&mut self, sample: &NodeSample, at: Duration) {
+        for done in &sample.collectives {
+            if !self.0.contains_key(&done.job) && self.0.len() >= JOBS_MAX {
+                let oldest = self.0.iter().min_by_key(|(_, r)| r.last_seen());
+                let Some(oldest) = oldest.map(|(job, _)| job.clone()) else {
+                    continue;
+                };
+                self.0.remove(&oldest);
+            }
+            self.0.entry(done.job.clone()).or_default().done(done, at);
+        }
+    }
+
+    /// Forgets jobs that nobody reported for `gone`.
+    pub fn expire(&mut self, now: Duration, gone: Duration) {
+        self.0
+            .retain(|_, r| now.saturating_sub(r.last_seen()) < gone);
+    }
+
+    #[must_use]
+    pub fn get(&self, job: &JobId) -> Option<&Ranks> {
+        self.0.get(job)
+    }
+
+    /// All jobs, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&JobId, &Ranks)> {
+        self.0.iter()
+    }
+}

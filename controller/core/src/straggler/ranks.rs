@@ -1,0 +1,394 @@
+//! One job: calls of its ranks are matched to iterations, and each rank measured beside the others.
+
+use super::{
+    CALIBRATED, ITERATIONS_MIN, Kind, LATE_MIN, RANKS_MAX, SHARE_MIN, SPREADS, Straggler, WINDOW,
+};
+use crate::io::CollectiveDone;
+use crate::jobs::{moves_data, only_queues};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Fewer ranks have no median to stand out from.
+const RANKS_MIN: usize = 3;
+/// Calls of a rank that wait for the other ranks': samples of a second, with a call each 10 ms.
+const CALLS_MAX: usize = 128;
+/// A rank that did not call for this long while others did is left out: longer than a step of a large model.
+const GONE: Duration = Duration::from_secs(60);
+/// How often that is looked at.
+const SWEEP: Duration = Duration::from_secs(1);
+/// A largest collective that was not called for this long gives way to the next.
+const FORGET: Duration = Duration::from_secs(120);
+/// Times between bursts kept of a rank; a lost sample makes one of them wrong.
+const LENGTHS_MAX: usize = 9;
+/// Usual starts kept of a rank.
+const STARTS_MAX: usize = 64;
+/// No lateness below a millisecond is told from the jitter of a host.
+const LATE_MIN_S: f64 = 1e-3;
+/// Median absolute deviation to standard deviation, of a normal distribution.
+const SCALE: f64 = 1.4826;
+
+#[derive(Debug, Clone, Copy)]
+struct Call {
+    start: f64,
+    seconds: f64,
+    /// The first of a burst.
+    first: bool,
+}
+
+impl Call {
+    fn end(&self) -> f64 {
+        self.start + self.seconds
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct Track {
+    calls: VecDeque<Call>,
+    seen: Duration,
+    /// End of the newest call (its start, where calls only queue work), and the longest gap of late.
+    last: Option<f64>,
+    gap_max: f64,
+    /// Start of the newest burst, and times from one to the next.
+    burst: Option<f64>,
+    lengths: VecDeque<f64>,
+    /// Starts behind the median of all ranks, of ordinary iterations.
+    starts: VecDeque<f64>,
+}
+
+impl Track {
+    /// The usual start behind the other ranks; `None` before it is calibrated.
+    fn usual(&self) -> Option<f64> {
+        (self.starts.len() >= CALIBRATED).then(|| median(self.starts.iter().copied()))?
+    }
+}
+
+/// What one rank did in the open iteration: sums over its calls.
+#[derive(Debug, Clone, Copy, Default)]
+struct Part {
+    /// Duration short of the median, and start behind it at the first call.
+    short_s: f64,
+    behind_s: Option<f64>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Iteration {
+    threshold_s: f64,
+    /// How late, and of which kind; without a kind it does not stand out.
+    ranks: BTreeMap<u32, (Option<Kind>, f64)>,
+}
+
+/// The ranks of one job.
+#[derive(Debug, Clone, Default)]
+pub struct Ranks {
+    collective: Option<(Arc<str>, u64)>,
+    collective_seen: Duration,
+    tracks: BTreeMap<u32, Track>,
+    /// Ranks with a call that waits for the others'.
+    ready: usize,
+    swept: Duration,
+    open: BTreeMap<u32, Part>,
+    /// Median start of the open iteration; lengths of those before it.
+    opened: Option<f64>,
+    lengths: VecDeque<f64>,
+    iterations: VecDeque<Iteration>,
+    last_seen: Duration,
+    refused: u64,
+    unmatched: u64,
+}
+
+impl Ranks {
+    /// Takes a finished call, in the order of each rank.
+    pub fn done(&mut self, done: &CollectiveDone, at: Duration) {
+        self.last_seen = at;
+        let Some(rank) = done.rank.filter(|_| moves_data(&done.op)) else {
+            return;
+        };
+        let bytes = done.bytes.unwrap_or(0);
+        if at.saturating_sub(self.collective_seen) > FORGET {
+            self.collective = None;
+        }
+        match &self.collective {
+            Some((op, most)) if *most > bytes || (*most == bytes && *op != done.op) => return,
+            Some((_, most)) if *most == bytes => {}
+            Some(_) | None => {
+                *self = Ranks {
+                    collective: Some((done.op.clone(), bytes)),
+                    last_seen: at,
+                    ..Ranks::default()
+                };
+            }
+        }
+        self.collective_seen = at;
+        let highest = self.tracks.last_key_value().map(|(rank, _)| *rank);
+        if !self.tracks.contains_key(&rank) && self.tracks.len() >= RANKS_MAX {
+            self.refused += 1;
+            let Some(highest) = highest.filter(|h| *h > rank) else {
+                return;
+            };
+            self.tracks.remove(&highest);
+            self.count_ready();
+        }
+        let queued = self.only_queues();
+        let track = self.tracks.entry(rank).or_default();
+        let start = at.saturating_sub(done.started_before).as_secs_f64();
+        let seconds = if queued {
+            0.0
+        } else {
+            done.duration.as_secs_f64()
+        };
+        let gap = track.last.map_or(0.0, |last| (start - last).max(0.0));
+        track.gap_max = gap.max(track.gap_max * 0.95);
+        let first = gap * 2.0 >= track.gap_max;
+        track.last = Some(start + seconds);
+        if first && let Some(burst) = track.burst.replace(start) {
+            push(&mut track.lengths, (start - burst).max(0.0), LENGTHS_MAX);
+        }
+        track.seen = at;
+        self.ready += usize::from(track.calls.is_empty());
+        track.calls.push_back(Call {
+            start,
+            seconds,
+            first,
+        });
+        if track.calls.len() > CALLS_MAX {
+            track.calls.pop_front();
+            self.unmatched += 1;
+        }
+        while self.step(at) {}
+    }
+
+    fn only_queues(&self) -> bool {
+        self.collective
+            .as_ref()
+            .is_some_and(|(op, _)| only_queues(op))
+    }
+
+    /// Matches one call of each rank; false while one must still come.
+    fn step(&mut self, now: Duration) -> bool {
+        if self.ready < self.tracks.len() && now.saturating_sub(self.swept) >= SWEEP {
+            self.swept = now;
+            self.tracks.retain(|_, t| now.saturating_sub(t.seen) < GONE);
+            self.count_ready();
+        }
+        if self.ready < self.tracks.len().max(RANKS_MIN) {
+            return false;
+        }
+        let heads: Vec<(u32, Call)> = self
+            .tracks
+            .iter()
+            .filter_map(|(r, t)| Some((*r, *t.calls.front()?)))
+            .collect();
+        let Some(end) = median(heads.iter().map(|(_, c)| c.end())) else {
+            return false;
+        };
+        let firsts = heads.iter().filter(|(_, c)| c.first).count();
+        let first = firsts * 2 > heads.len();
+        // Half an iteration away is another iteration.
+        let own = self.tracks.values();
+        let lengths = own.filter_map(|t| median(t.lengths.iter().copied()));
+        let apart = median(lengths).map_or(f64::INFINITY, |l| l / 2.0);
+        let stale = |c: &Call| c.end() < end - apart || (first && !c.first);
+        let ahead = |c: &Call| c.end() > end + apart || (!first && c.first);
+        let mut matched = Vec::new();
+        let mut dropped = false;
+        for (rank, call) in &heads {
+            if ahead(call) && !stale(call) {
+                continue;
+            }
+            if stale(call) {
+                self.unmatched += 1;
+                dropped = true;
+            } else {
+                matched.push((*rank, *call));
+            }
+        }
+        for (rank, call) in &heads {
+            if let Some(track) = self.tracks.get_mut(rank)
+                && (stale(call) || (!dropped && !ahead(call)))
+            {
+                track.calls.pop_front();
+            }
+        }
+        self.count_ready();
+        if !dropped {
+            self.matched(&matched, first);
+        }
+        true
+    }
+
+    fn count_ready(&mut self) {
+        self.ready = self.tracks.values().filter(|t| !t.calls.is_empty()).count();
+    }
+
+    /// Takes calls of the same place in the order of calls.
+    fn matched(&mut self, calls: &[(u32, Call)], first: bool) {
+        let (Some(start), Some(seconds)) = (
+            median(calls.iter().map(|(_, c)| c.start)),
+            median(calls.iter().map(|(_, c)| c.seconds)),
+        ) else {
+            return;
+        };
+        if first {
+            self.close(start);
+        }
+        for (rank, call) in calls {
+            let part = self.open.entry(*rank).or_default();
+            part.short_s += seconds - call.seconds;
+            part.behind_s.get_or_insert(call.start - start);
+        }
+    }
+
+    /// Ends the open iteration where the next one starts, and measures each rank in it.
+    fn close(&mut self, next: f64) {
+        let open = std::mem::take(&mut self.open);
+        let Some(opened) = self.opened.replace(next) else {
+            return;
+        };
+        push(&mut self.lengths, (next - opened).max(0.0), WINDOW);
+        let queued = self.only_queues();
+        let mut late: BTreeMap<u32, f64> = BTreeMap::new();
+        for (rank, part) in &open {
+            let behind = part.behind_s.unwrap_or(0.0);
+            let Some(track) = self.tracks.get_mut(rank) else {
+                continue;
+            };
+            match track.usual() {
+                _ if !queued => {
+                    late.insert(*rank, part.short_s);
+                }
+                Some(usual) => {
+                    late.insert(*rank, behind - usual);
+                }
+                None => push(&mut track.starts, behind, STARTS_MAX),
+            }
+        }
+        let (Some(middle), Some(length)) = (
+            median(late.values().copied()),
+            median(self.lengths.iter().copied()),
+        ) else {
+            return;
+        };
+        if late.len() < RANKS_MIN {
+            return;
+        }
+        let spread = median(late.values().map(|l| (l - middle).abs())).unwrap_or(0.0) * SCALE;
+        let threshold_s = (SPREADS * spread).max(LATE_MIN * length).max(LATE_MIN_S);
+        let mut iteration = Iteration {
+            threshold_s,
+            ranks: BTreeMap::new(),
+        };
+        for (rank, late) in late {
+            let (late, behind) = (late - middle, open[&rank].behind_s.unwrap_or(0.0));
+            let Some(track) = self.tracks.get_mut(&rank) else {
+                continue;
+            };
+            let judged = if late > threshold_s {
+                (Some(Kind::Compute), late)
+            } else if late >= -threshold_s {
+                push(&mut track.starts, behind, STARTS_MAX);
+                (None, late)
+            } else if !queued
+                && track
+                    .usual()
+                    .is_some_and(|u| (behind - u).abs() < -late / 2.0)
+            {
+                (Some(Kind::Network), -late)
+            } else {
+                // It came early, as far as one can say.
+                (None, 0.0)
+            };
+            iteration.ranks.insert(rank, judged);
+        }
+        push(&mut self.iterations, iteration, WINDOW);
+    }
+
+    /// The job's stragglers, the latest first. `None` while nothing can be said: too few iterations or
+    /// ranks, or calls that only queue work and starts that are not calibrated yet.
+    #[must_use]
+    pub fn stragglers(&self) -> Option<Vec<Straggler>> {
+        let iterations = self.iterations.len();
+        if iterations < ITERATIONS_MIN {
+            return None;
+        }
+        let mut late: BTreeMap<(u32, Kind), Vec<f64>> = BTreeMap::new();
+        for iteration in &self.iterations {
+            for (rank, (kind, late_s)) in &iteration.ranks {
+                if let Some(kind) = kind {
+                    late.entry((*rank, *kind)).or_default().push(*late_s);
+                }
+            }
+        }
+        late.retain(|_, times| times.len() as f64 >= SHARE_MIN * iterations as f64);
+        let threshold_s = median(self.iterations.iter().map(|i| i.threshold_s))?;
+        let mut stragglers = Vec::new();
+        for ((rank, kind), times) in &late {
+            let late_s = median(times.iter().copied())?;
+            let share = times.len() as f64 / iterations as f64;
+            let lost_s = self.lost_s(*kind, |rank| late.contains_key(&(rank, *kind)));
+            let length = median(self.lengths.iter().copied()).filter(|l| *l > 0.0);
+            stragglers.push(Straggler {
+                rank: *rank,
+                kind: *kind,
+                late_s,
+                threshold_s,
+                share,
+                iterations,
+                confidence: share * (1.0 - (threshold_s / late_s).min(1.0).powi(2) / 2.0),
+                lost_s,
+                effective_ratio: length.map(|l| (1.0 - lost_s / l).clamp(0.0, 1.0)),
+            });
+        }
+        stragglers.sort_by(|a, b| b.late_s.total_cmp(&a.late_s).then(a.rank.cmp(&b.rank)));
+        Some(stragglers)
+    }
+
+    /// Seconds of an iteration, in the mean, for which the latest straggler was later than any other rank.
+    fn lost_s(&self, of: Kind, straggles: impl Fn(u32) -> bool) -> f64 {
+        let lost = self.iterations.iter().map(|iteration| {
+            let worst = |ours: bool| {
+                let ranks = iteration.ranks.iter().filter(|(rank, (kind, _))| {
+                    straggles(**rank) == ours && kind.is_none_or(|k| k == of)
+                });
+                ranks.map(|(_, (_, late))| *late).fold(0.0, f64::max)
+            };
+            (worst(true) - worst(false)).max(0.0)
+        });
+        lost.sum::<f64>() / self.iterations.len().max(1) as f64
+    }
+
+    /// Forgets a rank's usual start, when its node or its path to the controller has changed.
+    pub fn forget_start(&mut self, rank: u32) {
+        if let Some(track) = self.tracks.get_mut(&rank) {
+            track.starts.clear();
+        }
+    }
+
+    /// When any rank was last heard of.
+    #[must_use]
+    pub fn last_seen(&self) -> Duration {
+        self.last_seen
+    }
+
+    /// Calls of ranks beyond [`RANKS_MAX`], and calls to which no others were found.
+    #[must_use]
+    pub fn left_out(&self) -> (u64, u64) {
+        (self.refused, self.unmatched)
+    }
+}
+
+fn push<T>(series: &mut VecDeque<T>, value: T, most: usize) {
+    if series.len() == most {
+        series.pop_front();
+    }
+    series.push_back(value);
+}
+
+/// The middle value, or the mean of the two; `None` of nothing.
+fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let upper = *values.get(values.len() / 2)?;
+    let lower = *values.get((values.len() - 1) / 2)?;
+    Some((lower + upper) / 2.0)
+}
