@@ -80,7 +80,11 @@ impl Agent {
             delay_s: 0.0,
             key: true,
             events: Vec::new(),
-            ports: owner.ports.iter().map(|p| world.fabric.ports[*p].name.clone()).collect(),
+            ports: owner
+                .ports
+                .iter()
+                .map(|p| world.fabric.ports[*p].name.clone())
+                .collect(),
             epoch: 0,
             seq: 0,
             started_s: -1000.0 * rng.unit(),
@@ -117,7 +121,12 @@ impl Agent {
             protocol_minor: weir_wire::version::PROTOCOL_MINOR,
             agent_version: "fleet".to_owned(),
             node: self.name.clone(),
-            role: if is_host { v1::Role::Host } else { v1::Role::Switch }.into(),
+            role: if is_host {
+                v1::Role::Host
+            } else {
+                v1::Role::Switch
+            }
+            .into(),
             instance: u64::from(self.epoch),
             schema: Some(self.counters.layout.schema(self.epoch, &self.ports)),
             ..v1::Hello::default()
@@ -148,10 +157,18 @@ impl Agent {
             weight: 1,
         });
         let members: Vec<v1::EcmpMember> = members.collect();
-        let group = v1::EcmpGroup { id: UP_GROUP, prefixes: vec!["0.0.0.0/0".to_owned()], members };
+        let group = v1::EcmpGroup {
+            id: UP_GROUP,
+            prefixes: vec!["0.0.0.0/0".to_owned()],
+            members,
+        };
         v1::Inventory {
             ports: ports.collect(),
-            groups: if owner.tier == Tier::Host || owner.up.is_empty() { Vec::new() } else { vec![group] },
+            groups: if owner.tier == Tier::Host || owner.up.is_empty() {
+                Vec::new()
+            } else {
+                vec![group]
+            },
             routes_epoch: self.routes_epoch,
             endpoints: Vec::new(),
         }
@@ -179,7 +196,9 @@ impl Agent {
                 group: hop.and_then(|(_, g)| g).unwrap_or(0),
             }
         });
-        v1::PathAnswer { hops: hops.collect() }
+        v1::PathAnswer {
+            hops: hops.collect(),
+        }
     }
 
     /// Takes in one interval.
@@ -252,19 +271,28 @@ impl Agent {
             if let std::collections::btree_map::Entry::Vacant(new) = self.announced.entry((j, f)) {
                 new.insert(flow.id);
                 self.flow_rows.announce(flow.id);
-                frame.flows_opened.push(opened(flow.id, &flow.key, &job.spec.name));
+                frame
+                    .flows_opened
+                    .push(opened(flow.id, &flow.key, &job.spec.name));
             }
             let row = FlowRow {
                 bytes: whole(moved.bytes),
-                retransmits: whole(moved.retransmits + self.rng.unit() * f64::from(u8::from(moved.retransmits > 0.0))),
+                retransmits: whole(
+                    moved.retransmits
+                        + self.rng.unit() * f64::from(u8::from(moved.retransmits > 0.0)),
+                ),
                 srtt_us: 0,
                 delivered_ce: whole(moved.marked),
             };
             rows.push((flow.id, row.into()));
         }
         frame.flows = self.flow_rows.encode(rows);
-        let gone: Vec<(usize, usize)> =
-            self.announced.keys().copied().filter(|(j, _)| !world.active.contains(j)).collect();
+        let gone: Vec<(usize, usize)> = self
+            .announced
+            .keys()
+            .copied()
+            .filter(|(j, _)| !world.active.contains(j))
+            .collect();
         for key in gone {
             if let Some(id) = self.announced.remove(&key) {
                 frame.flows_closed.push(id);
@@ -286,9 +314,13 @@ impl Agent {
             rows.push((id, row.into()));
         }
         frame.collectives = self.call_rows.encode(rows);
-        let Some(j) = world.job_of[self.node] else { return };
+        let Some(j) = world.job_of[self.node] else {
+            return;
+        };
         let job = &world.jobs[j];
-        let Some(place) = job.spec.nodes.iter().position(|n| *n == self.node) else { return };
+        let Some(place) = job.spec.nodes.iter().position(|n| *n == self.node) else {
+            return;
+        };
         let own = place * job.per_node..(place + 1) * job.per_node;
         let mut running = Vec::new();
         for (rank, start_s) in job.running().filter(|(rank, _)| own.contains(rank)) {
@@ -298,7 +330,12 @@ impl Agent {
         frame.running = self.running_rows.encode(running);
     }
 
-    fn series_of(&mut self, world: &World, (j, rank): (usize, usize), frame: &mut v1::Frame) -> u32 {
+    fn series_of(
+        &mut self,
+        world: &World,
+        (j, rank): (usize, usize),
+        frame: &mut v1::Frame,
+    ) -> u32 {
         if let Some(id) = self.series.get(&(j, rank)) {
             return *id;
         }
@@ -312,7 +349,12 @@ impl Agent {
             id,
             job: job.spec.name.clone(),
             pid: 1000 + index(rank),
-            op: if job.spec.blocking { "MPI_Allreduce" } else { "ncclAllReduce" }.to_owned(),
+            op: if job.spec.blocking {
+                "MPI_Allreduce"
+            } else {
+                "ncclAllReduce"
+            }
+            .to_owned(),
             communicator: 7,
             rank: Some(index(rank)),
             ranks: Some(index(job.ranks())),

@@ -51,8 +51,14 @@ pub const NVLINK_COLUMNS: usize = 2;
 
 /// PCI addresses of the GPUs of a host, as of an HGX board.
 pub const GPU_ADDRESSES: [&str; GPUS] = [
-    "0000:18:00.0", "0000:2a:00.0", "0000:3a:00.0", "0000:5d:00.0", "0000:9a:00.0", "0000:ab:00.0",
-    "0000:ba:00.0", "0000:db:00.0",
+    "0000:18:00.0",
+    "0000:2a:00.0",
+    "0000:3a:00.0",
+    "0000:5d:00.0",
+    "0000:9a:00.0",
+    "0000:ab:00.0",
+    "0000:ba:00.0",
+    "0000:db:00.0",
 ];
 
 /// PCI address of NIC `n`.
@@ -112,19 +118,24 @@ impl Layout {
     /// The schema, given the names of the interfaces.
     #[must_use]
     pub fn schema(&self, epoch: u32, ports: &[String]) -> v1::Schema {
-        let column = |name: &str, entity: v1::Entity, (signal, index): (Signal, Option<u32>)| v1::Column {
-            port: name.to_owned(),
-            signal: signal.number(),
-            entity: entity.into(),
-            index,
-        };
+        let column =
+            |name: &str, entity: v1::Entity, (signal, index): (Signal, Option<u32>)| v1::Column {
+                port: name.to_owned(),
+                signal: signal.number(),
+                entity: entity.into(),
+                index,
+            };
         let mut columns = Vec::with_capacity(self.len());
         for port in ports {
             columns.extend(Of::ALL.iter().map(|c| column(port, v1::Entity::Port, *c)));
         }
         for n in 0..self.devices {
             let name = format!("mlx5_{n}/1");
-            columns.extend(Rdma::ALL.iter().map(|c| column(&name, v1::Entity::Rdma, *c)));
+            columns.extend(
+                Rdma::ALL
+                    .iter()
+                    .map(|c| column(&name, v1::Entity::Rdma, *c)),
+            );
         }
         for address in GPU_ADDRESSES.iter().take(self.gpus) {
             let gpu = |c| column(address, v1::Entity::Gpu, c);
@@ -144,17 +155,38 @@ mod tests {
 
     #[test]
     fn the_schema_has_each_column_where_the_layout_says() {
-        let layout = Layout { ports: 2, devices: 2, gpus: 2, nvlinks: 3 };
+        let layout = Layout {
+            ports: 2,
+            devices: 2,
+            gpus: 2,
+            nvlinks: 3,
+        };
         let schema = layout.schema(1, &["eth0".into(), "eth1".into()]);
         assert_eq!(schema.columns.len(), layout.len());
         let at = |n: usize| {
             let c = &schema.columns[n];
-            (c.port.as_str(), Signal::from_number(c.signal).unwrap(), c.index)
+            (
+                c.port.as_str(),
+                Signal::from_number(c.signal).unwrap(),
+                c.index,
+            )
         };
-        assert_eq!(at(layout.port(1, Of::PauseTxUs)), ("eth1", Signal::PauseTxUs, Some(3)));
-        assert_eq!(at(layout.device(1, Rdma::CnpRx)), ("mlx5_1/1", Signal::CnpRx, None));
-        assert_eq!(at(layout.gpu(1, Gpu::Xids)), (GPU_ADDRESSES[1], Signal::Xids, None));
-        assert_eq!(at(layout.nvlink(1, 2)), (GPU_ADDRESSES[1], Signal::NvlinkUp, Some(2)));
+        assert_eq!(
+            at(layout.port(1, Of::PauseTxUs)),
+            ("eth1", Signal::PauseTxUs, Some(3))
+        );
+        assert_eq!(
+            at(layout.device(1, Rdma::CnpRx)),
+            ("mlx5_1/1", Signal::CnpRx, None)
+        );
+        assert_eq!(
+            at(layout.gpu(1, Gpu::Xids)),
+            (GPU_ADDRESSES[1], Signal::Xids, None)
+        );
+        assert_eq!(
+            at(layout.nvlink(1, 2)),
+            (GPU_ADDRESSES[1], Signal::NvlinkUp, Some(2))
+        );
         assert_eq!(at(layout.nvlink(1, 2) + 1).1, Signal::NvlinkErrors);
     }
 }

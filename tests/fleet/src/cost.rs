@@ -23,7 +23,10 @@ pub struct Counting(AtomicU64);
 
 impl Counting {
     #[must_use]
-    #[expect(clippy::new_without_default, reason = "a static needs a const function")]
+    #[expect(
+        clippy::new_without_default,
+        reason = "a static needs a const function"
+    )]
     pub const fn new() -> Counting {
         Counting(AtomicU64::new(0))
     }
@@ -35,7 +38,10 @@ impl Counting {
     }
 }
 
-#[expect(unsafe_code, reason = "an allocator is unsafe to write; this one only counts")]
+#[expect(
+    unsafe_code,
+    reason = "an allocator is unsafe to write; this one only counts"
+)]
 // SAFETY: every call goes to the system's allocator with the same arguments.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -74,31 +80,58 @@ pub struct Cost {
 /// CPU time of this process.
 fn cpu() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
-    Duration::from_nanos(stat.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0))
+    Duration::from_nanos(
+        stat.split(' ')
+            .next()
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(0),
+    )
 }
 
 /// Pods of 64 hosts, `nics` rails and `gpus` GPUs under eight spines; training jobs on three quarters of the hosts.
 #[must_use]
 pub fn fleet(nodes: usize, nics: usize, gpus: usize, nvlinks: usize) -> (World, Vec<Agent>) {
     let pods = (nodes / (64 + nics)).max(1);
-    let shape = Shape::Rail { pods, hosts: 64, spines: 8 };
-    let mut world = World::new(Fabric::new(shape, nics, 400e9, 1), gpus.max(1), BTreeSet::new(), 1);
+    let shape = Shape::Rail {
+        pods,
+        hosts: 64,
+        spines: 8,
+    };
+    let mut world = World::new(
+        Fabric::new(shape, nics, 400e9, 1),
+        gpus.max(1),
+        BTreeSet::new(),
+        1,
+    );
     let hosts: Vec<usize> = world.fabric.hosts().collect();
     let mut rng = Rng::new(5);
     // Packed: one job in a pod, over 48 of its hosts.
     for (n, pod) in hosts.chunks(64).enumerate() {
         let nodes = pod.iter().copied().take(48).collect();
-        let spec = training(&mut rng, format!("job-{n}"), nodes, Pattern::Ring, (0.0, 1e9));
+        let spec = training(
+            &mut rng,
+            format!("job-{n}"),
+            nodes,
+            Pattern::Ring,
+            (0.0, 1e9),
+        );
         world.schedule.push(spec);
     }
-    let agents = (0..world.fabric.nodes.len()).map(|n| Agent::new(&world, n, gpus, nvlinks, 1)).collect();
+    let agents = (0..world.fabric.nodes.len())
+        .map(|n| Agent::new(&world, n, gpus, nvlinks, 1))
+        .collect();
     (world, agents)
 }
 
 /// Measures `seconds` of a fleet, after three to warm up. `held` tells the bytes allocated now; it must be that of the
 /// process's allocator.
 #[must_use]
-pub fn measure((mut world, mut agents): (World, Vec<Agent>), seconds: u64, held: impl Fn() -> u64, mut tell: impl FnMut(u64)) -> Cost {
+pub fn measure(
+    (mut world, mut agents): (World, Vec<Agent>),
+    seconds: u64,
+    held: impl Fn() -> u64,
+    mut tell: impl FnMut(u64),
+) -> Cost {
     let plan = world.fabric.plan();
     let (nodes, links) = (agents.len(), plan.cables.len() * 2);
     let mut brain = Brain::new(Config::default(), plan, false, 0);
@@ -119,8 +152,16 @@ pub fn measure((mut world, mut agents): (World, Vec<Agent>), seconds: u64, held:
         let hello = agent.hello(is_host);
         let inventory = agent.inventory(&world);
         let node = agent.name.clone();
-        brain.handle(Event::Connected { node: node.clone(), hello }, now);
-        let message = v1::AgentMessage { body: Some(Body::Inventory(inventory)) };
+        brain.handle(
+            Event::Connected {
+                node: node.clone(),
+                hello,
+            },
+            now,
+        );
+        let message = v1::AgentMessage {
+            body: Some(Body::Inventory(inventory)),
+        };
         brain.handle(Event::Message { node, message }, now);
         tick(&mut brain, now);
     }
@@ -131,7 +172,9 @@ pub fn measure((mut world, mut agents): (World, Vec<Agent>), seconds: u64, held:
         for agent in &mut agents {
             agent.observe(&world, 1.0);
             let frame = agent.frame(&world, world.now_s);
-            let message = v1::AgentMessage { body: Some(Body::Frame(frame)) };
+            let message = v1::AgentMessage {
+                body: Some(Body::Frame(frame)),
+            };
             frames.push((agent.name.clone(), message.encode_to_vec()));
         }
         let sent: u64 = frames.iter().map(|(_, f)| f.len() as u64).sum();
@@ -158,7 +201,10 @@ pub fn measure((mut world, mut agents): (World, Vec<Agent>), seconds: u64, held:
     drop(brain);
     let own = before - held();
     let each = seconds.max(1) as f64;
-    let host = agents.iter().find(|a| a.counters.layout.devices > 0).map_or(0, |a| a.counters.layout.len());
+    let host = agents
+        .iter()
+        .find(|a| a.counters.layout.devices > 0)
+        .map_or(0, |a| a.counters.layout.len());
     let round = |v: f64| (v * 1000.0).round() / 1000.0;
     Cost {
         nodes: nodes as u64,

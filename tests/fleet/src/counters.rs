@@ -62,7 +62,9 @@ impl Counters {
             ports: owner.ports.clone(),
             is_host,
             was_up: vec![true; ports],
-            fec_base: (0..ports).map(|_| 10f64.powf(1.0 + 4.5 * rng.unit())).collect(),
+            fec_base: (0..ports)
+                .map(|_| 10f64.powf(1.0 + 4.5 * rng.unit()))
+                .collect(),
             module_base: (0..ports).map(|_| 42.0 + 10.0 * rng.unit()).collect(),
             gpu_base: std::array::from_fn(|_| 30.0 + 6.0 * rng.unit()),
             heat: [45.0; GPUS],
@@ -87,11 +89,18 @@ impl Counters {
             }
             let absent = if self.is_host {
                 // The queues of a NIC are in hardware; what marks is the switch.
-                &[Of::QueueBytes, Of::QueueBytesMax, Of::QueueDrops, Of::EcnMarkedTx][..]
+                &[
+                    Of::QueueBytes,
+                    Of::QueueBytesMax,
+                    Of::QueueDrops,
+                    Of::EcnMarkedTx,
+                ][..]
             } else {
                 &[Of::PcieStalls, Of::PcieErrors, Of::KernelDrops]
             };
-            absent.iter().for_each(|c| self.put(layout.port(n, *c), None));
+            absent
+                .iter()
+                .for_each(|c| self.put(layout.port(n, *c), None));
         }
         for n in 0..self.layout.devices {
             self.put(layout.device(n, Rdma::TxBytes), Some(uptime));
@@ -114,13 +123,20 @@ impl Counters {
 
     /// A driver was loaded anew: the counters of port and device `n` begin again. With `told` the agent marks them.
     pub fn reset(&mut self, n: usize, told: bool) {
-        let ports = self.layout.port(n, Of::TxBytes)..self.layout.port(n, Of::TxBytes) + Of::ALL.len();
+        let ports =
+            self.layout.port(n, Of::TxBytes)..self.layout.port(n, Of::TxBytes) + Of::ALL.len();
         let devices = (n < self.layout.devices).then(|| {
-            self.layout.device(n, Rdma::TxBytes)..self.layout.device(n, Rdma::TxBytes) + Rdma::ALL.len()
+            self.layout.device(n, Rdma::TxBytes)
+                ..self.layout.device(n, Rdma::TxBytes) + Rdma::ALL.len()
         });
         let counters = ports.map(|c| (c, Of::ALL[c - self.layout.port(n, Of::TxBytes)].0));
         let first = self.layout.device(n, Rdma::TxBytes);
-        let counters = counters.chain(devices.into_iter().flatten().map(|c| (c, Rdma::ALL[c - first].0)));
+        let counters = counters.chain(
+            devices
+                .into_iter()
+                .flatten()
+                .map(|c| (c, Rdma::ALL[c - first].0)),
+        );
         for (column, signal) in counters.collect::<Vec<_>>() {
             if signal.kind() == weir_wire::signal::Kind::Counter && self.values[column].is_some() {
                 self.values[column] = Some(0);
@@ -177,7 +193,8 @@ impl Counters {
         let peer = world.fabric.ports[link].peer;
         let layout = self.layout;
         let at = |c| layout.port(n, c);
-        let (tx_bytes, rx_bytes, tx_packets) = (at(Of::TxBytes), at(Of::RxBytes), at(Of::TxPackets));
+        let (tx_bytes, rx_bytes, tx_packets) =
+            (at(Of::TxBytes), at(Of::RxBytes), at(Of::TxPackets));
         let up = world.physics.up[link];
         let trained = world.physics.trained[link];
         self.put(at(Of::LinkUp), Some(u64::from(up)));
@@ -188,7 +205,8 @@ impl Counters {
             self.add(at(Of::LinkDowns), 1.0 - 1e-9);
         }
         self.was_up[n] = up;
-        let heat = whole(self.module_base[n] + 3.0 * day + if up { 4.0 } else { 0.0 } + self.unit());
+        let heat =
+            whole(self.module_base[n] + 3.0 * day + if up { 4.0 } else { 0.0 } + self.unit());
         if self.chance(0.2, seconds) {
             self.put(at(Of::ModuleTemperature), Some(heat * 1000));
         }
@@ -209,7 +227,10 @@ impl Counters {
             self.add(at(Of::RxPackets), world.tx[peer] / PACKET + seconds);
             self.queue(world, n, seconds);
         }
-        for (at_link, frames, time) in [(link, Of::PauseRx, Of::PauseRxUs), (peer, Of::PauseTx, Of::PauseTxUs)] {
+        for (at_link, frames, time) in [
+            (link, Of::PauseRx, Of::PauseRxUs),
+            (peer, Of::PauseTx, Of::PauseTxUs),
+        ] {
             let state = world.load.links[at_link];
             let share = (state.paused * world.busy[at_link]).max(state.paused_always);
             let us = share * seconds * 1e6 * (0.97 + 0.03 * self.unit());
@@ -223,7 +244,10 @@ impl Counters {
         let bad = world.physics.uncorrected.get(&peer).copied().unwrap_or(0.0);
         let corrected = self.fec_base[n] * drift * seconds * (0.9 + 0.2 * self.unit());
         self.add(at(Of::FecCorrected), corrected + bad * 800.0 * seconds);
-        self.add(at(Of::FecUncorrected), bad * seconds * (0.8 + 0.4 * self.unit()));
+        self.add(
+            at(Of::FecUncorrected),
+            bad * seconds * (0.8 + 0.4 * self.unit()),
+        );
         self.add(at(Of::RxErrors), bad * seconds);
         self.add(at(Of::SymbolErrors), bad * seconds * 0.6);
         // Within what the standard allows: one in a day or so.
@@ -233,10 +257,23 @@ impl Counters {
         if self.is_host {
             let nic = world.physics.nics.get(&link).copied().unwrap_or_default();
             let busy = world.busy[link].max(world.busy[peer]);
-            self.add(at(Of::PcieStalls), nic.pcie_stalls * busy * seconds + 40.0 * busy * seconds * self.unit());
-            self.add(at(Of::PcieErrors), nic.pcie_errors * seconds * self.unit() * 2.0);
-            self.add(at(Of::RxDiscards), nic.discards * busy * seconds * self.unit());
-            if world.physics.outliers.contains(&world.fabric.ports[link].node) {
+            self.add(
+                at(Of::PcieStalls),
+                nic.pcie_stalls * busy * seconds + 40.0 * busy * seconds * self.unit(),
+            );
+            self.add(
+                at(Of::PcieErrors),
+                nic.pcie_errors * seconds * self.unit() * 2.0,
+            );
+            self.add(
+                at(Of::RxDiscards),
+                nic.discards * busy * seconds * self.unit(),
+            );
+            if world
+                .physics
+                .outliers
+                .contains(&world.fabric.ports[link].node)
+            {
                 self.add(at(Of::PcieStalls), 900.0 * seconds);
                 self.add(at(Of::PauseTxUs), 4e3 * seconds);
                 self.add(at(Of::PauseTx), 48.0 * seconds);
@@ -248,21 +285,37 @@ impl Counters {
         let link = self.ports[n];
         let (state, busy) = (world.load.links[link], world.busy[link]);
         let kmin = world.fabric.ports[link].bps / 8.0 * 32e-6;
-        let mut deepest = if busy > 0.0 { kmin * 0.12 * self.unit() } else { 0.0 };
+        let mut deepest = if busy > 0.0 {
+            kmin * 0.12 * self.unit()
+        } else {
+            0.0
+        };
         let mut marks = world.marks[link];
         if busy > 0.0 && state.queue_bytes > 0.0 {
             deepest = state.queue_bytes * (0.8 + 0.4 * self.unit());
         } else if busy > 0.0 && self.chance(0.004, seconds) {
             // Bursts of several senders that happen to coincide: short, harmless, sometimes marked.
             deepest = kmin * 2.5 * self.unit();
-            marks += if deepest > kmin { 40.0 * self.unit() } else { 0.0 };
+            marks += if deepest > kmin {
+                40.0 * self.unit()
+            } else {
+                0.0
+            };
         }
         let packets = |bytes: f64| (bytes / PACKET).floor() * PACKET;
         let layout = self.layout;
         let at = |c| layout.port(n, c);
-        let (max, now, marked) = (at(Of::QueueBytesMax), at(Of::QueueBytes), at(Of::EcnMarkedTx));
+        let (max, now, marked) = (
+            at(Of::QueueBytesMax),
+            at(Of::QueueBytes),
+            at(Of::EcnMarkedTx),
+        );
         self.put(max, Some(whole(packets(deepest))));
-        let standing = if self.unit() < busy { packets(deepest * 0.6) } else { 0.0 };
+        let standing = if self.unit() < busy {
+            packets(deepest * 0.6)
+        } else {
+            0.0
+        };
         self.put(now, Some(whole(standing)));
         self.add(marked, marks);
     }
@@ -357,7 +410,14 @@ impl Counters {
             (Gpu::GpuTemperature, degrees * 1000),
             (Gpu::GpuMemoryTemperature, (degrees + 8) * 1000),
             (Gpu::GpuPower, whole(watts) * 1000),
-            (Gpu::GpuUtilisation, if job.is_some() { 100 - self.below(3) } else { 0 }),
+            (
+                Gpu::GpuUtilisation,
+                if job.is_some() {
+                    100 - self.below(3)
+                } else {
+                    0
+                },
+            ),
             (Gpu::GpuMemoryUsed, whole(used)),
             (Gpu::ClockReasons, reasons),
         ] {
@@ -385,7 +445,9 @@ impl Counters {
         match fault {
             Some(GpuFault::EccUncorrected) => {
                 for column in [Gpu::EccUncorrected, Gpu::EccUncorrectedLifetime] {
-                    if self.values[layout.gpu(n, column)].is_some_and(|v| v < 3) || self.below(10) == 0 {
+                    if self.values[layout.gpu(n, column)].is_some_and(|v| v < 3)
+                        || self.below(10) == 0
+                    {
                         self.add(layout.gpu(n, column), 1.0 - 1e-9);
                     }
                 }

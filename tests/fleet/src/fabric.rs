@@ -117,7 +117,15 @@ impl Fabric {
         fabric
     }
 
-    fn pods(&mut self, pods: usize, leaves: usize, hosts: usize, spines: usize, cores: usize, bps: f64) {
+    fn pods(
+        &mut self,
+        pods: usize,
+        leaves: usize,
+        hosts: usize,
+        spines: usize,
+        cores: usize,
+        bps: f64,
+    ) {
         for pod in 0..pods {
             let first = self.nodes.len();
             for l in 0..leaves {
@@ -142,7 +150,11 @@ impl Fabric {
             let core = self.node(format!("c{c}"), Tier::Core);
             for pod in 0..pods {
                 let spine = pod * pod_nodes + leaves * (hosts + 1) + c / cores;
-                self.cable((spine, format!("up{}", c % cores)), (core, format!("down{pod}")), bps);
+                self.cable(
+                    (spine, format!("up{}", c % cores)),
+                    (core, format!("down{pod}")),
+                    bps,
+                );
             }
         }
     }
@@ -150,8 +162,9 @@ impl Fabric {
     fn rails(&mut self, pods: usize, hosts: usize, spines: usize, bps: f64) {
         let mut leaves = Vec::new();
         for pod in 0..pods {
-            let of_pod: Vec<usize> =
-                (0..self.nics).map(|r| self.node(format!("p{pod}r{r}"), Tier::Leaf)).collect();
+            let of_pod: Vec<usize> = (0..self.nics)
+                .map(|r| self.node(format!("p{pod}r{r}"), Tier::Leaf))
+                .collect();
             for h in 0..hosts {
                 let host = self.node(format!("p{pod}h{h}"), Tier::Host);
                 for (n, leaf) in of_pod.iter().enumerate() {
@@ -184,7 +197,12 @@ impl Fabric {
         for (n, (node, name)) in [lower, upper].into_iter().enumerate() {
             self.nodes[node].ports.push(first + n);
             let peer = first + 1 - n;
-            self.ports.push(Port { node, name, peer, bps });
+            self.ports.push(Port {
+                node,
+                name,
+                peer,
+                bps,
+            });
         }
         let below = self.ports[first].node;
         if self.nodes[below].tier != Tier::Host {
@@ -223,6 +241,18 @@ impl Fabric {
         (0..self.nodes.len()).filter(|n| self.nodes[*n].tier == Tier::Host)
     }
 
+    /// The host that stores what the others compute: the last.
+    #[must_use]
+    pub fn storage(&self) -> Option<usize> {
+        self.hosts().last()
+    }
+
+    /// Hosts that run jobs, in order.
+    pub fn computing(&self) -> impl Iterator<Item = usize> {
+        let storage = self.storage();
+        self.hosts().filter(move |h| Some(*h) != storage)
+    }
+
     /// The leaf that a host's port is cabled to.
     #[must_use]
     pub fn leaf_of(&self, host_port: Link) -> usize {
@@ -239,7 +269,11 @@ impl Fabric {
     #[must_use]
     pub fn address(&self, link: Link) -> Ipv4Addr {
         let is_host = self.nodes[self.ports[link].node].tier == Tier::Host;
-        let net: u32 = if is_host { 10 << 24 } else { 172 << 24 | 16 << 16 };
+        let net: u32 = if is_host {
+            10 << 24
+        } else {
+            172 << 24 | 16 << 16
+        };
         Ipv4Addr::from_bits(net + weir_sim::num::index(link) + 1)
     }
 
@@ -259,9 +293,24 @@ impl Fabric {
     /// The operator's file.
     #[must_use]
     pub fn plan(&self) -> Plan {
-        let role = |n: &Node| if n.tier == Tier::Host { Role::Host } else { Role::Switch };
+        let role = |n: &Node| {
+            if n.tier == Tier::Host {
+                Role::Host
+            } else {
+                Role::Switch
+            }
+        };
         Plan {
-            nodes: self.nodes.iter().map(|n| (NodeId::new(&n.name), role(n))).collect(),
+            nodes: self
+                .nodes
+                .iter()
+                .map(|n| (NodeId::new(&n.name), role(n)))
+                .collect(),
+            storage: self
+                .storage()
+                .map(|n| NodeId::new(&self.nodes[n].name))
+                .into_iter()
+                .collect(),
             cables: (0..self.ports.len())
                 .step_by(2)
                 .map(|a| Cable {
@@ -278,7 +327,12 @@ impl Fabric {
         let peer = |l: &Link| self.ports[self.ports[*l].peer].node;
         let down = self.nodes[node].below.get(&leaf);
         let down = down.into_iter().flatten().copied().filter(|l| {
-            up[*l] && (peer(l) == leaf || self.nodes[peer(l)].below.get(&leaf).is_some_and(|b| b.iter().any(|l| up[*l])))
+            up[*l]
+                && (peer(l) == leaf
+                    || self.nodes[peer(l)]
+                        .below
+                        .get(&leaf)
+                        .is_some_and(|b| b.iter().any(|l| up[*l])))
         });
         let down: Vec<Link> = down.collect();
         if !down.is_empty() {
@@ -335,15 +389,38 @@ mod tests {
 
     fn shapes() -> impl Strategy<Value = (Shape, usize)> {
         prop_oneof![
-            (2..5usize, 1..5usize, 1..5usize, 1..3usize)
-                .prop_map(|(leaves, hosts, spines, nics)| (Shape::LeafSpine { leaves, hosts, spines }, nics)),
+            (2..5usize, 1..5usize, 1..5usize, 1..3usize).prop_map(
+                |(leaves, hosts, spines, nics)| (
+                    Shape::LeafSpine {
+                        leaves,
+                        hosts,
+                        spines
+                    },
+                    nics
+                )
+            ),
             (2..4usize, 1..3usize, 1..4usize, 1..4usize, 1..3usize).prop_map(
                 |(pods, leaves, hosts, spines, cores)| {
-                    (Shape::ThreeTier { pods, leaves, hosts, spines, cores }, 1)
+                    (
+                        Shape::ThreeTier {
+                            pods,
+                            leaves,
+                            hosts,
+                            spines,
+                            cores,
+                        },
+                        1,
+                    )
                 }
             ),
-            (1..4usize, 1..5usize, 1..5usize, 1..5usize)
-                .prop_map(|(pods, hosts, spines, nics)| (Shape::Rail { pods, hosts, spines }, nics)),
+            (1..4usize, 1..5usize, 1..5usize, 1..5usize).prop_map(|(pods, hosts, spines, nics)| (
+                Shape::Rail {
+                    pods,
+                    hosts,
+                    spines
+                },
+                nics
+            )),
         ]
     }
 
@@ -367,7 +444,16 @@ mod tests {
 
     #[test]
     fn a_flow_goes_round_a_link_that_is_down() {
-        let fabric = Fabric::new(Shape::LeafSpine { leaves: 2, hosts: 1, spines: 2 }, 1, 1e9, 3);
+        let fabric = Fabric::new(
+            Shape::LeafSpine {
+                leaves: 2,
+                hosts: 1,
+                spines: 2,
+            },
+            1,
+            1e9,
+            3,
+        );
         let hosts: Vec<usize> = fabric.hosts().collect();
         let key = FlowKey {
             src: fabric.address(fabric.nodes[hosts[0]].ports[0]),

@@ -22,26 +22,65 @@ pub enum Effect {
     /// in which its port differs.
     Rehash(usize, Vec<(usize, u16)>),
     /// A host takes only this share of its line rate.
-    Drain { port: Link, share: f64 },
+    Drain {
+        port: Link,
+        share: f64,
+    },
     /// A cable carries a share of its rate; `told` if it trained down, otherwise nothing says so.
-    Degrade { link: Link, share: f64, told: bool },
+    Degrade {
+        link: Link,
+        share: f64,
+        told: bool,
+    },
     /// A NIC sends pause all the time.
-    Storm { port: Link },
+    Storm {
+        port: Link,
+    },
     /// Ranks of a job arrive late, or finish late.
-    Late { job: usize, ranks: Vec<usize>, seconds: f64, network: bool },
+    Late {
+        job: usize,
+        ranks: Vec<usize>,
+        seconds: f64,
+        network: bool,
+    },
     /// Down between these times, as seconds since the start.
-    Flap { link: Link, down: Vec<(f64, f64)> },
-    Down { link: Link },
+    Flap {
+        link: Link,
+        down: Vec<(f64, f64)>,
+    },
+    Down {
+        link: Link,
+    },
     /// Blocks a second that are lost on the way out of `link`.
-    Errors { link: Link, blocks: f64 },
-    Loss { links: Vec<Link>, share: f64 },
-    QpErrors { port: Link },
+    Errors {
+        link: Link,
+        blocks: f64,
+    },
+    Loss {
+        links: Vec<Link>,
+        share: f64,
+    },
+    QpErrors {
+        port: Link,
+    },
     /// The NIC has fewer lanes to its host.
-    Pcie { port: Link, share: f64 },
-    Gpu { node: usize, gpu: usize, what: GpuFault },
-    Outlier { node: usize },
+    Pcie {
+        port: Link,
+        share: f64,
+    },
+    Gpu {
+        node: usize,
+        gpu: usize,
+        what: GpuFault,
+    },
+    Outlier {
+        node: usize,
+    },
     /// Two host ports are plugged into each other's place.
-    Swap { a: Link, b: Link },
+    Swap {
+        a: Link,
+        b: Link,
+    },
 }
 
 /// A fault and its truth.
@@ -64,7 +103,12 @@ pub struct Fault {
 
 impl Fault {
     #[must_use]
-    pub fn new(class: Class, (start_s, end_s): (f64, f64), effects: Vec<Effect>, text: String) -> Fault {
+    pub fn new(
+        class: Class,
+        (start_s, end_s): (f64, f64),
+        effects: Vec<Effect>,
+        text: String,
+    ) -> Fault {
         Fault {
             class,
             start_s,
@@ -97,7 +141,10 @@ impl Effect {
     /// Changes the healthy state.
     pub fn apply(&self, since_s: f64, fabric: &Fabric, physics: &mut Physics) {
         let down = |physics: &mut Physics, link: Link| {
-            fabric.cable_of(link).iter().for_each(|l| physics.up[*l] = false);
+            fabric
+                .cable_of(link)
+                .iter()
+                .for_each(|l| physics.up[*l] = false);
         };
         match self {
             Effect::Workload | Effect::Rehash(..) => {}
@@ -105,10 +152,18 @@ impl Effect {
                 let to_host = fabric.ports[*port].peer;
                 physics.capacity[to_host] *= share;
                 let busy = 1.0 - share;
-                let pause = Pause { busy, upstream_busy: busy * 0.15, ..Pause::default() };
+                let pause = Pause {
+                    busy,
+                    upstream_busy: busy * 0.15,
+                    ..Pause::default()
+                };
                 physics.paused.insert(to_host, pause);
                 let nic = physics.nics.entry(*port).or_default();
-                *nic = Nic { pcie_stalls: 4e5, discards: 30.0, ..*nic };
+                *nic = Nic {
+                    pcie_stalls: 4e5,
+                    discards: 30.0,
+                    ..*nic
+                };
             }
             Effect::Degrade { link, share, told } => {
                 // Training anew takes the link down for a moment.
@@ -119,18 +174,31 @@ impl Effect {
                     physics.capacity[end] *= share;
                     if *told {
                         let (bps, lanes) = physics.trained[end];
-                        physics.trained[end] = (bps * share, if *share < 0.3 { 1 } else { lanes / 2 });
+                        physics.trained[end] =
+                            (bps * share, if *share < 0.3 { 1 } else { lanes / 2 });
                     }
                 }
             }
             Effect::Storm { port } => {
                 let to_host = fabric.ports[*port].peer;
                 physics.capacity[to_host] *= 0.01;
-                let pause = Pause { busy: 0.99, always: 0.99, upstream_busy: 0.85, upstream_always: 0.85 };
+                let pause = Pause {
+                    busy: 0.99,
+                    always: 0.99,
+                    upstream_busy: 0.85,
+                    upstream_always: 0.85,
+                };
                 physics.paused.insert(to_host, pause);
             }
-            Effect::Late { job, ranks, seconds, network } => {
-                physics.late.extend(ranks.iter().map(|r| (*job, *r, *seconds, *network)));
+            Effect::Late {
+                job,
+                ranks,
+                seconds,
+                network,
+            } => {
+                physics
+                    .late
+                    .extend(ranks.iter().map(|r| (*job, *r, *seconds, *network)));
             }
             Effect::Flap { link, .. } | Effect::Down { link } => down(physics, *link),
             Effect::Errors { link, blocks } => {
@@ -146,9 +214,20 @@ impl Effect {
                 let to_host = fabric.ports[*port].peer;
                 physics.capacity[to_host] *= share;
                 let busy = (1.0 - share) * 0.6;
-                physics.paused.insert(to_host, Pause { busy, upstream_busy: busy * 0.1, ..Pause::default() });
+                physics.paused.insert(
+                    to_host,
+                    Pause {
+                        busy,
+                        upstream_busy: busy * 0.1,
+                        ..Pause::default()
+                    },
+                );
                 let nic = physics.nics.entry(*port).or_default();
-                *nic = Nic { pcie_stalls: 8e5, pcie_errors: 2.0, ..*nic };
+                *nic = Nic {
+                    pcie_stalls: 8e5,
+                    pcie_errors: 2.0,
+                    ..*nic
+                };
             }
             Effect::Gpu { node, gpu, what } => {
                 physics.gpus.insert((*node, *gpu), *what);
@@ -157,7 +236,9 @@ impl Effect {
                 physics.outliers.insert(*node);
             }
             // Plugging takes a moment.
-            Effect::Swap { a, b } if since_s < MOMENT_S => [a, b].iter().for_each(|l| down(physics, **l)),
+            Effect::Swap { a, b } if since_s < MOMENT_S => {
+                [a, b].iter().for_each(|l| down(physics, **l))
+            }
             Effect::Swap { a, b } => physics.swapped.push((*a, *b)),
         }
     }
@@ -169,8 +250,17 @@ fn node(fabric: &Fabric, n: usize) -> NodeId {
 
 /// Both directions of a cable.
 pub fn cable(fabric: &Fabric, link: Link) -> BTreeSet<Subject> {
-    let ends = fabric.cable_of(link).map(|l| Subject::Link(fabric.port_id(l)));
-    ends.into_iter().chain(fabric.cable_of(link).into_iter().flat_map(|l| nic_names(fabric, l))).collect()
+    let ends = fabric
+        .cable_of(link)
+        .map(|l| Subject::Link(fabric.port_id(l)));
+    ends.into_iter()
+        .chain(
+            fabric
+                .cable_of(link)
+                .into_iter()
+                .flat_map(|l| nic_names(fabric, l)),
+        )
+        .collect()
 }
 
 /// The names of the NIC of a host's port; nothing for a switch's.
@@ -179,7 +269,11 @@ pub fn nic_names(fabric: &Fabric, port: Link) -> Vec<Subject> {
     if fabric.nodes[owner].tier != crate::fabric::Tier::Host {
         return Vec::new();
     }
-    let n = fabric.nodes[owner].ports.iter().position(|p| *p == port).unwrap_or(0);
+    let n = fabric.nodes[owner]
+        .ports
+        .iter()
+        .position(|p| *p == port)
+        .unwrap_or(0);
     let name = |text: String| Subject::Nic(node(fabric, owner), Arc::from(text));
     vec![
         name(format!("eth{n}")),

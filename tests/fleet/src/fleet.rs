@@ -34,6 +34,8 @@ pub struct Found {
     /// Places that it named, and when first.
     pub entities: Vec<(f64, Subject)>,
     pub verdict: Verdict,
+    /// The incident that the controller says it follows from.
+    pub root: Option<String>,
 }
 
 /// Sizes that the controller was fed with.
@@ -77,7 +79,11 @@ pub struct Fleet {
 impl Fleet {
     /// A fleet whose agents connect in the first interval. `noise` has the first event last.
     #[must_use]
-    pub fn new(world: World, shape: &crate::scenario::Shape, noise: Vec<(f64, usize, Noise)>) -> Fleet {
+    pub fn new(
+        world: World,
+        shape: &crate::scenario::Shape,
+        noise: Vec<(f64, usize, Noise)>,
+    ) -> Fleet {
         let nodes = 0..world.fabric.nodes.len();
         let agents = nodes.map(|n| Agent::new(&world, n, shape.gpus, shape.nvlinks, shape.seed));
         let agents: Vec<Agent> = agents.collect();
@@ -135,9 +141,10 @@ impl Fleet {
         // Over the wire and back, as gRPC would.
         self.encoded.clear();
         let encoded = message.encode(&mut self.encoded);
-        let Ok(message) = encoded.map_err(|_| ()).and_then(|()| {
-            v1::AgentMessage::decode(self.encoded.as_slice()).map_err(|_| ())
-        }) else {
+        let Ok(message) = encoded
+            .map_err(|_| ())
+            .and_then(|()| v1::AgentMessage::decode(self.encoded.as_slice()).map_err(|_| ()))
+        else {
             self.fed.refused += 1;
             return;
         };
@@ -209,7 +216,11 @@ impl Fleet {
         if self.ups == self.world.physics.up && self.swapped == self.world.physics.swapped {
             return;
         }
-        let swapped = self.swapped.iter().chain(&self.world.physics.swapped).flat_map(|(a, b)| [*a, *b]);
+        let swapped = self
+            .swapped
+            .iter()
+            .chain(&self.world.physics.swapped)
+            .flat_map(|(a, b)| [*a, *b]);
         let changed: BTreeSet<usize> = (0..self.ups.len())
             .filter(|l| self.ups[*l] != self.world.physics.up[*l])
             .chain(swapped)
@@ -231,7 +242,9 @@ impl Fleet {
                 if before[*link] != is_up && tier == Tier::Host {
                     let port = &self.world.fabric.ports[*link].name;
                     let name = if is_up { "link_up" } else { "link_down" };
-                    agent.events.push(event("kmsg", name, port, None, !is_up, ""));
+                    agent
+                        .events
+                        .push(event("kmsg", name, port, None, !is_up, ""));
                 }
             }
             let inventory = agent.inventory(&self.world);
@@ -266,10 +279,13 @@ impl Fleet {
             match noise {
                 Noise::AgentRestart { down_s } => self.lose(n, begin, begin + down_s, false),
                 Noise::Reboot { down_s } => {
-                    let busy = self.world.flows_of[node].iter().next().is_some() || self.world.job_of[node].is_some();
+                    let busy = self.world.flows_of[node].iter().next().is_some()
+                        || self.world.job_of[node].is_some();
                     let faulty = self.world.faults.iter().any(|f| {
                         f.events.iter().any(|(_, at, _)| *at == node)
-                            || f.entities.iter().any(|e| e.node().is_some_and(|e| e.as_str() == self.agents[n].name))
+                            || f.entities.iter().any(|e| {
+                                e.node().is_some_and(|e| e.as_str() == self.agents[n].name)
+                            })
                     });
                     if is_host && !busy && !faulty && self.agents[n].connected {
                         self.world.boot(node, begin + down_s + LINKS_AFTER_S);
@@ -288,11 +304,15 @@ impl Fleet {
                         self.agents[n].counters.reset(nic, told);
                     }
                 }
-                Noise::Checkpoint { for_s, percent } => self.checkpoint(node, begin, for_s, percent),
+                Noise::Checkpoint { for_s, percent } => {
+                    self.checkpoint(node, begin, for_s, percent)
+                }
                 Noise::IgnoredXid { gpu } => {
                     if is_host {
-                        let text = "channel torn down as a follow-on of another error or a killed process";
-                        let mut xid = event("kmsg", "xid", GPU_ADDRESSES[gpu], Some(43), false, text);
+                        let text =
+                            "channel torn down as a follow-on of another error or a killed process";
+                        let mut xid =
+                            event("kmsg", "xid", GPU_ADDRESSES[gpu], Some(43), false, text);
                         xid.severity = v1::Severity::Info.into();
                         self.agents[n].events.push(xid);
                     }
@@ -304,9 +324,12 @@ impl Fleet {
 
     /// A few nodes of the job write a little, for a moment.
     fn checkpoint(&mut self, node: usize, begin: f64, for_s: f64, percent: u32) {
-        let Some(j) = self.world.job_of[node] else { return };
-        let hosts: Vec<usize> = self.world.fabric.hosts().collect();
-        let Some(to) = hosts.iter().rev().find(|h| self.world.job_of[**h].is_none()).copied() else { return };
+        let Some(j) = self.world.job_of[node] else {
+            return;
+        };
+        let Some(to) = self.world.fabric.storage() else {
+            return;
+        };
         let job = &self.world.jobs[j];
         let nodes: Vec<usize> = job.spec.nodes.iter().copied().take(4).collect();
         let spec = Spec {
@@ -343,8 +366,13 @@ impl Fleet {
     fn deliver(&mut self, until_s: f64) {
         let until = whole(until_s * 1e6);
         loop {
-            let next = self.wire.first_key_value().map(|((at, _), _)| *at).filter(|at| *at < until);
-            let tick = u64::try_from(self.brain.core.poll_timeout().0.as_micros()).unwrap_or(u64::MAX);
+            let next = self
+                .wire
+                .first_key_value()
+                .map(|((at, _), _)| *at)
+                .filter(|at| *at < until);
+            let tick =
+                u64::try_from(self.brain.core.poll_timeout().0.as_micros()).unwrap_or(u64::MAX);
             if tick < next.unwrap_or(until) {
                 let actions = self.brain.handle(Event::Tick, Duration::from_micros(tick));
                 self.perform(actions, tick);
@@ -364,7 +392,9 @@ impl Fleet {
         for action in actions {
             match action {
                 Action::Core(Command::QueryPaths { node, keys }) => {
-                    let Some(n) = self.of_name.get(node.as_str()).copied() else { continue };
+                    let Some(n) = self.of_name.get(node.as_str()).copied() else {
+                        continue;
+                    };
                     let answer = self.agents[n].paths(&self.world, &keys);
                     self.message(n, at as f64 / 1e6 + ANSWER_S, Body::Path(answer));
                 }
@@ -382,7 +412,10 @@ impl Fleet {
     /// Takes note of incidents that are new, changed or over.
     fn collect(&mut self, at_s: f64) {
         let incidents = self.brain.core.incidents();
-        let opened: u64 = Class::ALL.iter().map(|c| incidents.opened_by_class(*c)).sum();
+        let opened: u64 = Class::ALL
+            .iter()
+            .map(|c| incidents.opened_by_class(*c))
+            .sum();
         if opened == self.opened && self.open.is_empty() {
             return;
         }
@@ -391,7 +424,8 @@ impl Fleet {
         let mut fresh: Vec<&Incident> = incidents.iter().rev().take(news).collect();
         fresh.reverse();
         for incident in fresh {
-            self.known.insert((life, incident.id.clone()), self.found.len());
+            self.known
+                .insert((life, incident.id.clone()), self.found.len());
             self.open.insert(self.found.len());
             self.found.push(Found {
                 id: incident.id.clone(),
@@ -401,18 +435,29 @@ impl Fleet {
                 class: incident.verdict.class,
                 entities: vec![(at_s, incident.verdict.entity.clone())],
                 verdict: incident.verdict.clone(),
+                root: incident.root.clone(),
             });
         }
         self.opened = opened;
         for incident in incidents.iter() {
-            let Some(n) = self.known.get(&(life, incident.id.clone())).filter(|n| self.open.contains(n)) else {
+            let Some(n) = self
+                .known
+                .get(&(life, incident.id.clone()))
+                .filter(|n| self.open.contains(n))
+            else {
                 continue;
             };
             let found = &mut self.found[*n];
-            if found.entities.iter().all(|(_, e)| *e != incident.verdict.entity) {
+            if found
+                .entities
+                .iter()
+                .all(|(_, e)| *e != incident.verdict.entity)
+            {
                 found.entities.push((at_s, incident.verdict.entity.clone()));
             }
             found.verdict.clone_from(&incident.verdict);
+            // A link to a root stays told, though the root may be over before it.
+            found.root = incident.root.clone().or_else(|| found.root.take());
             found.resolved_s = incident.resolved_at.map(|r| r.as_secs_f64());
             if found.resolved_s.is_some() {
                 self.open.remove(n);
@@ -423,13 +468,25 @@ impl Fleet {
 
 /// An event of an agent.
 #[must_use]
-pub fn event(source: &str, name: &str, subject: &str, code: Option<u32>, is_warning: bool, text: &str) -> v1::Event {
+pub fn event(
+    source: &str,
+    name: &str,
+    subject: &str,
+    code: Option<u32>,
+    is_warning: bool,
+    text: &str,
+) -> v1::Event {
     v1::Event {
         source: source.to_owned(),
         name: name.to_owned(),
         subject: subject.to_owned(),
         code,
-        severity: if is_warning { v1::Severity::Warning } else { v1::Severity::Info }.into(),
+        severity: if is_warning {
+            v1::Severity::Warning
+        } else {
+            v1::Severity::Info
+        }
+        .into(),
         text: text.to_owned(),
         action: String::new(),
         ..v1::Event::default()

@@ -9,7 +9,7 @@ use crate::job::{Pattern, Spec};
 use crate::physics::GpuFault;
 use crate::world::World;
 use std::collections::BTreeSet;
-use weir_controller_core::ids::JobId;
+use weir_controller_core::ids::{JobId, NodeId};
 use weir_controller_core::verdict::{Class, Subject};
 use weir_sim::num::{index, position};
 use weir_sim::rng::Rng;
@@ -19,7 +19,13 @@ use weir_wire::v1;
 const WIDE: usize = 0;
 
 /// Makes a fault; `None` where this fabric and its jobs have no place for one beside `others`.
-pub fn fault(world: &mut World, rng: &mut Rng, class: Class, span: (f64, f64), others: &[Fault]) -> Option<Fault> {
+pub fn fault(
+    world: &mut World,
+    rng: &mut Rng,
+    class: Class,
+    span: (f64, f64),
+    others: &[Fault],
+) -> Option<Fault> {
     let mut fault = match class {
         Class::EcmpCollision => collision(world, rng, span)?,
         Class::Incast => gather(world, rng, span)?,
@@ -28,8 +34,19 @@ pub fn fault(world: &mut World, rng: &mut Rng, class: Class, span: (f64, f64), o
         Class::SlowReceiver => {
             let port = job_port(world, rng);
             let share = 0.3 + 0.35 * rng.unit();
-            let text = format!("{} takes {:.0} % of its rate", world.fabric.port_id(port), share * 100.0);
-            at_nic(world, class, span, Effect::Drain { port, share }, port, text)
+            let text = format!(
+                "{} takes {:.0} % of its rate",
+                world.fabric.port_id(port),
+                share * 100.0
+            );
+            at_nic(
+                world,
+                class,
+                span,
+                Effect::Drain { port, share },
+                port,
+                text,
+            )
         }
         Class::PfcStorm => {
             let port = job_port(world, rng);
@@ -40,8 +57,19 @@ pub fn fault(world: &mut World, rng: &mut Rng, class: Class, span: (f64, f64), o
             let link = busy_link(world, rng);
             let told = rng.below(2) == 0;
             let share = if told && rng.below(2) == 0 { 0.25 } else { 0.5 };
-            let text = format!("{} has {share} of its rate{}", world.fabric.port_id(link), if told { "" } else { ", nothing says so" });
-            on_cable(world, class, span, Effect::Degrade { link, share, told }, link, text)
+            let text = format!(
+                "{} has {share} of its rate{}",
+                world.fabric.port_id(link),
+                if told { "" } else { ", nothing says so" }
+            );
+            on_cable(
+                world,
+                class,
+                span,
+                Effect::Degrade { link, share, told },
+                link,
+                text,
+            )
         }
         Class::LinkFlap => flap(world, rng, span),
         Class::LinkDown => {
@@ -52,8 +80,18 @@ pub fn fault(world: &mut World, rng: &mut Rng, class: Class, span: (f64, f64), o
         Class::LinkErrors => {
             let link = busy_link(world, rng);
             let blocks = 10f64.powf(1.0 + 2.5 * rng.unit());
-            let text = format!("{} damages {blocks:.0} blocks a second", world.fabric.port_id(link));
-            on_cable(world, class, span, Effect::Errors { link, blocks }, link, text)
+            let text = format!(
+                "{} damages {blocks:.0} blocks a second",
+                world.fabric.port_id(link)
+            );
+            on_cable(
+                world,
+                class,
+                span,
+                Effect::Errors { link, blocks },
+                link,
+                text,
+            )
         }
         Class::SilentLoss => silent(world, rng, span)?,
         Class::Straggler => straggler(world, rng, span),
@@ -62,7 +100,10 @@ pub fn fault(world: &mut World, rng: &mut Rng, class: Class, span: (f64, f64), o
         Class::NodeOutlier => outlier(world, rng, span),
         Class::Cabling => cabling(world, rng, span)?,
     };
-    let taken: BTreeSet<&Subject> = others.iter().flat_map(|f| f.entities.iter().chain(&f.touched)).collect();
+    let taken: BTreeSet<&Subject> = others
+        .iter()
+        .flat_map(|f| f.entities.iter().chain(&f.touched))
+        .collect();
     if fault.entities.iter().any(|e| taken.contains(e)) || others.iter().any(|f| f.class == class) {
         return None;
     }
@@ -72,12 +113,19 @@ pub fn fault(world: &mut World, rng: &mut Rng, class: Class, span: (f64, f64), o
 
 /// Nodes of the jobs that it strikes, and links of their flows.
 fn neighbourhood(world: &World, fault: &Fault) -> BTreeSet<Subject> {
-    let struck = world.jobs.iter().enumerate().filter(|(_, j)| fault.jobs.contains(&j.spec.name));
+    let struck = world
+        .jobs
+        .iter()
+        .enumerate()
+        .filter(|(_, j)| fault.jobs.contains(&j.spec.name));
     struck
         .flat_map(|(n, job)| {
-            let links = world.links_of(n).into_iter().map(|l| Subject::Link(world.fabric.port_id(l)));
+            let links = world
+                .links_of(n)
+                .into_iter()
+                .map(|l| Subject::Link(world.fabric.port_id(l)));
             let nodes = job.spec.nodes.iter().map(|n| whole(&world.fabric, *n));
-            let ranks = (0..job.ranks()).map(|r| Subject::Rank(JobId::new(&job.spec.name), index(r)));
+            let ranks = (0..job.ranks()).flat_map(|r| rank_names(world, n, r));
             links.chain(nodes).chain(ranks).collect::<Vec<_>>()
         })
         .collect()
@@ -110,7 +158,14 @@ fn jobs_on(world: &World, links: &[Link]) -> BTreeSet<String> {
     hit.map(|j| j.spec.name.clone()).collect()
 }
 
-fn on_cable(world: &World, class: Class, span: (f64, f64), effect: Effect, link: Link, text: String) -> Fault {
+fn on_cable(
+    world: &World,
+    class: Class,
+    span: (f64, f64),
+    effect: Effect,
+    link: Link,
+    text: String,
+) -> Fault {
     Fault {
         entities: cable(&world.fabric, link),
         jobs: jobs_on(world, &world.fabric.cable_of(link)),
@@ -119,7 +174,14 @@ fn on_cable(world: &World, class: Class, span: (f64, f64), effect: Effect, link:
 }
 
 /// A fault of a host's NIC: named by it, or by either end of its cable.
-fn at_nic(world: &World, class: Class, span: (f64, f64), effect: Effect, port: Link, text: String) -> Fault {
+fn at_nic(
+    world: &World,
+    class: Class,
+    span: (f64, f64),
+    effect: Effect,
+    port: Link,
+    text: String,
+) -> Fault {
     let mut fault = on_cable(world, class, span, effect, port, text);
     // Pause goes upstream to everybody who sends through the same ports.
     let upstream: BTreeSet<Link> = world
@@ -155,7 +217,10 @@ fn collision(world: &mut World, rng: &mut Rng, span: (f64, f64)) -> Option<Fault
     for (n, _) in guests.into_iter().take(1 + position(rng.below(2))) {
         let flow = &world.jobs[WIDE].flows[n];
         let port = world.port_towards(flow, link)?;
-        let key = weir_controller_core::ids::FlowKey { src_port: port, ..flow.key };
+        let key = weir_controller_core::ids::FlowKey {
+            src_port: port,
+            ..flow.key
+        };
         let path = world.fabric.path(&key, &world.physics.up)?;
         // Behind the spine it may meet others, too.
         hit.extend(path.iter().copied().filter(|l| world.is_fabric(*l)));
@@ -165,17 +230,37 @@ fn collision(world: &mut World, rng: &mut Rng, span: (f64, f64)) -> Option<Fault
         return None;
     }
     let shared: Vec<Link> = hit.into_iter().collect();
-    let text = format!("{} flows more hash to {}", moves.len(), world.fabric.port_id(link));
-    let mut fault = Fault::new(Class::EcmpCollision, span, vec![Effect::Rehash(WIDE, moves)], text);
+    let text = format!(
+        "{} flows more hash to {}",
+        moves.len(),
+        world.fabric.port_id(link)
+    );
+    let mut fault = Fault::new(
+        Class::EcmpCollision,
+        span,
+        vec![Effect::Rehash(WIDE, moves)],
+        text,
+    );
     fault.jobs = jobs_on(world, &shared);
-    fault.entities = shared.iter().map(|l| Subject::Link(world.fabric.port_id(*l))).collect();
+    fault.entities = shared
+        .iter()
+        .map(|l| Subject::Link(world.fabric.port_id(*l)))
+        .collect();
     Some(fault)
 }
 
 /// Hosts without a job, in order.
 fn idle(world: &World) -> Vec<usize> {
-    let booked: BTreeSet<usize> = world.schedule.iter().flat_map(|s| s.nodes.iter().copied()).collect();
-    world.fabric.hosts().filter(|h| world.job_of[*h].is_none() && !booked.contains(h)).collect()
+    let booked: BTreeSet<usize> = world
+        .schedule
+        .iter()
+        .flat_map(|s| s.nodes.iter().copied())
+        .collect();
+    world
+        .fabric
+        .computing()
+        .filter(|h| world.job_of[*h].is_none() && !booked.contains(h))
+        .collect()
 }
 
 /// A job without steps that is the fault itself.
@@ -202,13 +287,24 @@ fn gather(world: &mut World, rng: &mut Rng, span: (f64, f64)) -> Option<Fault> {
     let short = (senders + 1).saturating_sub(nodes.len());
     nodes.extend(world.jobs[WIDE].spec.nodes.iter().take(short).copied());
     let receiver = nodes[0];
-    let text = format!("{} nodes send to {} at once", nodes.len() - 1, world.fabric.nodes[receiver].name);
-    world.schedule.push(burst("gather", nodes, Pattern::Gather, span));
+    let text = format!(
+        "{} nodes send to {} at once",
+        nodes.len() - 1,
+        world.fabric.nodes[receiver].name
+    );
+    world
+        .schedule
+        .push(burst("gather", nodes, Pattern::Gather, span));
     let mut fault = Fault::new(Class::Incast, span, vec![Effect::Workload], text);
     for port in &world.fabric.nodes[receiver].ports {
         fault.entities.extend(cable(&world.fabric, *port));
     }
-    fault.jobs = world.jobs.iter().map(|j| j.spec.name.clone()).chain(["gather".to_owned()]).collect();
+    fault.jobs = world
+        .jobs
+        .iter()
+        .map(|j| j.spec.name.clone())
+        .chain(["gather".to_owned()])
+        .collect();
     Some(fault)
 }
 
@@ -247,22 +343,43 @@ fn oversubscription(world: &mut World, span: (f64, f64)) -> Option<Fault> {
     world.schedule.push(spec);
     let text = "a job needs more of the uplinks than there are".to_owned();
     let mut fault = Fault::new(Class::Oversubscription, span, vec![Effect::Workload], text);
-    fault.jobs = world.jobs.iter().map(|j| j.spec.name.clone()).chain(["train-wide".to_owned()]).collect();
+    fault.jobs = world
+        .jobs
+        .iter()
+        .map(|j| j.spec.name.clone())
+        .chain(["train-wide".to_owned()])
+        .collect();
     // Which of the groups are full is known once it runs: any link between switches.
     let fabric_links = (0..world.fabric.ports.len()).filter(|l| world.is_fabric(*l));
-    fault.entities = fabric_links.map(|l| Subject::Link(world.fabric.port_id(l))).collect();
+    fault.entities = fabric_links
+        .map(|l| Subject::Link(world.fabric.port_id(l)))
+        .collect();
     Some(fault)
 }
 
 fn storage(world: &mut World, rng: &mut Rng, span: (f64, f64)) -> Option<Fault> {
-    let to = *idle(world).last()?;
+    let to = world.fabric.storage()?;
     let end = span.0 + 15.0 + 20.0 * rng.unit();
     let job = &world.jobs[WIDE].spec;
     let (name, nodes) = (job.name.clone(), job.nodes.clone());
     let percent = u32::try_from(40 + rng.below(60)).unwrap_or(50);
-    let text = format!("{} nodes of {name} write to {}", nodes.len(), world.fabric.nodes[to].name);
-    world.schedule.push(burst(&name, nodes, Pattern::Storage { to, percent }, (span.0, end)));
-    let mut fault = Fault::new(Class::StorageBurst, (span.0, end), vec![Effect::Workload], text);
+    let text = format!(
+        "{} nodes of {name} write to {}",
+        nodes.len(),
+        world.fabric.nodes[to].name
+    );
+    world.schedule.push(burst(
+        &name,
+        nodes,
+        Pattern::Storage { to, percent },
+        (span.0, end),
+    ));
+    let mut fault = Fault::new(
+        Class::StorageBurst,
+        (span.0, end),
+        vec![Effect::Workload],
+        text,
+    );
     for port in &world.fabric.nodes[to].ports {
         fault.entities.extend(cable(&world.fabric, *port));
     }
@@ -280,32 +397,76 @@ fn flap(world: &World, rng: &mut Rng, span: (f64, f64)) -> Fault {
         down.push((at, until));
         at = until + 3.0 + 6.0 * rng.unit();
     }
-    let text = format!("{} goes down {} times", world.fabric.port_id(link), down.len());
+    let text = format!(
+        "{} goes down {} times",
+        world.fabric.port_id(link),
+        down.len()
+    );
     let span = (span.0, span.0 + at);
-    on_cable(world, Class::LinkFlap, span, Effect::Flap { link, down }, link, text)
+    on_cable(
+        world,
+        Class::LinkFlap,
+        span,
+        Effect::Flap { link, down },
+        link,
+        text,
+    )
 }
 
 /// One direction of a link, or a switch in all that passes through it.
 fn silent(world: &World, rng: &mut Rng, span: (f64, f64)) -> Option<Fault> {
     let share = 10f64.powf(-3.3 + 1.8 * rng.unit());
-    let links: Vec<Link> = world.links_of(WIDE).into_iter().filter(|l| world.is_fabric(*l)).collect();
+    let links: Vec<Link> = world
+        .links_of(WIDE)
+        .into_iter()
+        .filter(|l| world.is_fabric(*l))
+        .collect();
     let link = pick(rng, &links)?;
     let mut fault;
     if rng.below(3) == 0 {
         let node = world.fabric.ports[link].node;
         let all = world.fabric.nodes[node].ports.clone();
-        let text = format!("{} loses {:.3} % of what passes through it", world.fabric.nodes[node].name, share * 100.0);
-        fault = Fault::new(Class::SilentLoss, span, vec![Effect::Loss { links: all.clone(), share }], text);
+        let text = format!(
+            "{} loses {:.3} % of what passes through it",
+            world.fabric.nodes[node].name,
+            share * 100.0
+        );
+        fault = Fault::new(
+            Class::SilentLoss,
+            span,
+            vec![Effect::Loss {
+                links: all.clone(),
+                share,
+            }],
+            text,
+        );
         fault.jobs = jobs_on(world, &all);
         fault.entities = BTreeSet::from([whole(&world.fabric, node)]);
         // With flows over one of its links alone, that link says it as well.
-        let used: Vec<Link> = all.into_iter().filter(|l| !jobs_on(world, &[*l]).is_empty()).collect();
+        let used: Vec<Link> = all
+            .into_iter()
+            .filter(|l| !jobs_on(world, &[*l]).is_empty())
+            .collect();
         if let [only] = used.as_slice() {
-            fault.entities.insert(Subject::Link(world.fabric.port_id(*only)));
+            fault
+                .entities
+                .insert(Subject::Link(world.fabric.port_id(*only)));
         }
     } else {
-        let text = format!("{} loses {:.3} %", world.fabric.port_id(link), share * 100.0);
-        fault = Fault::new(Class::SilentLoss, span, vec![Effect::Loss { links: vec![link], share }], text);
+        let text = format!(
+            "{} loses {:.3} %",
+            world.fabric.port_id(link),
+            share * 100.0
+        );
+        fault = Fault::new(
+            Class::SilentLoss,
+            span,
+            vec![Effect::Loss {
+                links: vec![link],
+                share,
+            }],
+            text,
+        );
         fault.jobs = jobs_on(world, &[link]);
         fault.entities = alike(world, link);
     }
@@ -327,7 +488,8 @@ fn alike(world: &World, link: Link) -> BTreeSet<Subject> {
         .flat_map(|f| f.path.iter().copied())
         .collect();
     let same = near.into_iter().filter(|l| flows(*l) == own);
-    same.map(|l| Subject::Link(world.fabric.port_id(l))).collect()
+    same.map(|l| Subject::Link(world.fabric.port_id(l)))
+        .collect()
 }
 
 fn straggler(world: &World, rng: &mut Rng, span: (f64, f64)) -> Fault {
@@ -338,11 +500,28 @@ fn straggler(world: &World, rng: &mut Rng, span: (f64, f64)) -> Fault {
     let seconds = (job.spec.compute_s + job.comm_s) * (0.15 + 0.35 * rng.unit());
     let how = if network { "finishes" } else { "arrives" };
     let text = format!("rank {rank} of {} {how} {seconds:.2} s late", job.spec.name);
-    let effect = Effect::Late { job: WIDE, ranks: vec![rank], seconds, network };
+    let effect = Effect::Late {
+        job: WIDE,
+        ranks: vec![rank],
+        seconds,
+        network,
+    };
     let mut fault = Fault::new(Class::Straggler, span, vec![effect], text);
-    fault.entities = BTreeSet::from([Subject::Rank(JobId::new(&job.spec.name), index(rank))]);
+    fault.entities = rank_names(world, WIDE, rank).into();
     fault.jobs = BTreeSet::from([job.spec.name.clone()]);
     fault
+}
+
+/// A rank, with its host and without.
+fn rank_names(world: &World, job: usize, rank: usize) -> [Subject; 2] {
+    let job = &world.jobs[job];
+    let host = job.spec.nodes[rank / job.per_node];
+    let node = NodeId::new(&world.fabric.nodes[host].name);
+    [Some(node), None].map(|node| Subject::Rank {
+        job: JobId::new(&job.spec.name),
+        rank: index(rank),
+        node,
+    })
 }
 
 fn critical(mut event: v1::Event) -> v1::Event {
@@ -353,7 +532,11 @@ fn critical(mut event: v1::Event) -> v1::Event {
 fn nic(world: &World, rng: &mut Rng, span: (f64, f64)) -> Fault {
     let port = job_port(world, rng);
     let node = world.fabric.ports[port].node;
-    let n = world.fabric.nodes[node].ports.iter().position(|p| *p == port).unwrap_or(0);
+    let n = world.fabric.nodes[node]
+        .ports
+        .iter()
+        .position(|p| *p == port)
+        .unwrap_or(0);
     let (address, name) = (nic_address(n), world.fabric.port_id(port));
     let (effect, text, told) = match rng.below(3) {
         0 => (
@@ -364,12 +547,26 @@ fn nic(world: &World, rng: &mut Rng, span: (f64, f64)) -> Fault {
         1 => (
             Effect::Pcie { port, share: 0.5 },
             format!("{name}: half of its PCIe lanes"),
-            Some(event("kmsg", "pcie_downgraded", &address, None, true, "PCIe gives 126.016 Gb/s, limited by 8.0 GT/s PCIe x16 link; the device can do 252.048")),
+            Some(event(
+                "kmsg",
+                "pcie_downgraded",
+                &address,
+                None,
+                true,
+                "PCIe gives 126.016 Gb/s, limited by 8.0 GT/s PCIe x16 link; the device can do 252.048",
+            )),
         ),
         _ => (
             Effect::QpErrors { port },
             format!("{name}: firmware fails"),
-            Some(critical(event("kmsg", "nic_health", &address, None, true, "NIC's firmware no longer counts its health counter up"))),
+            Some(critical(event(
+                "kmsg",
+                "nic_health",
+                &address,
+                None,
+                true,
+                "NIC's firmware no longer counts its health counter up",
+            ))),
         ),
     };
     let mut fault = at_nic(world, Class::NicFault, span, effect, port, text);
@@ -382,23 +579,55 @@ fn sick_gpu(world: &World, rng: &mut Rng, span: (f64, f64)) -> Fault {
     let node = job_node(world, rng);
     let n = position(rng.below(GPUS as u64));
     let address = GPU_ADDRESSES[n];
-    let xid = |code: u32, text: &str| critical(event("kmsg", "xid", address, Some(code), true, text));
+    let xid =
+        |code: u32, text: &str| critical(event("kmsg", "xid", address, Some(code), true, text));
     let (what, text, told) = match rng.below(5) {
         0 => (
             GpuFault::Lost,
             "is lost",
             vec![
                 xid(79, "GPU no longer answers on PCIe"),
-                critical(event("gpu", "gpu_lost", address, None, true, "NVIDIA H100 no longer answers: GPU is lost")),
+                critical(event(
+                    "gpu",
+                    "gpu_lost",
+                    address,
+                    None,
+                    true,
+                    "NVIDIA H100 no longer answers: GPU is lost",
+                )),
             ],
         ),
         1 => (
             GpuFault::EccUncorrected,
             "has memory errors",
-            vec![xid(48, "uncorrectable (double bit) ECC error"), xid(95, "uncorrectable memory error not contained; other processes affected")],
+            vec![
+                xid(48, "uncorrectable (double bit) ECC error"),
+                xid(
+                    95,
+                    "uncorrectable memory error not contained; other processes affected",
+                ),
+            ],
         ),
-        2 => (GpuFault::RemapFailure, "cannot remap a row", vec![xid(64, "row remap or page retirement could not be recorded")]),
-        3 => (GpuFault::NvlinkDown, "has an NVLink down", vec![event("kmsg", "xid", address, Some(74), true, "NVLink fault on one of the links; register dump in the text")]),
+        2 => (
+            GpuFault::RemapFailure,
+            "cannot remap a row",
+            vec![xid(
+                64,
+                "row remap or page retirement could not be recorded",
+            )],
+        ),
+        3 => (
+            GpuFault::NvlinkDown,
+            "has an NVLink down",
+            vec![event(
+                "kmsg",
+                "xid",
+                address,
+                Some(74),
+                true,
+                "NVLink fault on one of the links; register dump in the text",
+            )],
+        ),
         _ => (GpuFault::Thermal, "is too hot and slows down", Vec::new()),
     };
     let name = format!("{}:{address}", world.fabric.nodes[node].name);
@@ -408,7 +637,12 @@ fn sick_gpu(world: &World, rng: &mut Rng, span: (f64, f64)) -> Fault {
         && let Some(place) = job.spec.nodes.iter().position(|h| *h == node)
     {
         let rank = place * job.per_node + n;
-        effects.push(Effect::Late { job: WIDE, ranks: vec![rank], seconds: job.spec.compute_s * 0.6, network: false });
+        effects.push(Effect::Late {
+            job: WIDE,
+            ranks: vec![rank],
+            seconds: job.spec.compute_s * 0.6,
+            network: false,
+        });
     }
     let mut fault = Fault::new(Class::GpuFault, span, effects, format!("{name} {text}"));
     fault.entities = BTreeSet::from([gpu(&world.fabric, node, n)]);
@@ -421,10 +655,23 @@ fn outlier(world: &World, rng: &mut Rng, span: (f64, f64)) -> Fault {
     let node = job_node(world, rng);
     let job = &world.jobs[WIDE];
     let place = job.spec.nodes.iter().position(|h| *h == node).unwrap_or(0);
-    let ranks = (0..job.per_node).map(|g| place * job.per_node + g).collect();
+    let ranks = (0..job.per_node)
+        .map(|g| place * job.per_node + g)
+        .collect();
     let seconds = job.spec.compute_s * (0.08 + 0.07 * rng.unit());
-    let effects = vec![Effect::Outlier { node }, Effect::Late { job: WIDE, ranks, seconds, network: false }];
-    let text = format!("{} is warmer and slower than its peers", world.fabric.nodes[node].name);
+    let effects = vec![
+        Effect::Outlier { node },
+        Effect::Late {
+            job: WIDE,
+            ranks,
+            seconds,
+            network: false,
+        },
+    ];
+    let text = format!(
+        "{} is warmer and slower than its peers",
+        world.fabric.nodes[node].name
+    );
     let mut fault = Fault::new(Class::NodeOutlier, span, effects, text);
     fault.entities = BTreeSet::from([whole(&world.fabric, node)]);
     fault.jobs = BTreeSet::from([job.spec.name.clone()]);
@@ -442,7 +689,11 @@ fn cabling(world: &World, rng: &mut Rng, span: (f64, f64)) -> Option<Fault> {
         let other = idle.iter().copied().find(|h| *h != host)?;
         (ports[0], world.fabric.nodes[other].ports[0])
     };
-    let text = format!("{} and {} have changed places", world.fabric.port_id(a), world.fabric.port_id(b));
+    let text = format!(
+        "{} and {} have changed places",
+        world.fabric.port_id(a),
+        world.fabric.port_id(b)
+    );
     let span = (span.0, span.1 + 20.0);
     let mut fault = Fault::new(Class::Cabling, span, vec![Effect::Swap { a, b }], text);
     for port in [a, b] {

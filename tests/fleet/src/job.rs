@@ -19,7 +19,10 @@ pub enum Pattern {
     /// All others send to the first, without a pause: no training step, bytes for as long as it lasts.
     Gather,
     /// Every node writes to a storage node, at most this share of a NIC.
-    Storage { to: usize, percent: u32 },
+    Storage {
+        to: usize,
+        percent: u32,
+    },
 }
 
 /// What a job is.
@@ -127,7 +130,11 @@ impl Job {
     /// Ranks that report calls.
     #[must_use]
     pub fn ranks(&self) -> usize {
-        if self.trains() { self.spec.nodes.len() * self.per_node } else { 0 }
+        if self.trains() {
+            self.spec.nodes.len() * self.per_node
+        } else {
+            0
+        }
     }
 
     fn begin(&mut self, at: f64) {
@@ -137,8 +144,12 @@ impl Job {
             // The sum of three uniform numbers is near enough to a bell, with bounds.
             let bell = self.rng.unit() + self.rng.unit() + self.rng.unit() - 1.5;
             let own = self.spec.compute_s * (1.0 + self.spec.jitter * bell);
-            let late = self.late.iter().filter(|(r, _, network)| *r == rank && !network);
-            self.arrivals.push(at + own + late.map(|(_, s, _)| s).sum::<f64>());
+            let late = self
+                .late
+                .iter()
+                .filter(|(r, _, network)| *r == rank && !network);
+            self.arrivals
+                .push(at + own + late.map(|(_, s, _)| s).sum::<f64>());
         }
         self.begins_s = self.arrivals.iter().copied().fold(at, f64::max);
         self.remaining = 1.0;
@@ -150,7 +161,8 @@ impl Job {
         let from = self.cursor_s;
         if !self.trains() {
             let span = (to_s - from).max(0.0);
-            (self.progress, self.busy, self.cursor_s) = (span, if span > 0.0 { 1.0 } else { 0.0 }, to_s);
+            (self.progress, self.busy, self.cursor_s) =
+                (span, if span > 0.0 { 1.0 } else { 0.0 }, to_s);
             return;
         }
         while self.cursor_s < to_s {
@@ -183,10 +195,22 @@ impl Job {
             }
         }
         for (rank, start_s) in self.arrivals.iter().copied().enumerate() {
-            let slow = self.late.iter().find(|(r, _, network)| *r == rank && *network);
-            let own_end = self.cursor_s + slow.map_or(0.0, |(_, extra, _)| *extra) + self.rng.unit() * 2e-4;
-            let duration_s = if self.spec.blocking { own_end - start_s } else { QUEUE_S * (0.7 + self.rng.unit()) };
-            calls.push(Call { rank, start_s, duration_s });
+            let slow = self
+                .late
+                .iter()
+                .find(|(r, _, network)| *r == rank && *network);
+            let own_end =
+                self.cursor_s + slow.map_or(0.0, |(_, extra, _)| *extra) + self.rng.unit() * 2e-4;
+            let duration_s = if self.spec.blocking {
+                own_end - start_s
+            } else {
+                QUEUE_S * (0.7 + self.rng.unit())
+            };
+            calls.push(Call {
+                rank,
+                start_s,
+                duration_s,
+            });
         }
         self.steps += 1;
         self.cursor_s = end;
@@ -196,14 +220,23 @@ impl Job {
     /// Calls of blocking collectives that have begun and not returned: rank and start.
     pub fn running(&self) -> impl Iterator<Item = (usize, f64)> {
         let begun = |at: &f64| self.spec.blocking && *at <= self.cursor_s;
-        self.arrivals.iter().copied().enumerate().filter(move |(_, at)| begun(at))
+        self.arrivals
+            .iter()
+            .copied()
+            .enumerate()
+            .filter(move |(_, at)| begun(at))
     }
 
     /// Bytes of one call.
     #[must_use]
     pub fn call_bytes(&self) -> u64 {
         // Wire bytes of a ring's edge are 2(n-1)/n of the payload, over all NICs of a node.
-        let of_node: f64 = self.flows.iter().filter(|f| f.src == self.flows[0].src).map(|f| f.bytes).sum();
+        let of_node: f64 = self
+            .flows
+            .iter()
+            .filter(|f| f.src == self.flows[0].src)
+            .map(|f| f.bytes)
+            .sum();
         weir_sim::num::whole(of_node / 2.0)
     }
 }
@@ -227,13 +260,17 @@ pub fn pairs(pattern: Pattern, nodes: usize) -> Vec<(usize, usize, f64)> {
         }
         Pattern::AllToAll => {
             let share = 1.0 / (nodes.max(2) - 1) as f64;
-            let others = |a| (0..nodes).filter(move |b| *b != a).map(move |b| (a, b, share));
+            let others = |a| {
+                (0..nodes)
+                    .filter(move |b| *b != a)
+                    .map(move |b| (a, b, share))
+            };
             (0..nodes).flat_map(others).collect()
         }
         Pattern::Gather => (1..nodes).map(|n| (n, 0, 1.0)).collect(),
-        Pattern::Storage { percent, .. } => {
-            (0..nodes).map(|n| (n, usize::MAX, f64::from(percent) / 100.0)).collect()
-        }
+        Pattern::Storage { percent, .. } => (0..nodes)
+            .map(|n| (n, usize::MAX, f64::from(percent) / 100.0))
+            .collect(),
     }
 }
 
@@ -270,7 +307,10 @@ mod tests {
     fn who_arrives_last_has_the_shortest_call() {
         let mut job = job(true, vec![(4, 0.2, false)]);
         for step in calls(&mut job, 20).chunks(6).skip(1) {
-            let shortest = step.iter().min_by(|a, b| a.duration_s.total_cmp(&b.duration_s)).unwrap();
+            let shortest = step
+                .iter()
+                .min_by(|a, b| a.duration_s.total_cmp(&b.duration_s))
+                .unwrap();
             assert_eq!(shortest.rank, 4);
             assert!((shortest.duration_s - 0.25).abs() < 1e-3);
         }
@@ -281,7 +321,10 @@ mod tests {
         let mut job = job(true, vec![(1, 0.2, true)]);
         for step in calls(&mut job, 20).chunks(6) {
             let end = |c: &Call| c.start_s + c.duration_s;
-            let last = step.iter().max_by(|a, b| end(a).total_cmp(&end(b))).unwrap();
+            let last = step
+                .iter()
+                .max_by(|a, b| end(a).total_cmp(&end(b)))
+                .unwrap();
             assert_eq!(last.rank, 1);
         }
     }

@@ -120,7 +120,9 @@ impl Load {
             let state = &mut self.links[*link];
             state.paused = state.paused.max(pause.busy);
             state.paused_always = state.paused_always.max(pause.always);
-            state.queue_bytes = state.queue_bytes.max(if pause.always > 0.5 { 4e6 } else { 1.5e6 });
+            state.queue_bytes = state
+                .queue_bytes
+                .max(if pause.always > 0.5 { 4e6 } else { 1.5e6 });
             state.marked = state.marked.max(0.1);
         }
         let flows = active.iter().flat_map(|j| &jobs[*j].flows);
@@ -129,7 +131,10 @@ impl Load {
                 let (busy, always) = match physics.paused.get(link) {
                     Some(pause) => (pause.upstream_busy, pause.upstream_always),
                     // Marking holds the queue below the threshold of pause until many send to one.
-                    None => ((0.015 * (self.links[*link].overload - 3.0)).clamp(0.0, 0.2), 0.0),
+                    None => (
+                        (0.015 * (self.links[*link].overload - 3.0)).clamp(0.0, 0.2),
+                        0.0,
+                    ),
                 };
                 for before in &flow.path[..n] {
                     let state = &mut self.links[*before];
@@ -147,7 +152,11 @@ impl Load {
             let mut slowest: f64 = 0.0;
             for flow in &mut job.flows {
                 let pass: f64 = flow.path.iter().map(|l| 1.0 - physics.loss[*l]).product();
-                let clear: f64 = flow.path.iter().map(|l| 1.0 - self.links[*l].marked).product();
+                let clear: f64 = flow
+                    .path
+                    .iter()
+                    .map(|l| 1.0 - self.links[*l].marked)
+                    .product();
                 (flow.loss, flow.marked) = (1.0 - pass, 1.0 - clear);
                 if flow.path.is_empty() {
                     flow.rate_bps = STALLED_BPS;
@@ -199,7 +208,10 @@ fn capacities(physics: &Physics, jobs: &[Job], active: &[usize]) -> Vec<f64> {
 fn contended(overload: f64, senders: u32, bps: f64) -> State {
     let over = overload - 1.0;
     if over <= 0.02 || senders == 0 {
-        return State { overload, ..State::default() };
+        return State {
+            overload,
+            ..State::default()
+        };
     }
     // The more senders, the deeper: each of them keeps a window in flight before it is slowed down.
     let depth = (0.15 + 0.08 * f64::from(senders)).min(1.2);

@@ -108,16 +108,30 @@ fn bar(steps: u64, show: bool) -> anyhow::Result<ProgressBar> {
     if !show {
         return Ok(ProgressBar::hidden());
     }
-    let style = ProgressStyle::with_template("{elapsed_precise} {bar:40} {pos}/{len} {eta} left {msg}")
-        .context("the style of the progress bar")?;
+    let style =
+        ProgressStyle::with_template("{elapsed_precise} {bar:40} {pos}/{len} {eta} left {msg}")
+            .context("the style of the progress bar")?;
     Ok(ProgressBar::new(steps).with_style(style))
 }
 
 fn main() -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match Args::parse().command {
-        Command::Score { scenarios, seed, first, jobs, json, misses, progress } => {
-            let outcomes = outcomes(seed, first..first + scenarios, jobs, &bar(scenarios, progress)?);
+        Command::Score {
+            scenarios,
+            seed,
+            first,
+            jobs,
+            json,
+            misses,
+            progress,
+        } => {
+            let outcomes = outcomes(
+                seed,
+                first..first + scenarios,
+                jobs,
+                &bar(scenarios, progress)?,
+            );
             if misses {
                 for outcome in outcomes.iter().filter(|o| !o.is_clean()) {
                     writeln!(out, "{}", outcome.line())?;
@@ -139,10 +153,25 @@ fn main() -> anyhow::Result<()> {
                 )?;
             }
         }
-        Command::Show { scenario, seed, brief } => {
-            write!(out, "{}", show::scenario(Scenario::new(seed, scenario), !brief))?;
+        Command::Show {
+            scenario,
+            seed,
+            brief,
+        } => {
+            write!(
+                out,
+                "{}",
+                show::scenario(Scenario::new(seed, scenario), !brief)
+            )?;
         }
-        Command::Healthy { nodes, days, interval, seed, json, progress } => {
+        Command::Healthy {
+            nodes,
+            days,
+            interval,
+            seed,
+            json,
+            progress,
+        } => {
             let scenario = healthy(nodes, days, interval, seed);
             let text = scenario.text.clone();
             let bar = bar(weir_sim::num::whole(scenario.length_s), progress)?;
@@ -167,8 +196,16 @@ fn main() -> anyhow::Result<()> {
                 writeln!(out, "{}", serde_json::to_string_pretty(&figures)?)?;
             } else {
                 for found in &fleet.found {
-                    let entity = found.entities.first().map_or(String::new(), |(_, e)| e.to_string());
-                    writeln!(out, "{:>10.1} s: {} on {entity}", found.opened_s, found.class.name())?;
+                    let entity = found
+                        .entities
+                        .first()
+                        .map_or(String::new(), |(_, e)| e.to_string());
+                    writeln!(
+                        out,
+                        "{:>10.1} s: {} on {entity}",
+                        found.opened_s,
+                        found.class.name()
+                    )?;
                     for evidence in &found.verdict.evidence {
                         writeln!(out, "    {}: {}", evidence.what, evidence.value)?;
                     }
@@ -185,10 +222,23 @@ fn main() -> anyhow::Result<()> {
                 )?;
             }
         }
-        Command::Cost { nodes, nics, gpus, nvlinks, seconds, json, progress } => {
+        Command::Cost {
+            nodes,
+            nics,
+            gpus,
+            nvlinks,
+            seconds,
+            json,
+            progress,
+        } => {
             let bar = bar(seconds + 3, progress)?;
             let fleet = cost::fleet(nodes, nics, gpus, nvlinks);
-            let cost = cost::measure(fleet, seconds, || ALLOCATOR.held(), |s| bar.set_position(s + 1));
+            let cost = cost::measure(
+                fleet,
+                seconds,
+                || ALLOCATOR.held(),
+                |s| bar.set_position(s + 1),
+            );
             bar.finish_and_clear();
             if json {
                 writeln!(out, "{}", serde_json::to_string_pretty(&cost)?)?;
@@ -215,7 +265,12 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Runs scenarios on several threads; the order of the results does not depend on them.
-fn outcomes(seed: u64, numbers: std::ops::Range<u64>, jobs: usize, bar: &ProgressBar) -> Vec<Outcome> {
+fn outcomes(
+    seed: u64,
+    numbers: std::ops::Range<u64>,
+    jobs: usize,
+    bar: &ProgressBar,
+) -> Vec<Outcome> {
     let next = AtomicU64::new(numbers.start);
     let all = Mutex::new(Vec::new());
     std::thread::scope(|scope| {

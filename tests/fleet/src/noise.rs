@@ -9,21 +9,40 @@ use weir_sim::rng::Rng;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Noise {
     /// The agent's process is gone for this long.
-    AgentRestart { down_s: f64 },
+    AgentRestart {
+        down_s: f64,
+    },
     /// The host boots, if no job runs on it: agent and links are gone.
-    Reboot { down_s: f64 },
+    Reboot {
+        down_s: f64,
+    },
     /// Samples that are not taken.
-    Missing { samples: u32 },
-    LostFrames { frames: u32 },
+    Missing {
+        samples: u32,
+    },
+    LostFrames {
+        frames: u32,
+    },
     Twice,
     /// Its frames are late for a while.
-    Slow { delay_s: f64, for_s: f64 },
+    Slow {
+        delay_s: f64,
+        for_s: f64,
+    },
     /// A driver is loaded anew; the agent marks what began again, or does not notice.
-    CounterReset { nic: usize, told: bool },
+    CounterReset {
+        nic: usize,
+        told: bool,
+    },
     /// The job of this node writes a checkpoint: short, at a part of the rate.
-    Checkpoint { for_s: f64, percent: u32 },
+    Checkpoint {
+        for_s: f64,
+        percent: u32,
+    },
     /// An XID that the catalogue says to ignore.
-    IgnoredXid { gpu: usize },
+    IgnoredXid {
+        gpu: usize,
+    },
     /// The controller's process starts again: all streams begin anew.
     ControllerRestart,
 }
@@ -90,14 +109,33 @@ fn gap(rng: &mut Rng, mean_s: f64) -> f64 {
 fn of_kind(kind: usize, fabric: &Fabric, rng: &mut Rng) -> Noise {
     let few = |rng: &mut Rng, n: u64| u32::try_from(1 + rng.below(n)).unwrap_or(1);
     match kind {
-        0 => Noise::AgentRestart { down_s: 0.5 + 5.0 * rng.unit() },
-        1 => Noise::Reboot { down_s: 40.0 + 60.0 * rng.unit() },
-        2 => Noise::Missing { samples: few(rng, 4) },
-        3 => Noise::LostFrames { frames: few(rng, 3) },
+        0 => Noise::AgentRestart {
+            down_s: 0.5 + 5.0 * rng.unit(),
+        },
+        1 => Noise::Reboot {
+            down_s: 40.0 + 60.0 * rng.unit(),
+        },
+        2 => Noise::Missing {
+            samples: few(rng, 4),
+        },
+        3 => Noise::LostFrames {
+            frames: few(rng, 3),
+        },
         4 => Noise::Twice,
-        5 => Noise::Slow { delay_s: 0.2 + 2.3 * rng.unit(), for_s: 5.0 + 20.0 * rng.unit() },
-        6 => Noise::CounterReset { nic: position(rng.below(fabric.nics as u64)), told: rng.below(2) == 0 },
-        7 => Noise::Checkpoint { for_s: 1.0 + 2.0 * rng.unit(), percent: few(rng, 5) },
-        _ => Noise::IgnoredXid { gpu: position(rng.below(8)) },
+        5 => Noise::Slow {
+            delay_s: 0.2 + 2.3 * rng.unit(),
+            for_s: 5.0 + 20.0 * rng.unit(),
+        },
+        6 => Noise::CounterReset {
+            nic: position(rng.below(fabric.nics as u64)),
+            told: rng.below(2) == 0,
+        },
+        7 => Noise::Checkpoint {
+            for_s: 1.0 + 2.0 * rng.unit(),
+            percent: few(rng, 5),
+        },
+        _ => Noise::IgnoredXid {
+            gpu: position(rng.below(8)),
+        },
     }
 }

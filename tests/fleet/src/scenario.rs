@@ -51,15 +51,26 @@ impl Scenario {
             _ => Vec::new(),
         };
         let (fabric, text) = some_fabric(&mut rng, classes.contains(&Class::Oversubscription));
-        let shape = Shape { gpus: 8, nvlinks: 2, interval_s: 1.0, seed: own };
+        let shape = Shape {
+            gpus: 8,
+            nvlinks: 2,
+            interval_s: 1.0,
+            seed: own,
+        };
         // A few cables were never in use.
         let spare = |rng: &mut Rng| position(rng.below(fabric.ports.len() as u64));
         let off = (0..2).map(|_| spare(&mut rng)).filter(|l| {
             let tier = |l: usize| fabric.nodes[fabric.ports[l].node].tier;
-            tier(*l) != fabric::Tier::Host && tier(fabric.ports[*l].peer) != fabric::Tier::Host && rng_is(own, *l)
+            tier(*l) != fabric::Tier::Host
+                && tier(fabric.ports[*l].peer) != fabric::Tier::Host
+                && rng_is(own, *l)
         });
         let off: BTreeSet<usize> = off.flat_map(|l| fabric.cable_of(l)).collect();
-        let off = if classes.contains(&Class::Oversubscription) { BTreeSet::new() } else { off };
+        let off = if classes.contains(&Class::Oversubscription) {
+            BTreeSet::new()
+        } else {
+            off
+        };
         let mut world = World::new(fabric, shape.gpus, off, own);
         let length_s = some_jobs(&mut world, &mut rng);
         let mut faults: Vec<Fault> = Vec::new();
@@ -70,7 +81,9 @@ impl Scenario {
                 faults.push(fault);
             }
         }
-        world.schedule.sort_by(|a, b| b.start_s.total_cmp(&a.start_s));
+        world
+            .schedule
+            .sort_by(|a, b| b.start_s.total_cmp(&a.start_s));
         let end = faults.iter().map(|f| f.end_s).fold(length_s, f64::max) + AFTER_S;
         world.faults = faults;
         let rates = Rates::default().times(NOISE_FACTOR);
@@ -78,10 +91,24 @@ impl Scenario {
         let jobs: Vec<String> = world
             .jobs
             .iter()
-            .map(|j| format!("{} {:?} on {} nodes", j.spec.name, j.spec.pattern, j.spec.nodes.len()))
+            .map(|j| {
+                format!(
+                    "{} {:?} on {} nodes",
+                    j.spec.name,
+                    j.spec.pattern,
+                    j.spec.nodes.len()
+                )
+            })
             .collect();
         let text = format!("{text}; {}", jobs.join(", "));
-        Scenario { number, text, world, shape, noise, length_s: end }
+        Scenario {
+            number,
+            text,
+            world,
+            shape,
+            noise,
+            length_s: end,
+        }
     }
 }
 
@@ -106,18 +133,53 @@ fn some_fabric(rng: &mut Rng, narrow: bool) -> (Fabric, String) {
         0 if hosts >= 32 && !narrow => {
             let pods = if hosts >= 128 { 4 } else { 2 };
             let leaves = (hosts / pods / per_leaf).max(1);
-            (fabric::Shape::ThreeTier { pods, leaves, hosts: per_leaf, spines: per_leaf, cores: leaves }, 1)
+            (
+                fabric::Shape::ThreeTier {
+                    pods,
+                    leaves,
+                    hosts: per_leaf,
+                    spines: per_leaf,
+                    cores: leaves,
+                },
+                1,
+            )
         }
         1 if hosts <= 256 => {
-            let nics = if hosts <= 32 { [2, 4, 8][position(rng.below(3))] } else { 2 };
+            let nics = if hosts <= 32 {
+                [2, 4, 8][position(rng.below(3))]
+            } else {
+                2
+            };
             let per_pod = if hosts >= 64 { 16 } else { 8 };
             let spines = if narrow { per_pod / 4 } else { per_pod };
-            (fabric::Shape::Rail { pods: hosts / per_pod, hosts: per_pod, spines }, nics)
+            (
+                fabric::Shape::Rail {
+                    pods: hosts / per_pod,
+                    hosts: per_pod,
+                    spines,
+                },
+                nics,
+            )
         }
         _ => {
-            let nics = if hosts <= 64 { 1 + position(rng.below(2)) } else { 1 };
-            let spines = if narrow { per_leaf * nics / 4 } else { per_leaf * nics };
-            (fabric::Shape::LeafSpine { leaves: hosts.div_ceil(per_leaf), hosts: per_leaf, spines }, nics)
+            let nics = if hosts <= 64 {
+                1 + position(rng.below(2))
+            } else {
+                1
+            };
+            let spines = if narrow {
+                per_leaf * nics / 4
+            } else {
+                per_leaf * nics
+            };
+            (
+                fabric::Shape::LeafSpine {
+                    leaves: hosts.div_ceil(per_leaf),
+                    hosts: per_leaf,
+                    spines,
+                },
+                nics,
+            )
         }
     };
     let fabric = Fabric::new(shape, nics, gbps, rng.bits());
@@ -127,7 +189,13 @@ fn some_fabric(rng: &mut Rng, narrow: bool) -> (Fabric, String) {
 
 /// A training step's times, as large models have them: a second or so, a quarter to a half of it on the wire.
 #[must_use]
-pub fn training(rng: &mut Rng, name: String, nodes: Vec<usize>, pattern: Pattern, span: (f64, f64)) -> Spec {
+pub fn training(
+    rng: &mut Rng,
+    name: String,
+    nodes: Vec<usize>,
+    pattern: Pattern,
+    span: (f64, f64),
+) -> Spec {
     Spec {
         name,
         nodes,
@@ -144,7 +212,7 @@ pub fn training(rng: &mut Rng, name: String, nodes: Vec<usize>, pattern: Pattern
 /// One job over all leaves, one that is packed, and on some fabrics an all-to-all; some nodes stay idle. Some end and
 /// others begin. Returns when the last change is due.
 fn some_jobs(world: &mut World, rng: &mut Rng) -> f64 {
-    let hosts: Vec<usize> = world.fabric.hosts().collect();
+    let hosts: Vec<usize> = world.fabric.computing().collect();
     let forever = 1e9;
     // A quarter stays free: for storage, spare nodes and jobs to come.
     let in_use = hosts.len() * 3 / 4;
@@ -157,7 +225,11 @@ fn some_jobs(world: &mut World, rng: &mut Rng) -> f64 {
         let (front, back) = order.split_at(half);
         order = front.iter().zip(back).flat_map(|(a, b)| [*a, *b]).collect();
     }
-    let pattern = if rng.below(4) == 0 { Pattern::Tree } else { Pattern::Ring };
+    let pattern = if rng.below(4) == 0 {
+        Pattern::Tree
+    } else {
+        Pattern::Ring
+    };
     let spec = training(rng, "train-a".to_owned(), order, pattern, (0.0, forever));
     world.start(spec);
     let free = |world: &World, from: usize, n: usize| -> Vec<usize> {
@@ -166,12 +238,26 @@ fn some_jobs(world: &mut World, rng: &mut Rng) -> f64 {
     };
     let spare = hosts.len() - wide;
     let packed = free(world, 0, (spare / 3).clamp(2, 16));
-    let ends = if rng.below(3) == 0 { 45.0 + 30.0 * rng.unit() } else { forever };
-    let spec = training(rng, "train-b".to_owned(), packed, Pattern::Ring, (0.0, ends));
+    let ends = if rng.below(3) == 0 {
+        45.0 + 30.0 * rng.unit()
+    } else {
+        forever
+    };
+    let spec = training(
+        rng,
+        "train-b".to_owned(),
+        packed,
+        Pattern::Ring,
+        (0.0, ends),
+    );
     world.start(spec);
     if spare >= 8 && rng.below(2) == 0 {
         let nodes = free(world, 0, (spare / 4).clamp(2, 8));
-        let pattern = if rng.below(2) == 0 { Pattern::AllToAll } else { Pattern::Ring };
+        let pattern = if rng.below(2) == 0 {
+            Pattern::AllToAll
+        } else {
+            Pattern::Ring
+        };
         let begins = 20.0 + 20.0 * rng.unit();
         let spec = training(rng, "train-c".to_owned(), nodes, pattern, (begins, forever));
         world.schedule.push(spec);
@@ -186,11 +272,20 @@ pub fn healthy(nodes: usize, days: f64, interval_s: f64, seed: u64) -> Scenario 
     let hosts = 16usize;
     // 16 hosts, their leaf, and a part of the spines.
     let leaves = (nodes / (hosts + 2)).max(2);
-    let fabric_shape = fabric::Shape::LeafSpine { leaves, hosts, spines: hosts };
+    let fabric_shape = fabric::Shape::LeafSpine {
+        leaves,
+        hosts,
+        spines: hosts,
+    };
     let fabric = Fabric::new(fabric_shape, 1, 400e9, rng.bits());
-    let shape = Shape { gpus: 8, nvlinks: 0, interval_s, seed };
+    let shape = Shape {
+        gpus: 8,
+        nvlinks: 0,
+        interval_s,
+        seed,
+    };
     let mut world = World::new(fabric, shape.gpus, BTreeSet::new(), seed);
-    let hosts: Vec<usize> = world.fabric.hosts().collect();
+    let hosts: Vec<usize> = world.fabric.computing().collect();
     let length_s = days * 86_400.0;
     let mut number = 0;
     let mut first = 0;
@@ -209,14 +304,32 @@ pub fn healthy(nodes: usize, days: f64, interval_s: f64, seed: u64) -> Scenario 
                 _ => Pattern::Ring,
             };
             if size >= 2 && rng.below(12) != 0 {
-                let spec = training(&mut rng, format!("job-{number}"), slot.to_vec(), pattern, (at, ends));
+                let spec = training(
+                    &mut rng,
+                    format!("job-{number}"),
+                    slot.to_vec(),
+                    pattern,
+                    (at, ends),
+                );
                 world.schedule.push(spec);
             }
             at = ends + 60.0 + 600.0 * rng.unit();
         }
     }
-    world.schedule.sort_by(|a, b| b.start_s.total_cmp(&a.start_s));
+    world
+        .schedule
+        .sort_by(|a, b| b.start_s.total_cmp(&a.start_s));
     let noise = noise::schedule(&world.fabric, &Rates::default(), length_s, mix(seed ^ 2));
-    let text = format!("{fabric_shape:?}, {} nodes, {number} jobs", world.fabric.nodes.len());
-    Scenario { number: 0, text, world, shape, noise, length_s }
+    let text = format!(
+        "{fabric_shape:?}, {} nodes, {number} jobs",
+        world.fabric.nodes.len()
+    );
+    Scenario {
+        number: 0,
+        text,
+        world,
+        shape,
+        noise,
+        length_s,
+    }
 }

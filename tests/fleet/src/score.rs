@@ -2,8 +2,8 @@
 //!
 //! A verdict matches a fault if both are of one class, it names one of the fault's places, and it was opened between the
 //! fault's start and a grace after its end. What matches nothing is false, but what names a place or a job that an active
-//! fault touches is a *consequence*: it counts as false too, unless the controller says itself that it follows from
-//! another incident; both figures are told.
+//! fault touches is a *consequence*. If the controller links it to the incident of that fault it is neither right nor
+//! false; otherwise it counts as false, and the figure without those is told beside it.
 
 use crate::fault::Fault;
 use crate::fleet::{Fleet, Found};
@@ -24,7 +24,9 @@ pub enum Kind {
     True(usize),
     /// Another incident for a fault that was found.
     Repeated(usize),
-    /// Not linked to its root: of the fault with this number.
+    /// Of the fault with this number, and the controller says that it follows from the incident of that fault.
+    Linked(usize),
+    /// Of the fault with this number, but not linked to it.
     Consequence(usize),
     False,
 }
@@ -45,16 +47,20 @@ impl Outcome {
     /// Whether every fault was found and every verdict is right.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        let right = |k: &Kind| matches!(k, Kind::True(_) | Kind::Repeated(_));
+        let right = |k: &Kind| matches!(k, Kind::True(_) | Kind::Repeated(_) | Kind::Linked(_));
         self.faults.iter().all(|(_, l)| l.is_some()) && self.verdicts.iter().all(|(_, k)| right(k))
     }
 
     /// What was missed and what is not right, in a line.
     #[must_use]
     pub fn line(&self) -> String {
-        let missed = self.faults.iter().filter(|(_, l)| l.is_none()).map(|(c, _)| format!("missed {c}"));
+        let missed = self
+            .faults
+            .iter()
+            .filter(|(_, l)| l.is_none())
+            .map(|(c, _)| format!("missed {c}"));
         let wrong = self.verdicts.iter().filter_map(|(class, kind)| match kind {
-            Kind::True(_) | Kind::Repeated(_) => None,
+            Kind::True(_) | Kind::Repeated(_) | Kind::Linked(_) => None,
             Kind::Consequence(n) => {
                 let of = self.faults.get(*n).map_or("", |(c, _)| c.as_str());
                 Some(format!("{class} as a consequence of {of}"))
@@ -68,14 +74,22 @@ impl Outcome {
 
 /// Runs a scenario to its end; `watch` is called after every interval.
 pub fn run(scenario: Scenario, mut watch: impl FnMut(&Fleet)) -> (Outcome, Fleet) {
-    let Scenario { number, world, shape, noise, length_s, .. } = scenario;
+    let Scenario {
+        number,
+        world,
+        shape,
+        noise,
+        length_s,
+        ..
+    } = scenario;
     let mut fleet = Fleet::new(world, &shape, noise);
     while fleet.world.now_s < length_s {
         fleet.step();
         watch(&fleet);
     }
     let (faults, verdicts) = judge(&fleet.world.faults, &fleet.found);
-    let intervals = |found: &Option<f64>, f: &Fault| found.map(|at| (at - f.start_s) / shape.interval_s);
+    let intervals =
+        |found: &Option<f64>, f: &Fault| found.map(|at| (at - f.start_s) / shape.interval_s);
     let outcome = Outcome {
         number,
         faults: faults
@@ -83,7 +97,12 @@ pub fn run(scenario: Scenario, mut watch: impl FnMut(&Fleet)) -> (Outcome, Fleet
             .zip(&fleet.world.faults)
             .map(|(found, f)| (f.class.name().to_owned(), intervals(found, f)))
             .collect(),
-        verdicts: fleet.found.iter().zip(verdicts).map(|(f, k)| (f.class.name().to_owned(), k)).collect(),
+        verdicts: fleet
+            .found
+            .iter()
+            .zip(verdicts)
+            .map(|(f, k)| (f.class.name().to_owned(), k))
+            .collect(),
         seconds: length_s,
         refused: fleet.fed.refused,
     };
@@ -98,15 +117,23 @@ pub fn judge(faults: &[Fault], found: &[Found]) -> (Vec<Option<f64>>, Vec<Kind>)
     for verdict in found {
         let matched = faults.iter().enumerate().find_map(|(n, fault)| {
             let span = fault.start_s..=fault.end_s + GRACE_S;
-            let names = |(at, e): &(f64, Subject)| (span.contains(at) && fault.entities.contains(e)).then_some(*at);
+            let names = |(at, e): &(f64, Subject)| {
+                (span.contains(at) && fault.entities.contains(e)).then_some(*at)
+            };
             let ours = fault.class == verdict.class && span.contains(&verdict.opened_s);
-            ours.then(|| verdict.entities.iter().find_map(names)).flatten().map(|at| (n, at))
+            ours.then(|| verdict.entities.iter().find_map(names))
+                .flatten()
+                .map(|at| (n, at))
         });
         kinds.push(match matched {
             Some((n, at)) => {
                 let first = seen[n].is_none();
                 seen[n] = Some(seen[n].map_or(at, |s| s.min(at)));
-                if first { Kind::True(n) } else { Kind::Repeated(n) }
+                if first {
+                    Kind::True(n)
+                } else {
+                    Kind::Repeated(n)
+                }
             }
             None => match faults.iter().position(|f| touches(f, verdict)) {
                 Some(n) => Kind::Consequence(n),
@@ -114,15 +141,34 @@ pub fn judge(faults: &[Fault], found: &[Found]) -> (Vec<Option<f64>>, Vec<Kind>)
             },
         });
     }
+    let place = |life: u32, id: &str| found.iter().position(|f| f.life == life && f.id == id);
+    for n in 0..found.len() {
+        if !matches!(kinds[n], Kind::Consequence(_) | Kind::False) {
+            continue;
+        }
+        let root = found[n]
+            .root
+            .as_ref()
+            .and_then(|id| place(found[n].life, id));
+        if let Some(Kind::True(fault) | Kind::Repeated(fault)) = root.map(|r| kinds[r]) {
+            kinds[n] = Kind::Linked(fault);
+        }
+    }
     (seen, kinds)
 }
 
 fn touches(fault: &Fault, found: &Found) -> bool {
     let near = |e: &Subject| fault.touched.contains(e) || fault.entities.contains(e);
     let links = found.verdict.links.iter().map(|l| Subject::Link(l.clone()));
-    let job = found.verdict.job.as_ref().is_some_and(|j| fault.jobs.contains(j.as_str()));
+    let job = found
+        .verdict
+        .job
+        .as_ref()
+        .is_some_and(|j| fault.jobs.contains(j.as_str()));
     (fault.start_s..=fault.end_s + AFTERMATH_S).contains(&found.opened_s)
-        && (job || found.entities.iter().any(|(_, e)| near(e)) || links.into_iter().any(|l| near(&l)))
+        && (job
+            || found.entities.iter().any(|(_, e)| near(e))
+            || links.into_iter().any(|l| near(&l)))
 }
 
 /// Counts of one class.
@@ -132,6 +178,7 @@ pub struct Tally {
     pub found: u64,
     pub verdicts_true: u64,
     pub repeated: u64,
+    pub linked: u64,
     pub consequences: u64,
     pub verdicts_false: u64,
     /// Sample intervals from a fault's start to its verdict.
@@ -192,25 +239,38 @@ impl Score {
     /// Adds up outcomes.
     #[must_use]
     pub fn of(seed: u64, outcomes: &[Outcome]) -> Score {
-        let mut score = Score { seed, scenarios: outcomes.len() as u64, ..Score::default() };
+        let mut score = Score {
+            seed,
+            scenarios: outcomes.len() as u64,
+            ..Score::default()
+        };
         for class in Class::ALL {
-            score.classes.insert(class.name().to_owned(), Tally::default());
+            score
+                .classes
+                .insert(class.name().to_owned(), Tally::default());
         }
         for outcome in outcomes {
             score.simulated_hours += outcome.seconds / 3600.0;
             score.refused += outcome.refused;
             for (class, latency) in &outcome.faults {
-                for tally in [score.classes.entry(class.clone()).or_default(), &mut score.all] {
+                for tally in [
+                    score.classes.entry(class.clone()).or_default(),
+                    &mut score.all,
+                ] {
                     tally.faults += 1;
                     tally.found += u64::from(latency.is_some());
                     tally.latencies.extend(latency);
                 }
             }
             for (class, kind) in &outcome.verdicts {
-                for tally in [score.classes.entry(class.clone()).or_default(), &mut score.all] {
+                for tally in [
+                    score.classes.entry(class.clone()).or_default(),
+                    &mut score.all,
+                ] {
                     match kind {
                         Kind::True(_) => tally.verdicts_true += 1,
                         Kind::Repeated(_) => tally.repeated += 1,
+                        Kind::Linked(_) => tally.linked += 1,
                         Kind::Consequence(_) => tally.consequences += 1,
                         Kind::False => tally.verdicts_false += 1,
                     }
@@ -225,10 +285,20 @@ impl Score {
 
     /// Rows of a table: heads first.
     #[must_use]
-    pub fn rows(&self) -> Vec<[String; 11]> {
+    pub fn rows(&self) -> Vec<[String; 12]> {
         let head = [
-            "class", "faults", "found", "recall", "right", "repeated", "consequences", "false", "precision",
-            "of roots", "latency p50/p99",
+            "class",
+            "faults",
+            "found",
+            "recall",
+            "right",
+            "repeated",
+            "linked",
+            "unlinked",
+            "false",
+            "precision",
+            "of roots",
+            "latency p50/p99",
         ];
         let number = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{v:.3}"));
         let row = |name: &str, t: &Tally| {
@@ -239,11 +309,14 @@ impl Score {
                 number(t.recall()),
                 t.verdicts_true.to_string(),
                 t.repeated.to_string(),
+                t.linked.to_string(),
                 t.consequences.to_string(),
                 t.verdicts_false.to_string(),
                 number(t.precision()),
                 number(t.precision_of_roots()),
-                t.latency_p50.zip(t.latency_p99).map_or("-".to_owned(), |(a, b)| format!("{a:.1} / {b:.1}")),
+                t.latency_p50
+                    .zip(t.latency_p99)
+                    .map_or("-".to_owned(), |(a, b)| format!("{a:.1} / {b:.1}")),
             ]
         };
         let mut rows = vec![head.map(str::to_owned)];

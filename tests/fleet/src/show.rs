@@ -25,31 +25,60 @@ pub fn scenario(scenario: Scenario, signals: bool) -> String {
     let mut out = String::new();
     let mut line = |text: String| out.push_str(&(text + "\n"));
     line(format!("scenario {}: {}", scenario.number, scenario.text));
-    let watched: Vec<Vec<usize>> = scenario.world.faults.iter().map(|f| nodes_of(&scenario, &f.entities)).collect();
+    let watched: Vec<Vec<usize>> = scenario
+        .world
+        .faults
+        .iter()
+        .map(|f| nodes_of(&scenario, &f.entities))
+        .collect();
     let mut histories: BTreeMap<usize, History> = BTreeMap::new();
     let mut steps: Vec<(f64, Vec<u64>)> = Vec::new();
     let (_, fleet) = run(scenario, |fleet| {
         let now = fleet.world.now_s;
         steps.push((now, fleet.world.jobs.iter().map(|j| j.steps).collect()));
-        for agent in fleet.agents.iter().filter(|a| signals && watched.iter().flatten().any(|n| *n == a.node)) {
-            histories.entry(agent.node).or_default().push((now, agent.counters.values.clone()));
+        for agent in fleet
+            .agents
+            .iter()
+            .filter(|a| signals && watched.iter().flatten().any(|n| *n == a.node))
+        {
+            histories
+                .entry(agent.node)
+                .or_default()
+                .push((now, agent.counters.values.clone()));
         }
     });
     let faults = &fleet.world.faults;
     let (seen, kinds) = judge(faults, &fleet.found);
     line(String::new());
     for (n, fault) in faults.iter().enumerate() {
-        let found = seen[n].map_or("NOT FOUND".to_owned(), |at| format!("found after {:.1} s", at - fault.start_s));
-        line(format!("truth {n}: {} from {:.1} to {:.1} s: {} — {found}", fault.class.name(), fault.start_s, fault.end_s, fault.text));
+        let found = seen[n].map_or("NOT FOUND".to_owned(), |at| {
+            format!("found after {:.1} s", at - fault.start_s)
+        });
+        line(format!(
+            "truth {n}: {} from {:.1} to {:.1} s: {} — {found}",
+            fault.class.name(),
+            fault.start_s,
+            fault.end_s,
+            fault.text
+        ));
         let places: Vec<String> = fault.entities.iter().map(ToString::to_string).collect();
         line(format!("  places that name it: {}", few(&places, 8)));
-        for (number, job) in fleet.world.jobs.iter().enumerate().filter(|(_, j)| j.trains()) {
+        for (number, job) in fleet
+            .world
+            .jobs
+            .iter()
+            .enumerate()
+            .filter(|(_, j)| j.trains())
+        {
             let a = rate(&steps, number, fault.start_s - BEFORE_S, fault.start_s);
             let b = rate(&steps, number, fault.start_s + SETTLE_S, fault.end_s);
             if let (Some(a), Some(b)) = (a, b)
                 && (b / a - 1.0).abs() > 0.03
             {
-                line(format!("  {}: a step took {a:.2} s before, {b:.2} s during it", job.spec.name));
+                line(format!(
+                    "  {}: a step took {a:.2} s before, {b:.2} s during it",
+                    job.spec.name
+                ));
             }
         }
         if signals {
@@ -66,11 +95,21 @@ pub fn scenario(scenario: Scenario, signals: bool) -> String {
         let kind = match kind {
             Kind::True(n) => format!("RIGHT (truth {n})"),
             Kind::Repeated(n) => format!("right again (truth {n})"),
+            Kind::Linked(n) => format!(
+                "consequence of truth {n}, linked to {}",
+                found.root.as_deref().unwrap_or("")
+            ),
             Kind::Consequence(n) => format!("CONSEQUENCE of truth {n}, not linked to it"),
             Kind::False => "FALSE".to_owned(),
         };
-        let until = found.resolved_s.map_or("the end".to_owned(), |r| format!("{r:.1} s"));
-        let places: Vec<String> = found.entities.iter().map(|(at, e)| format!("{e} at {at:.1} s")).collect();
+        let until = found
+            .resolved_s
+            .map_or("the end".to_owned(), |r| format!("{r:.1} s"));
+        let places: Vec<String> = found
+            .entities
+            .iter()
+            .map(|(at, e)| format!("{e} at {at:.1} s"))
+            .collect();
         line(format!(
             "verdict {}: {} on {}, {:.1} s to {until}, confidence {:.2}{} — {kind}",
             found.id,
@@ -78,7 +117,11 @@ pub fn scenario(scenario: Scenario, signals: bool) -> String {
             places.join(", then "),
             found.opened_s,
             found.verdict.confidence,
-            found.verdict.job.as_ref().map_or(String::new(), |j| format!(", job {j}")),
+            found
+                .verdict
+                .job
+                .as_ref()
+                .map_or(String::new(), |j| format!(", job {j}")),
         ));
         for evidence in &found.verdict.evidence {
             line(format!("    {}: {}", evidence.what, evidence.value));
@@ -103,51 +146,103 @@ fn few(all: &[String], max: usize) -> String {
 /// Nodes that the truth names, and the peers of links that it names.
 fn nodes_of(scenario: &Scenario, entities: &std::collections::BTreeSet<Subject>) -> Vec<usize> {
     let fabric = &scenario.world.fabric;
-    let named = |n: &usize| entities.iter().any(|e| e.node().is_some_and(|e| e.as_str() == fabric.nodes[*n].name));
-    (0..fabric.nodes.len()).filter(named).take(NODES_MAX).collect()
+    let named = |n: &usize| {
+        entities.iter().any(|e| {
+            e.node()
+                .is_some_and(|e| e.as_str() == fabric.nodes[*n].name)
+        })
+    };
+    (0..fabric.nodes.len())
+        .filter(named)
+        .take(NODES_MAX)
+        .collect()
 }
 
 /// Seconds of a step of the job in a span; `None` if it had none.
 fn rate(steps: &[(f64, Vec<u64>)], job: usize, from: f64, to: f64) -> Option<f64> {
-    let mut inside = steps.iter().filter(|(at, all)| (from..=to).contains(at) && all.len() > job);
+    let mut inside = steps
+        .iter()
+        .filter(|(at, all)| (from..=to).contains(at) && all.len() > job);
     let (first, last) = (inside.next()?, inside.next_back()?);
     let done = last.1[job] - first.1[job];
     Some((last.0 - first.0) / if done == 0 { 0.5 } else { done as f64 })
 }
 
 /// What stands out: columns whose mean, or rise in a second, changed by more than a tenth and more than their noise.
-fn moved(fleet: &Fleet, node: usize, history: &[(f64, Vec<Option<u64>>)], span: (f64, f64)) -> Vec<String> {
-    let Some(agent) = fleet.agents.iter().find(|a| a.node == node) else { return Vec::new() };
+fn moved(
+    fleet: &Fleet,
+    node: usize,
+    history: &[(f64, Vec<Option<u64>>)],
+    span: (f64, f64),
+) -> Vec<String> {
+    let Some(agent) = fleet.agents.iter().find(|a| a.node == node) else {
+        return Vec::new();
+    };
     let layout = agent.counters.layout;
-    let names: Vec<String> = fleet.world.fabric.nodes[node].ports.iter().map(|p| fleet.world.fabric.ports[*p].name.clone()).collect();
+    let names: Vec<String> = fleet.world.fabric.nodes[node]
+        .ports
+        .iter()
+        .map(|p| fleet.world.fabric.ports[*p].name.clone())
+        .collect();
     let mut lines = Vec::new();
     for column in 0..layout.len() {
         let (subject, signal, index) = column_of(&layout, &names, column);
         let series = |from: f64, to: f64| -> Vec<f64> {
-            let inside: Vec<&(f64, Vec<Option<u64>>)> = history.iter().filter(|(at, _)| (from..=to).contains(at)).collect();
+            let inside: Vec<&(f64, Vec<Option<u64>>)> = history
+                .iter()
+                .filter(|(at, _)| (from..=to).contains(at))
+                .collect();
             match signal.kind() {
-                Sort::Gauge => inside.iter().filter_map(|(_, v)| Some(v[column]? as f64)).collect(),
+                Sort::Gauge => inside
+                    .iter()
+                    .filter_map(|(_, v)| Some(v[column]? as f64))
+                    .collect(),
                 Sort::Counter => inside
                     .windows(2)
-                    .filter_map(|w| Some((w[1].1[column]?.checked_sub(w[0].1[column]?)?) as f64 / (w[1].0 - w[0].0)))
+                    .filter_map(|w| {
+                        Some(
+                            (w[1].1[column]?.checked_sub(w[0].1[column]?)?) as f64
+                                / (w[1].0 - w[0].0),
+                        )
+                    })
                     .collect(),
             }
         };
-        let (before, during) = (series(span.0 - BEFORE_S, span.0), series(span.0 + SETTLE_S, span.1));
+        let (before, during) = (
+            series(span.0 - BEFORE_S, span.0),
+            series(span.0 + SETTLE_S, span.1),
+        );
         let (Some((a, noise)), Some((b, _))) = (spread(&before), spread(&during)) else {
             if before.is_empty() != during.is_empty() {
-                lines.push(format!("{}:{subject} {} {}", fleet.world.fabric.nodes[node].name, signal.name(), if during.is_empty() { "is absent during it" } else { "comes with it" }));
+                lines.push(format!(
+                    "{}:{subject} {} {}",
+                    fleet.world.fabric.nodes[node].name,
+                    signal.name(),
+                    if during.is_empty() {
+                        "is absent during it"
+                    } else {
+                        "comes with it"
+                    }
+                ));
             }
             continue;
         };
         if (b - a).abs() > (0.1 * a.abs()).max(4.0 * noise / 3.0).max(0.02) {
-            let mut text = format!("{}:{subject} {}", fleet.world.fabric.nodes[node].name, signal.name());
+            let mut text = format!(
+                "{}:{subject} {}",
+                fleet.world.fabric.nodes[node].name,
+                signal.name()
+            );
             if let Some(index) = index
                 && write!(text, "[{index}]").is_err()
             {
                 continue;
             }
-            let per = if signal.kind() == Sort::Counter { "/s" } else { "" };
+            let per = if signal.kind() == Sort::Counter {
+                "/s"
+            } else {
+                ""
+            };
             lines.push(format!("{text}: {} -> {}{per}", short(a), short(b)));
         }
     }
@@ -158,7 +253,12 @@ fn moved(fleet: &Fleet, node: usize, history: &[(f64, Vec<Option<u64>>)], span: 
 fn spread(values: &[f64]) -> Option<(f64, f64)> {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
-    (!values.is_empty()).then(|| (mean, values.iter().map(|v| (v - mean).abs()).sum::<f64>() / n))
+    (!values.is_empty()).then(|| {
+        (
+            mean,
+            values.iter().map(|v| (v - mean).abs()).sum::<f64>() / n,
+        )
+    })
 }
 
 fn short(v: f64) -> String {
@@ -178,7 +278,10 @@ fn column_of(layout: &Layout, ports: &[String], column: usize) -> (String, Signa
         return (ports[column / Of::ALL.len()].clone(), signal, index);
     }
     if column < gpus {
-        let (n, at) = ((column - devices) / Rdma::ALL.len(), (column - devices) % Rdma::ALL.len());
+        let (n, at) = (
+            (column - devices) / Rdma::ALL.len(),
+            (column - devices) % Rdma::ALL.len(),
+        );
         return (format!("mlx5_{n}/1"), Rdma::ALL[at].0, Rdma::ALL[at].1);
     }
     let each = Gpu::ALL.len() + layout.nvlinks * NVLINK_COLUMNS;
@@ -187,8 +290,16 @@ fn column_of(layout: &Layout, ports: &[String], column: usize) -> (String, Signa
     match at.checked_sub(Gpu::ALL.len()) {
         None => (subject, Gpu::ALL[at].0, Gpu::ALL[at].1),
         Some(rest) => {
-            let signal = if rest % NVLINK_COLUMNS == 0 { Signal::NvlinkUp } else { Signal::NvlinkErrors };
-            (subject, signal, Some(weir_sim::num::index(rest / NVLINK_COLUMNS)))
+            let signal = if rest % NVLINK_COLUMNS == 0 {
+                Signal::NvlinkUp
+            } else {
+                Signal::NvlinkErrors
+            };
+            (
+                subject,
+                signal,
+                Some(weir_sim::num::index(rest / NVLINK_COLUMNS)),
+            )
         }
     }
 }

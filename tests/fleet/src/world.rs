@@ -81,7 +81,8 @@ impl World {
     /// Starts a job now. A training job that would not find room in the fabric for all of its flows is made smaller,
     /// because a scheduler that packs jobs, or a library that spreads them, is the healthy state.
     pub fn start(&mut self, mut spec: Spec) -> usize {
-        let checked = !matches!(spec.pattern, Pattern::Gather | Pattern::Storage { .. }) && spec.jitter < 1.0;
+        let checked =
+            !matches!(spec.pattern, Pattern::Gather | Pattern::Storage { .. }) && spec.jitter < 1.0;
         let mut flows = self.place(&spec);
         while checked && spec.nodes.len() > 2 && self.overloads(&flows) {
             spec.nodes.truncate(spec.nodes.len().div_ceil(2));
@@ -100,7 +101,9 @@ impl World {
     fn offered(&self) -> Vec<f64> {
         let mut offered = vec![0.0; self.fabric.ports.len()];
         for flow in self.active.iter().flat_map(|j| &self.jobs[*j].flows) {
-            flow.path.iter().for_each(|l| offered[*l] += flow.demand_bps);
+            flow.path
+                .iter()
+                .for_each(|l| offered[*l] += flow.demand_bps);
         }
         offered
     }
@@ -108,7 +111,9 @@ impl World {
     fn overloads(&self, flows: &[Flow]) -> bool {
         let mut offered = self.offered();
         for flow in flows {
-            flow.path.iter().for_each(|l| offered[*l] += flow.demand_bps);
+            flow.path
+                .iter()
+                .for_each(|l| offered[*l] += flow.demand_bps);
         }
         let full = |l: &Link| offered[*l] > self.physics.capacity[*l] * 1.01;
         flows.iter().flat_map(|f| &f.path).any(full)
@@ -147,7 +152,13 @@ impl World {
         flows
     }
 
-    fn spread(&mut self, src: Link, dst: Link, demand: f64, offered: &[f64]) -> (FlowKey, Vec<Link>) {
+    fn spread(
+        &mut self,
+        src: Link,
+        dst: Link,
+        demand: f64,
+        offered: &[f64],
+    ) -> (FlowKey, Vec<Link>) {
         let mut best: Option<(f64, FlowKey, Vec<Link>)> = None;
         for _ in 0..PORTS_TRIED {
             let port = 0xC000 | weir_sim::num::low32(self.rng.below(0x4000));
@@ -168,14 +179,22 @@ impl World {
                 break;
             }
         }
-        best.map_or_else(|| unreachable!("at least one port is tried"), |(_, key, path)| (key, path))
+        best.map_or_else(
+            || unreachable!("at least one port is tried"),
+            |(_, key, path)| (key, path),
+        )
     }
 
     /// A source port with which the flow leaves its first switch by `link`; `None` if none of many does.
     pub fn port_towards(&self, flow: &Flow, link: Link) -> Option<u16> {
         (0xC000u16..0xC800).find(|port| {
-            let key = FlowKey { src_port: *port, ..flow.key };
-            self.fabric.path(&key, &self.physics.up).is_some_and(|p| p.contains(&link))
+            let key = FlowKey {
+                src_port: *port,
+                ..flow.key
+            };
+            self.fabric
+                .path(&key, &self.physics.up)
+                .is_some_and(|p| p.contains(&link))
         })
     }
 
@@ -241,7 +260,10 @@ impl World {
         let mut physics = Physics::healthy(&self.fabric, &self.off);
         for host in self.booting.keys() {
             for port in &self.fabric.nodes[*host].ports {
-                self.fabric.cable_of(*port).iter().for_each(|l| physics.up[*l] = false);
+                self.fabric
+                    .cable_of(*port)
+                    .iter()
+                    .for_each(|l| physics.up[*l] = false);
             }
         }
         let mut n = 0;
@@ -262,7 +284,11 @@ impl World {
                             flow.key.src_port ^= port;
                         }
                     }
-                    Effect::Gpu { node, what: GpuFault::Lost, .. } if is && !was => {
+                    Effect::Gpu {
+                        node,
+                        what: GpuFault::Lost,
+                        ..
+                    } if is && !was => {
                         // The job does not survive it.
                         if let Some(job) = self.job_of[*node] {
                             self.jobs[job].spec.end_s = now + 1.0;
@@ -293,7 +319,11 @@ impl World {
                 self.flows_of[self.fabric.ports[flow.src].node].push((*j, n));
             }
             if self.jobs[*j].trains() {
-                self.jobs[*j].spec.nodes.iter().for_each(|n| self.job_of[*n] = Some(*j));
+                self.jobs[*j]
+                    .spec
+                    .nodes
+                    .iter()
+                    .for_each(|n| self.job_of[*n] = Some(*j));
             }
         }
     }
@@ -323,7 +353,11 @@ impl World {
 
     /// Links inside the fabric and down to hosts that flows of the job use.
     pub fn links_of(&self, job: usize) -> BTreeSet<Link> {
-        self.jobs[job].flows.iter().flat_map(|f| f.path.iter().copied()).collect()
+        self.jobs[job]
+            .flows
+            .iter()
+            .flat_map(|f| f.path.iter().copied())
+            .collect()
     }
 
     /// Whether both ends are switches.
