@@ -5,12 +5,11 @@
 
 use crate::bpf::jobs::{self, JobIdentity};
 use crate::bpf::start_time;
-use crate::bpf::{Bpf, BpfOptions, BpfSample, QpSample, SourceState};
+use crate::bpf::{Bpf, BpfOptions, BpfSample, BpfStart, QpSample, SourceState};
 use crate::config::{Config, excluded};
 use crate::cost::{Costs, Meter};
 use crate::devices::Devices;
 use crate::gpu_jobs::{self, GpuProcess};
-use crate::kmsg::From;
 use crate::netlink::links::Link;
 use crate::netlink::qdiscs::Qdisc;
 use crate::netlink::{Netlink, NetlinkError};
@@ -19,20 +18,22 @@ use crate::probe::list::List;
 use crate::probe::ud::Ud;
 use crate::qps;
 use crate::sample::{
-    CollectiveCall, EVENTS_MAX, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, QueuePair,
-    Readings, RunningCall, Sample, Series,
+    CollectiveCall, FlowEnds, FlowReading, PORT_SIGNALS, PortReadings, QueuePair, Readings,
+    RunningCall, Sample, Series,
 };
-use crate::source::{Gathered, GpuPart, Info, OptionalCounter, RawCounter, Source};
+use crate::source::{
+    Event, Gathered, GpuPart, Info, OptionalCounter, PortGids, RawCounter, Source,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use weir_wire::signal::Signal;
+use weir_wire::signal::{Entity, Signal};
 use weir_wire::v1;
 
 /// How long a sample waits for devices: what comes later goes into the next.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// The same for a single look at the node.
+/// The same for a single look at the node: a driver may take seconds to wake GPUs that nobody uses.
 const PATIENCE_ONCE: Duration = Duration::from_secs(10);
 /// Processes whose job is remembered.
 const PIDS_MAX: usize = 4096;
@@ -47,17 +48,30 @@ pub struct Extras {
     pub bpf: BpfSample,
     /// Interface names by ifindex.
     pub names: BTreeMap<u32, String>,
+    /// Interfaces whose drivers tell no state.
+    pub state_unknown: BTreeSet<String>,
     pub raw: Vec<RawCounter>,
     pub verbatim: Vec<RawCounter>,
     pub info: Vec<Info>,
     pub optional_counters: Vec<OptionalCounter>,
+    pub gids: Vec<PortGids>,
     pub gpu_parts: Vec<GpuPart>,
     /// Processes on each GPU that tells.
     pub gpu_process_counts: BTreeMap<String, usize>,
     pub gpu_processes: Vec<GpuProcess>,
-    /// Events that one sample could not hold, since the start.
-    pub events_dropped: u64,
+    /// Seen since the sample before.
+    pub events: Vec<Event>,
     pub costs: Costs,
+}
+
+/// What the sources are opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To read them for as long as the agent runs.
+    Run,
+    /// A single look at the node: what tells only what happens from now on stays closed. No program
+    /// is loaded, no event awaited, nothing sent.
+    Look,
 }
 
 /// What is known of a process.
@@ -78,6 +92,8 @@ pub struct Collector {
     netdev_error: Option<String>,
     /// Ethernet ports by ifindex.
     ethernet: BTreeMap<u32, String>,
+    /// Interfaces whose drivers tell no state.
+    state_unknown: BTreeSet<String>,
     readings: Readings,
     exclude: Vec<String>,
     jobs: BTreeMap<u32, Known>,
@@ -101,34 +117,40 @@ pub struct Collector {
     ud: Option<Ud>,
     /// How long a sample waits for devices.
     patience: Duration,
-    events_dropped: u64,
     costs: Costs,
     epoch: Instant,
 }
 
 impl Collector {
-    /// Opens what can be opened; `from` is where the kernel's log is read from.
+    /// Opens what can be opened.
     ///
     /// # Errors
     /// No netlink socket: nothing at all can be read.
-    pub fn open(config: &Config, from: From, epoch: Instant) -> Result<Collector, NetlinkError> {
+    pub fn open(
+        config: &Config,
+        purpose: Purpose,
+        epoch: Instant,
+    ) -> Result<Collector, NetlinkError> {
+        let run = purpose == Purpose::Run;
         let options = BpfOptions {
             netns_filter: config.bpf.netns_filter,
             collective: config.bpf.enabled && config.bpf.collective,
             tcp: config.bpf.tcp,
             qdisc: config.bpf.enabled && config.bpf.qdisc,
             drop: config.bpf.enabled && config.bpf.drop,
-            // A single look lists no pairs: `weir-agent qps` does.
-            qp: config.bpf.qp && matches!(from, From::Now),
-            // Its filters are the running agent's.
-            roce: config.bpf.enabled && config.bpf.roce && matches!(from, From::Now),
+            qp: config.bpf.qp,
+            roce: config.bpf.enabled && config.bpf.roce,
             cgroup: config.bpf.cgroup.clone(),
             no_programs: !config.bpf.enabled,
             object: None,
         };
-        let start = Bpf::load(&options);
+        let start = if run {
+            Bpf::load(&options)
+        } else {
+            BpfStart::default()
+        };
         let collectives_by_bpf = start.sources.iter().any(|s| s.name == "collective" && s.up);
-        let devices = Devices::start(config, from);
+        let devices = Devices::start(config, run);
         let wanted = devices.verbs().filter(|_| config.collectors.probe);
         let ud = wanted.map(|verbs| {
             let probe = &config.probe;
@@ -145,6 +167,7 @@ impl Collector {
             bpf_sources: start.sources.into_iter().map(source_of).collect(),
             netdev_error: None,
             ethernet: BTreeMap::new(),
+            state_unknown: BTreeSet::new(),
             readings: Readings::default(),
             exclude: config.ports_exclude.clone(),
             jobs: BTreeMap::new(),
@@ -158,14 +181,12 @@ impl Collector {
             gpu_jobs: BTreeMap::new(),
             devices,
             ud,
-            // A single look at the node sends nothing.
-            probe: (config.collectors.probe && from == From::Now)
+            probe: (config.collectors.probe && run)
                 .then(|| Probe::start(config.probe.options(&config.ports_exclude))),
-            patience: match from {
-                From::Now => PATIENCE,
-                From::Boot => PATIENCE_ONCE,
+            patience: match purpose {
+                Purpose::Run => PATIENCE,
+                Purpose::Look => PATIENCE_ONCE,
             },
-            events_dropped: 0,
             costs: Costs::default(),
             epoch,
         })
@@ -281,15 +302,7 @@ impl Collector {
             self.costs.note(reading, ended);
         }
         sample.columns = gathered.columns;
-        if gathered.events.len() > EVENTS_MAX {
-            // A flood of one source must not push out what matters of another.
-            gathered
-                .events
-                .sort_by_key(|event| std::cmp::Reverse(event.severity));
-        }
-        let kept = gathered.events.len().min(EVENTS_MAX);
-        self.events_dropped += (gathered.events.len() - kept) as u64;
-        gathered.events.truncate(kept);
+        forget_untrained(&mut sample);
         for event in &gathered.events {
             tracing::info!(
                 source = event.source,
@@ -300,15 +313,16 @@ impl Collector {
                 event.text
             );
         }
-        sample.events = gathered.events;
         self.readings.judge(&mut sample);
         let extras = Extras {
             bpf,
             names,
+            state_unknown: self.state_unknown.clone(),
             raw: gathered.raw,
             verbatim: gathered.verbatim,
             info: gathered.info,
             optional_counters: gathered.optional_counters,
+            gids: gathered.gids,
             gpu_parts: gathered.gpu_parts,
             gpu_process_counts: gathered
                 .gpu_processes
@@ -320,7 +334,7 @@ impl Collector {
                 &mut self.gpu_jobs,
                 jobs::identify,
             ),
-            events_dropped: self.events_dropped,
+            events: gathered.events,
             costs: self.costs.clone(),
         };
         (sample, extras)
@@ -345,6 +359,7 @@ impl Collector {
         }
         let mut names = BTreeMap::new();
         self.ethernet.clear();
+        self.state_unknown.clear();
         for link in links
             .into_iter()
             .filter(|l| !l.loopback && !excluded(&self.exclude, &l.name))
@@ -360,6 +375,9 @@ impl Collector {
                     kernel_drops,
                 ),
             );
+            if link.state_unknown {
+                self.state_unknown.insert(link.name.clone());
+            }
             if link.ethernet {
                 self.ethernet.insert(link.ifindex, link.name.clone());
             }
@@ -438,7 +456,7 @@ impl Collector {
             self.qps_seen = Arc::clone(&bpf.qps);
         }
         sample.qps = Arc::clone(&self.qps);
-        sample.qps_sent = qps::sent(&self.qps, &bpf.roce);
+        sample.qps_seen = qps::seen(&self.qps, &bpf.roce);
         let ports = &self.ethernet;
         let notes = self.bpf.as_mut().map(|bpf| bpf.watch_ports(ports));
         for note in notes.unwrap_or_default() {
@@ -534,6 +552,20 @@ impl Collector {
     }
 }
 
+/// Some drivers tell the rate of a link that is down.
+fn forget_untrained(sample: &mut Sample) {
+    let up = PORT_SIGNALS.iter().position(|s| *s == Signal::LinkUp);
+    let ports = &sample.ports;
+    let is_down = |port: &str| {
+        let readings = ports.get(port).zip(up);
+        readings.is_some_and(|(readings, up)| readings[up] == Some(0))
+    };
+    sample.columns.retain(|key, _| {
+        let trained = matches!(key.signal, Signal::RateBps | Signal::Lanes);
+        !(key.kind == Entity::Port && trained && is_down(&key.entity))
+    });
+}
+
 fn source_of(state: SourceState) -> Source {
     match &state.reason {
         Some(reason) if !state.up => tracing::warn!("source {} is down: {reason}", state.name),
@@ -569,7 +601,8 @@ fn readings_of(
         Signal::TxPackets => stats.map(|s| s.tx_packets),
         Signal::RxPackets => stats.map(|s| s.rx_packets),
         Signal::TxDrops => stats.map(|s| s.tx_dropped),
-        Signal::RxDrops => stats.map(|s| s.rx_dropped),
+        // As /proc/net/dev has it.
+        Signal::RxDrops => stats.map(|s| s.rx_dropped.saturating_add(s.rx_missed)),
         Signal::TxErrors => stats.map(|s| s.tx_errors),
         Signal::RxErrors => stats.map(|s| s.rx_errors),
         Signal::LinkUp => Some(u64::from(link.up)),

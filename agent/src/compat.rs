@@ -2,7 +2,8 @@
 //! working: `node_infiniband_*` from the files of sysfs, `node_network_*` from rtnetlink and
 //! `node_ethtool_*` from the drivers' statistics, with its labels and units.
 //!
-//! Only what we have: statistics of single queues are left out, and so is the loopback device.
+//! Only what we have: statistics of single queues are left out, and so are the loopback device and the
+//! speed of a link that is down.
 
 use crate::collect::Extras;
 use crate::exposition::Families;
@@ -124,7 +125,7 @@ pub fn put(sample: &Sample, extras: &Extras, families: &mut Families) {
     for info in &extras.info {
         put_info(info, &mut devices, families);
     }
-    put_network(sample, families);
+    put_network(sample, extras, families);
 }
 
 fn put_info<'a>(info: &'a Info, devices: &mut BTreeSet<&'a str>, families: &mut Families) {
@@ -152,11 +153,14 @@ fn put_info<'a>(info: &'a Info, devices: &mut BTreeSet<&'a str>, families: &mut 
     }
 }
 
-fn put_network(sample: &Sample, families: &mut Families) {
+fn put_network(sample: &Sample, extras: &Extras, families: &mut Families) {
     for (port, readings) in &sample.ports {
         for (signal, reading) in PORT_SIGNALS.iter().zip(readings) {
             if let (Some(metric), Some(value)) = (network_metric(*signal), reading) {
-                families.value(metric, &[port], *value as f64);
+                // There only a state that is told is up.
+                let unknown = *signal == Signal::LinkUp && extras.state_unknown.contains(port);
+                let value = if unknown { 0.0 } else { *value as f64 };
+                families.value(metric, &[port], value);
             }
         }
     }

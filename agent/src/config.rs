@@ -1,6 +1,7 @@
 //! The agent's configuration and its limits file: files that may be wrong, and values that cannot.
 
 use crate::probe::config as probe;
+use crate::rdma::stated;
 pub use probe::RawProbe;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use weir_agent_core::limits::Limits;
 use weir_common::config::{self, Checker, ConfigError};
+use weir_wire::SAMPLE_INTERVAL_MAX;
 
 /// All addresses, as exporters do: who scrapes is another machine.
 const LISTEN_METRICS: &str = "0.0.0.0:9741";
@@ -49,6 +51,9 @@ pub struct RawConfig {
     pub dry_run: Option<bool>,
     /// Verbs devices that are left alone; a trailing * stands for anything.
     pub devices_exclude: Option<Vec<String>>,
+    /// What links of verbs devices should run at, such as "mlx5_*=400G"; the first that fits counts.
+    /// Default: their own best since the start, and what most of their kind run at.
+    pub rdma_expect: Option<Vec<String>>,
     /// Where sysfs is mounted.
     pub path_sysfs: Option<PathBuf>,
     /// NVML library; default: libnvidia-ml.so.1 of the loader's path.
@@ -114,6 +119,8 @@ pub struct Config {
     pub ports_exclude: Vec<String>,
     pub dry_run: bool,
     pub devices_exclude: Vec<String>,
+    /// Pattern of devices and bits per second.
+    pub rdma_expect: Vec<(String, u64)>,
     pub path_sysfs: PathBuf,
     pub nvml_library: Option<PathBuf>,
     pub verbs_program: Option<PathBuf>,
@@ -230,12 +237,21 @@ impl RawConfig {
                 "sample_interval",
                 self.sample_interval.as_ref(),
                 second,
-                (second / 10, 60 * second),
+                (second / 10, SAMPLE_INTERVAL_MAX),
             )?,
             spool_samples: check.count("spool_samples", self.spool_samples, 120, (1, 10_000))?,
             ports_exclude: self.ports_exclude.clone().unwrap_or_default(),
             dry_run: self.dry_run.unwrap_or(false),
             devices_exclude: self.devices_exclude.clone().unwrap_or_default(),
+            rdma_expect: self
+                .rdma_expect
+                .iter()
+                .flatten()
+                .map(|text| {
+                    let remedy = "give DEVICE=RATE, such as \"mlx5_*=400G\"";
+                    stated(text).ok_or_else(|| check.wrong("rdma_expect", text, remedy))
+                })
+                .collect::<Result<_, _>>()?,
             path_sysfs: self.path_sysfs.clone().unwrap_or_else(|| "/sys".into()),
             nvml_library: self.nvml_library.clone(),
             verbs_program: self.verbs_program.clone(),
@@ -285,6 +301,13 @@ impl From<&Config> for RawConfig {
             ports_exclude: Some(config.ports_exclude.clone()),
             dry_run: Some(config.dry_run),
             devices_exclude: Some(config.devices_exclude.clone()),
+            rdma_expect: Some(
+                config
+                    .rdma_expect
+                    .iter()
+                    .map(|(pattern, bps)| format!("{pattern}={}M", bps / 1_000_000))
+                    .collect(),
+            ),
             path_sysfs: Some(config.path_sysfs.clone()),
             nvml_library: config.nvml_library.clone(),
             verbs_program: config.verbs_program.clone(),
@@ -409,7 +432,7 @@ mod tests {
     fn what_is_shown_gives_the_same_configuration() {
         for text in [
             "node: n",
-            "{node: s1, role: switch, controller: 'http://c:1', sample_interval: 250ms, compat: node-exporter, bpf: {enabled: false, tcp: true}}",
+            "{node: s1, role: switch, controller: 'http://c:1', sample_interval: 250ms, compat: node-exporter, rdma_expect: ['mlx5_*=400G'], bpf: {enabled: false, tcp: true}}",
         ] {
             let raw: RawConfig = serde_norway::from_str(text).unwrap();
             let shown = RawConfig::from(&raw.check(Path::new("x")).unwrap());
@@ -454,7 +477,7 @@ mod tests {
         assert!(
             text.contains("agent.yaml")
                 && text.contains("sample_interval")
-                && text.contains("100ms to 1m"),
+                && text.contains("100ms to 30s"),
             "{text}"
         );
     }

@@ -3,23 +3,30 @@
 //! Each has a thread of its own. A device that is sick may keep whoever asks it waiting for a minute
 //! (that is how long a command of mlx5's firmware takes to time out; NVML can take longer), and
 //! meanwhile leases have to end in time. The main loop asks all, waits a little for the answers, and
-//! takes what comes later with the next sample.
+//! takes what comes later with the next sample. Verbs devices have a thread each (`per_device.rs`).
+
+mod per_device;
 
 use crate::config::Config;
 use crate::cost::{self, Meter};
 use crate::ethtool::EthtoolSource;
 use crate::gpu::{self, Gpu};
+use crate::kmsg::limiter::Shared;
 use crate::kmsg::{From, Kmsg, catalogue};
+use crate::rdma::text::Filter;
 use crate::rdma::{self, Rdma};
-use crate::source::{Event, Gathered, RawCounter, Source};
+use crate::source::{Event, Gathered, RawCounter, RawKind, Source};
 use crate::verbs::{self, Verbs};
+use per_device::{List, Open, PerDevice};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
+/// The kernel's log.
+pub const KMSG: &str = "/dev/kmsg";
 /// A source that has not answered for this long is down.
 const STUCK: Duration = Duration::from_secs(5);
 
@@ -42,6 +49,8 @@ type Read = Box<dyn FnMut(&Question, &mut Gathered) -> Result<(), String> + Send
 /// One source: its thread, and how it answered last.
 struct Device {
     source: Source,
+    /// What of the source it is, for the log; empty for the whole of it.
+    part: String,
     ask: SyncSender<Question>,
     answers: Receiver<Answer>,
     asked: Option<Instant>,
@@ -53,7 +62,7 @@ struct Device {
 }
 
 impl Device {
-    fn start(name: &'static str, mut read: Read) -> Device {
+    fn start(name: &'static str, part: String, mut read: Read) -> Device {
         let (ask, questions) = sync_channel::<Question>(1);
         let (answer, answers) = sync_channel(1);
         let thread = std::thread::Builder::new()
@@ -81,6 +90,7 @@ impl Device {
                 up: reason.is_none(),
                 reason: reason.unwrap_or_default(),
             },
+            part,
             ask,
             answers,
             asked: None,
@@ -96,6 +106,18 @@ impl Device {
             self.asked = Some(Instant::now());
         }
         late
+    }
+
+    /// Whether its thread waits for a question, or has ended.
+    fn is_idle(&mut self) -> bool {
+        match self.answers.try_recv() {
+            Ok(answer) => {
+                self.take(answer);
+                true
+            }
+            Err(TryRecvError::Empty) => self.asked.is_none(),
+            Err(TryRecvError::Disconnected) => true,
+        }
     }
 
     fn take(&mut self, mut answer: Answer) -> cost::Reading {
@@ -136,7 +158,7 @@ impl Device {
     fn state(&mut self, reason: String) {
         let up = reason.is_empty();
         if !up && reason != self.source.reason {
-            tracing::warn!("source {} is down: {reason}", self.source.name);
+            tracing::warn!("source {}{} is down: {reason}", self.source.name, self.part);
         }
         (self.source.up, self.source.reason) = (up, reason);
     }
@@ -145,26 +167,29 @@ impl Device {
 /// All of them.
 pub struct Devices {
     devices: Vec<Device>,
+    rdma: Option<PerDevice>,
+    links: rdma::Judge,
     verbs: Option<verbs::Handle>,
 }
 
 impl Devices {
-    /// Starts what the configuration asks for; `from` is where the kernel's log is read from.
+    /// Starts what the configuration asks for; `steady`: for as long as the agent runs, with the
+    /// sources that tell what happens from now on.
     #[must_use]
-    pub fn start(config: &Config, from: From) -> Devices {
+    pub fn start(config: &Config, steady: bool) -> Devices {
+        let limits = Shared::default();
         let mut devices = Vec::new();
         let mut start = |wanted: bool, name, read: Read| {
             if wanted {
-                devices.push(Device::start(name, read));
+                devices.push(Device::start(name, String::new(), read));
             }
         };
         let on = config.collectors;
         start(on.ethtool, "ethtool", ethtool(config));
-        start(on.rdma, "rdma", rdma(config));
-        start(on.gpu, "gpu", gpu(config));
-        start(on.kmsg, "kmsg", kmsg(from));
+        start(on.gpu, "gpu", gpu(config, limits.clone()));
+        start(on.kmsg && steady, "kmsg", kmsg(limits));
         // A single look sees no events, and pings nobody.
-        let verbs = (on.verbs && from == From::Now).then(|| Verbs::new(verbs_options(config)));
+        let verbs = (on.verbs && steady).then(|| Verbs::new(verbs_options(config)));
         let handle = verbs.as_ref().map(Verbs::handle);
         if let Some(mut verbs) = verbs {
             let read: Read = Box::new(move |question, out| verbs.poll(question.now, out));
@@ -172,6 +197,8 @@ impl Devices {
         }
         Devices {
             devices,
+            rdma: on.rdma.then(|| rdma(config)),
+            links: rdma::Judge::default(),
             verbs: handle,
         }
     }
@@ -184,7 +211,8 @@ impl Devices {
 
     /// State of each after the last reading.
     pub fn sources(&self) -> impl Iterator<Item = &Source> {
-        self.devices.iter().map(|device| &device.source)
+        let others = self.devices.iter().map(|device| &device.source);
+        others.chain(self.rdma.iter().map(|rdma| &rdma.source))
     }
 
     /// Reads all at once, and waits at most `patience`; gives what each cost.
@@ -202,10 +230,15 @@ impl Devices {
             .iter_mut()
             .filter_map(|device| device.ask(&question))
             .collect();
+        costs.extend(self.rdma.as_mut().and_then(|rdma| rdma.ask(&question)));
         let deadline = Instant::now() + patience;
+        let left = || deadline.saturating_duration_since(Instant::now());
         for device in &mut self.devices {
-            let left = deadline.saturating_duration_since(Instant::now());
-            costs.extend(device.answer(left, STUCK, out));
+            costs.extend(device.answer(left(), STUCK, out));
+        }
+        if let Some(rdma) = &mut self.rdma {
+            costs.extend(rdma.answer(left, STUCK, out));
+            self.links.take(out);
         }
         costs
     }
@@ -222,20 +255,49 @@ fn ethtool(config: &Config) -> Read {
     })
 }
 
-fn rdma(config: &Config) -> Read {
+fn rdma(config: &Config) -> PerDevice {
     let sysfs = config.path_sysfs.clone();
-    let mut source = Rdma::open(rdma::Options {
-        sysfs: sysfs.clone(),
+    let filter = Filter {
         include: Vec::new(),
         exclude: config.devices_exclude.clone(),
-        netlink: true,
-        verbatim: config.compat_node_exporter,
+    };
+    let list: List = Box::new({
+        let sysfs = sysfs.clone();
+        move || {
+            let names = rdma::sysfs::names(&sysfs, &filter).unwrap_or_default();
+            let class = rdma::sysfs::class(&sysfs);
+            // A node without verbs devices lacks nothing.
+            if names.is_empty() && has_entries(&class) {
+                let class = class.display();
+                return Err(format!(
+                    "no RDMA device in {class} that the filter lets through"
+                ));
+            }
+            Ok(names)
+        }
     });
-    Box::new(move |question, out| match source.poll(question.now, out) {
-        // A node without verbs devices lacks nothing.
-        Err(_) if !has_entries(&sysfs.join("class/infiniband")) => Ok(()),
-        other => other,
-    })
+    let verbatim = config.compat_node_exporter;
+    let expect = config.rdma_expect.clone();
+    let files = rdma::Files::default();
+    let open: Open = Box::new(move |name| {
+        let mut source = Rdma::open(rdma::Options {
+            sysfs: sysfs.clone(),
+            include: vec![name.to_owned()],
+            exclude: Vec::new(),
+            netlink: true,
+            verbatim,
+            expect: expect.clone(),
+            files: files.clone(),
+        });
+        Box::new(move |question, out| {
+            let result = source.poll(question.now, out);
+            result.map_err(|error| match source.failing().next() {
+                Some((_, reason)) => reason.to_owned(),
+                None => error,
+            })
+        })
+    });
+    PerDevice::new("rdma", list, open)
 }
 
 fn verbs_options(config: &Config) -> verbs::Options {
@@ -246,13 +308,14 @@ fn verbs_options(config: &Config) -> verbs::Options {
     }
 }
 
-fn gpu(config: &Config) -> Read {
+fn gpu(config: &Config, limits: Shared) -> Read {
     let sysfs = config.path_sysfs.clone();
     let named = config.nvml_library.is_some();
     let mut source = Gpu::open(gpu::Options {
         nvml_library: config.nvml_library.clone(),
         sysfs: sysfs.clone(),
         meaning: catalogue::meaning,
+        limits,
     });
     Box::new(move |question, out| {
         let result = source.poll(question.now, out);
@@ -281,28 +344,24 @@ fn has_nvidia(sysfs: &Path) -> bool {
     })
 }
 
-fn kmsg(from: From) -> Read {
-    let path = Path::new("/dev/kmsg");
-    let opened = Kmsg::open(path, from);
+fn kmsg(limits: Shared) -> Read {
+    let path = Path::new(KMSG);
+    let opened = Kmsg::open(path, From::Now, limits);
     let mut source = opened.map_err(|e| format!("cannot read {}: {e}", path.display()));
     Box::new(move |question, out| {
         let source = source.as_mut().map_err(|reason| reason.clone())?;
-        let mut poll = || source.poll(question.now, out).map_err(|e| e.to_string());
-        // From boot on there is an end; from now on the next look goes on.
-        while poll()? && from == From::Boot {}
+        // Where there is more, the next sample goes on.
+        let polled = source.poll(question.now, out);
+        polled.map_err(|e| e.to_string())?;
         for (name, value) in [
             ("lines", source.lines),
-            ("suppressed", source.suppressed),
             ("lost", source.lost),
             ("malformed", source.malformed),
         ] {
-            out.raw.push(RawCounter {
-                source: "kmsg",
-                device: "kmsg".into(),
-                name: name.into(),
-                value,
-            });
+            let counter = RawCounter::new(RawKind::Counter, "kmsg", "kmsg", name, value);
+            out.raw.push(counter);
         }
+        out.raw.extend(source.held_back.raw("kmsg", "kmsg"));
         Ok(())
     })
 }
@@ -312,22 +371,17 @@ mod tests {
     use super::*;
 
     /// Long enough for a thread to answer on a busy machine.
-    const LONG: Duration = Duration::from_secs(20);
+    pub(super) const LONG: Duration = Duration::from_secs(20);
 
-    fn question() -> Question {
+    pub(super) fn question() -> Question {
         Question {
             now: Duration::ZERO,
             interfaces: Arc::default(),
         }
     }
 
-    fn counted(value: u64) -> RawCounter {
-        RawCounter {
-            source: "test",
-            device: "d".into(),
-            name: "n".into(),
-            value,
-        }
+    pub(super) fn counted(value: u64) -> RawCounter {
+        RawCounter::new(RawKind::Counter, "test", "d", "n", value)
     }
 
     #[test]
@@ -338,7 +392,7 @@ mod tests {
             out.raw.push(counted(1));
             Ok(())
         };
-        let mut device = Device::start("test", Box::new(read));
+        let mut device = Device::start("test", String::new(), Box::new(read));
         let mut out = Gathered::default();
         device.ask(&question());
         assert!(device.answer(Duration::ZERO, LONG, &mut out).is_none());
@@ -360,7 +414,7 @@ mod tests {
             out.raw.push(counted(wait.recv().map_err(|_| "over")?));
             Ok(())
         };
-        let mut device = Device::start("test", Box::new(read));
+        let mut device = Device::start("test", String::new(), Box::new(read));
         let mut poll = |patience, released: Option<u64>| {
             let mut out = Gathered::default();
             let late = device.ask(&question()).is_some();
@@ -381,7 +435,7 @@ mod tests {
     #[test]
     fn a_source_whose_thread_ended_is_down() {
         let read = |_: &Question, _: &mut Gathered| -> Result<(), String> { panic!("in a test") };
-        let mut device = Device::start("test", Box::new(read));
+        let mut device = Device::start("test", String::new(), Box::new(read));
         device.ask(&question());
         let mut out = Gathered::default();
         assert!(device.answer(LONG, LONG, &mut out).is_none());
@@ -405,7 +459,7 @@ mod tests {
             out.raw.push(counted(7));
             Err("half of it is away".to_owned())
         };
-        let mut device = Device::start("test", Box::new(read));
+        let mut device = Device::start("test", String::new(), Box::new(read));
         device.ask(&question());
         let mut out = Gathered::default();
         let cost = device.answer(LONG, LONG, &mut out);

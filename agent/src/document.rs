@@ -12,7 +12,8 @@ pub fn markdown() -> String {
     text.push_str(
         "\n### Counters of verbs devices\n\n\
          What each driver's counter stands for (`agent/src/rdma/rows.rs`). A counter that is not here is \
-         exported as `weir_raw_total` under its own name. *bits* is the width of the register, *at its end* \
+         exported under its own name: as `weir_raw_total`, as `weir_raw_value` if it stands for itself (such as \
+         bnxt_re's objects), as `weir_raw_untyped` if its driver is not known. *bits* is the width of the register, *at its end* \
          what it does there; *side* is the end of a connection that it speaks of; *together* says what \
          becomes of several counters of one signal.\n\n",
     );
@@ -24,7 +25,7 @@ pub fn markdown() -> String {
     text.push_str(
         "\n### Statistics of network interfaces\n\n\
          What each driver's statistic stands for (`agent/src/ethtool/table.rs`); `#` is a priority or lane. \
-         All are 64 bits wide and wrap; several of one signal add up.\n\n",
+         What is not here is exported under its own name, as above. All are 64 bits wide and wrap; several of one signal add up.\n\n",
     );
     let rows = ethtool::documented().map(|mut row| {
         row[1] = format!("`{}`", row[1]);

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use weir_common::catalogue::{Metric, Type};
+use weir_common::catalogue::Metric;
 
 /// What `Content-Type` says of it.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -27,11 +27,7 @@ impl Families {
     fn lines(&mut self, metric: Metric) -> &mut String {
         let name = Cow::Borrowed(metric.name);
         let family = self.0.entry(name).or_insert_with(|| Family {
-            kind: match metric.kind {
-                Type::Gauge => "gauge",
-                Type::Counter => "counter",
-                Type::Histogram => "histogram",
-            },
+            kind: metric.kind.name(),
             help: metric.help,
             lines: String::with_capacity(LINE),
         });
@@ -152,6 +148,7 @@ fn put_value(lines: &mut String, value: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use weir_common::catalogue::Type;
 
     const QUEUES: Metric = Metric {
         name: "weir_test_depth_bytes",

@@ -3,15 +3,16 @@
 mod roce;
 
 use crate::sample::{FlowEnds, FlowReading, PORT_SIGNALS, Sample, Series, micros};
-use crate::source::{ColumnKey, Event, Severity};
+use crate::source::ColumnKey;
 use std::collections::{BTreeMap, BTreeSet};
 use weir_wire::columns::Columns;
-use weir_wire::frame::{CallRow, CallRows, FlowRow, FlowRows, RunningRows, SERIES_MAX};
+use weir_wire::frame::{CallRow, CallRows, FlowRow, FlowRows, RoceRows, RunningRows, SERIES_MAX};
 use weir_wire::signal::{Entity, Signal};
 use weir_wire::v1;
 
-/// Values that a frame carries for an open flow, a finished call and a running one.
+/// Values that a frame carries for an open flow, for a RoCE one besides, for a finished call and a running one.
 const FLOW_VALUES: usize = 4;
+const ROCE_VALUES: usize = 2;
 const CALL_VALUES: usize = 3;
 const RUNNING_VALUES: usize = 1;
 
@@ -31,7 +32,8 @@ pub struct FrameEncoder {
     flows: BTreeMap<FlowEnds, SentFlow>,
     flow_rows: FlowRows,
     next_flow: u32,
-    roce: roce::Sent,
+    roce: roce::Told,
+    roce_rows: RoceRows,
     sent_any: bool,
     series: SeriesTable,
     call_rows: CallRows,
@@ -82,12 +84,12 @@ impl FrameEncoder {
             key: std::mem::take(&mut self.key),
             resets: self.reset_columns(&sample.resets),
             frames_dropped,
-            events: sample.events.iter().map(event).collect(),
             ..v1::Frame::default()
         };
         if frame.key {
             self.columns.clear();
             self.flow_rows = FlowRows::default();
+            self.roce_rows = RoceRows::default();
             self.series = SeriesTable::default();
             self.call_rows = CallRows::default();
             self.running_rows = RunningRows::default();
@@ -255,7 +257,7 @@ impl FrameEncoder {
         let mut moved = self.roce_flows(sample, frame);
         rows.append(&mut moved);
         frame.flows = self.flow_rows.encode(rows);
-        self.count(self.flow_rows.len() * FLOW_VALUES);
+        self.count(self.flow_rows.len() * FLOW_VALUES + self.roce_rows.len() * ROCE_VALUES);
         let closed = |ends: &FlowEnds| sample.flows.get(ends).is_none_or(|f| f.closed);
         let ended = self.flows.iter();
         let ended = ended.filter(|(ends, f)| f.announced && closed(ends));
@@ -277,23 +279,6 @@ fn entity_of(kind: Entity) -> v1::Entity {
         Entity::Rdma => v1::Entity::Rdma,
         Entity::Gpu => v1::Entity::Gpu,
         Entity::Probe => v1::Entity::Probe,
-    }
-}
-
-fn event(event: &Event) -> v1::Event {
-    v1::Event {
-        source: event.source.into(),
-        name: event.name.into(),
-        subject: event.subject.clone(),
-        code: event.code,
-        severity: match event.severity {
-            Severity::Info => v1::Severity::Info,
-            Severity::Warning => v1::Severity::Warning,
-            Severity::Critical => v1::Severity::Critical,
-        }
-        .into(),
-        text: event.text.clone(),
-        action: event.action.clone(),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::rdma::{netlink as rdma_netlink, text};
 use crate::{ethtool, source::Event};
 use prost::Message as _;
 use weir_wire::columns::Columns;
-use weir_wire::frame::{CallRows, FlowRows, RunningRows};
+use weir_wire::frame::{CallRows, FlowRows, RoceRows, RunningRows};
 use weir_wire::v1::{AgentMessage, ControllerMessage, agent_message::Body};
 
 /// Longest text of an event: what is cut, and what a rule puts around it.
@@ -170,18 +170,21 @@ fn check_columns(body: &[u8]) -> usize {
 }
 
 fn check_rows(body: &[u8]) -> usize {
-    let (mut flows, mut calls, mut running) = (
+    let (mut flows, mut roce, mut calls, mut running) = (
         FlowRows::default(),
+        RoceRows::default(),
         CallRows::default(),
         RunningRows::default(),
     );
     for number in 0..NUMBERS {
         flows.announce(number);
+        roce.announce(number);
         calls.announce(number);
         running.announce(number);
     }
     let counts = [
         flows.decode(body).map(|rows| rows.len()),
+        roce.decode(body).map(|rows| rows.len()),
         calls.decode(body).map(|rows| rows.len()),
         running.decode(body).map(|rows| rows.len()),
     ];

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use weir_agent::config::{Config, RawConfig};
 use weir_agent::scan::Level;
-use weir_agent::scan::expect::{Expect, Profile};
+use weir_agent::scan::expect::{self, Expect};
 use weir_agent::{document, metrics, qps, run, scan};
 use weir_common::config::{self, ConfigError};
 use weir_common::program::{EXIT_USAGE, arguments, said};
@@ -36,9 +36,9 @@ enum Cmd {
         #[arg(long, value_name = "KIND=COUNT[@RATE][:NAME]")]
         expect: Vec<Expect>,
         /// Expectations of a common node: 8xh100-8xcx7, 8xh200-8xcx7, 8xb200-8xcx7, 8xmi300x-8x400g,
-        /// 8xa100-8xcx6.
-        #[arg(long, value_name = "NAME")]
-        profile: Option<Profile>,
+        /// 8xa100-8xcx6, or a YAML file of one's own (`expect: ["gpu=8:H100", "rdma=8@400G"]`).
+        #[arg(long, value_name = "NAME|FILE")]
+        profile: Option<String>,
         /// As JSON instead of a table.
         #[arg(long)]
         json: bool,
@@ -382,11 +382,11 @@ fn perform(command: Cmd) -> anyhow::Result<ExitCode> {
             profile,
             json,
         } => {
-            let expected: Vec<Expect> = profile
-                .into_iter()
-                .flat_map(|p| p.0)
-                .chain(expect)
-                .collect();
+            let mut expected = match profile {
+                Some(name) => expect::profile(&name)?,
+                None => Vec::new(),
+            };
+            expected.extend(expect);
             let findings = scan::scan(&options.load()?, &expected)?;
             writeln!(
                 out,

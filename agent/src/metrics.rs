@@ -9,7 +9,7 @@ use crate::exposition::{CONTENT_TYPE, Families};
 use crate::probe;
 use crate::qps;
 use crate::sample::{PORT_SIGNALS, Sample};
-use crate::source::{Severity, Source};
+use crate::source::{RawKind, Severity, Source};
 use axum::extract::ConnectInfo;
 use axum::http::StatusCode;
 use axum::routing::get;
@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
+use weir_agent_core::outbox::Reason;
 use weir_common::catalogue::{Metric, Type};
 use weir_wire::signal::{Entity, Kind, Signal};
 
@@ -38,10 +39,14 @@ catalogue! {
     COLLECT Gauge "weir_agent_collect_seconds" ["source"] "Wall time of the last reading of the source.";
     EVENTS Counter "weir_agent_events_total" ["source", "name", "code", "subject", "severity"] "Events seen since the agent started (at most 1,024 series); code is the number of an XID or SXID.";
     EVENT_TIME Gauge "weir_agent_event_timestamp_seconds" ["source", "name", "code", "subject", "severity"] "When the event was seen last, in seconds since 1970.";
-    EVENTS_DROPPED Counter "weir_agent_events_dropped_total" [] "Events that a sample had no room for.";
+    EVENTS_DROPPED Counter "weir_agent_events_dropped_total" ["reason", "severity"] "Events that the queue to the controller had no room for, the least severe first: without a stream (no_uplink), or because the controller does not acknowledge them in time (not_taken).";
+    EVENTS_WAITING Gauge "weir_agent_events_waiting" [] "Events that no controller has acknowledged yet.";
     RAW Counter "weir_raw_total" ["source", "device", "name"] "Counters of drivers and devices that no canonical signal stands for, under their own names.";
+    RAW_GAUGE Gauge "weir_raw_value" ["source", "device", "name"] "The same of values that stand for themselves: states, numbers of things.";
+    RAW_UNTYPED Untyped "weir_raw_untyped" ["source", "device", "name"] "The same of values of which nobody says whether they count.";
     PORT_INFO Gauge "weir_port_info" ["port", "driver", "firmware", "pci_address"] "Always 1; facts of a port, for joins.";
     RDMA_INFO Gauge "weir_rdma_info" ["device", "port", "driver", "firmware", "board", "pci_address", "netdev", "link_layer", "node_guid", "state", "phys_state"] "Always 1; facts of a port of a verbs device, for joins.";
+    RDMA_GID Gauge "weir_rdma_gid_info" ["device", "port", "index", "gid", "type", "netdev"] "Always 1; an address of a port and its place in the port's table (at most 16 a port, 1,024 in all).";
     RDMA_OPTIONAL Gauge "weir_rdma_optional_counter_enabled" ["device", "port", "name"] "Optional counters that the port supports: 1 if it counts, 0 until `rdma statistic set` turns it on.";
     GPU_INFO Gauge "weir_gpu_info" ["gpu", "name", "uuid", "serial", "driver", "vbios"] "Always 1; facts of a GPU, for joins.";
     GPU_PART Gauge "weir_gpu_part_info" ["gpu", "part", "uuid"] "Always 1; a part of a GPU that is split (MIG). Its values are in those of the GPU.";
@@ -120,6 +125,8 @@ struct Durations {
     sum_s: f64,
 }
 
+/// Series of addresses, at most: 64 ports with all that is kept of each.
+const GID_SERIES_MAX: usize = 1024;
 /// Series of events, at most.
 const EVENT_SERIES_MAX: usize = 1024;
 
@@ -151,6 +158,8 @@ pub struct Page {
     pub uplink_up: bool,
     pub frames_sent: u64,
     pub samples_dropped: u64,
+    pub events_waiting: usize,
+    pub events_dropped: BTreeMap<(Reason, Severity), u64>,
     pub wire_bytes: u64,
     pub wire_samples: u64,
     pub leases_held: usize,
@@ -186,7 +195,7 @@ impl Page {
                 .unwrap_or(0);
             self.retransmits += flow.retransmits.saturating_sub(last);
         }
-        for event in &sample.events {
+        for event in &extras.events {
             let key = EventKey {
                 source: event.source,
                 name: event.name,
@@ -243,7 +252,7 @@ pub async fn serve(listener: tokio::net::TcpListener, shared: Shared) -> std::io
             if !from.is_loopback() && Some(from) != own {
                 return Err(StatusCode::FORBIDDEN);
             }
-            let rows = qps::rows(&sample.qps, &sample.qps_sent);
+            let rows = qps::rows(&sample.qps, &sample.qps_seen);
             let json =
                 serde_json::to_string(&rows).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
             Ok(([("content-type", "application/json")], json))
@@ -299,7 +308,7 @@ fn own(page: &Page, families: &mut Families) {
         families.value(LOST, &[], lost as f64);
     }
     let values = [
-        (EVENTS_DROPPED, page.extras.events_dropped as f64),
+        (EVENTS_WAITING, page.events_waiting as f64),
         (UPLINK, f64::from(u8::from(page.uplink_up))),
         (FRAMES, page.frames_sent as f64),
         (DROPPED, page.samples_dropped as f64),
@@ -322,6 +331,14 @@ fn own(page: &Page, families: &mut Families) {
         families.value(SOURCE_READS, &[source], cost.reads as f64);
         families.value(SOURCE_CPU, &[source], cost.cpu.as_secs_f64());
         families.value(COLLECT, &[source], cost.took.as_secs_f64());
+    }
+    // From zero on: a rate needs the value before the first drop.
+    for reason in Reason::ALL {
+        for severity in Severity::ALL {
+            let count = page.events_dropped.get(&(reason, severity));
+            let labels = [reason.name(), severity.name()];
+            families.value(EVENTS_DROPPED, &labels, count.map_or(0.0, |c| *c as f64));
+        }
     }
     for (key, seen) in &page.events {
         let code = key.code.map_or_else(String::new, |c| c.to_string());
@@ -354,7 +371,13 @@ fn columns(page: &Page, families: &mut Families) {
         families.value(metric, &labels, reading.value as f64 * key.signal.scale());
     }
     for raw in &page.extras.raw {
-        families.value(RAW, &[raw.source, &raw.device, &raw.name], raw.value as f64);
+        let metric = match raw.kind {
+            RawKind::Counter => RAW,
+            RawKind::Gauge => RAW_GAUGE,
+            RawKind::Unknown => RAW_UNTYPED,
+        };
+        let labels = [raw.source, &raw.device, &raw.name];
+        families.value(metric, &labels, raw.value as f64);
     }
     for info in &page.extras.info {
         let (metric, own): (Metric, Vec<&str>) = match info.kind {
@@ -370,6 +393,16 @@ fn columns(page: &Page, families: &mut Families) {
 }
 
 fn listed(extras: &Extras, families: &mut Families) {
+    let gids = extras.gids.iter();
+    let gids = gids.flat_map(|port| port.gids.iter().map(move |gid| (&port.entity, gid)));
+    for (entity, gid) in gids.take(GID_SERIES_MAX) {
+        let (device, port) = entity.split_once('/').unwrap_or((entity, ""));
+        let index = gid.index.to_string();
+        let kind = gid.kind.as_deref().unwrap_or_default();
+        let netdev = gid.netdev.as_deref().unwrap_or_default();
+        let labels = [device, port, &index, &gid.gid, kind, netdev];
+        families.value(RDMA_GID, &labels, 1.0);
+    }
     for counter in &extras.optional_counters {
         let mut labels: Vec<&str> = counter.entity.splitn(2, '/').collect();
         labels.push(&counter.name);
@@ -523,6 +556,57 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn a_raw_value_is_of_the_type_that_is_known_of_it() {
+        let raw = |kind, name| crate::source::RawCounter::new(kind, "s", "d", name, 5);
+        let mut page = Page::default();
+        let extras = Extras {
+            raw: vec![
+                raw(RawKind::Counter, "rises"),
+                raw(RawKind::Gauge, "stands"),
+                raw(RawKind::Unknown, "either"),
+            ],
+            ..Extras::default()
+        };
+        page.sampled(Arc::default(), extras);
+        let text = render(&page);
+        for line in [
+            "# TYPE weir_raw_total counter",
+            "weir_raw_total{source=\"s\",device=\"d\",name=\"rises\"} 5",
+            "# TYPE weir_raw_value gauge",
+            "weir_raw_value{source=\"s\",device=\"d\",name=\"stands\"} 5",
+            "# TYPE weir_raw_untyped untyped",
+            "weir_raw_untyped{source=\"s\",device=\"d\",name=\"either\"} 5",
+        ] {
+            assert!(text.contains(&format!("{line}\n")), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_series_up_to_a_limit() {
+        let gid = |index| crate::source::Gid {
+            index,
+            gid: "::ffff:10.0.1.2".into(),
+            kind: Some("RoCE v2".into()),
+            netdev: None,
+        };
+        let gids: Arc<[_]> = (0..16).map(gid).collect();
+        let of_port = |n| crate::source::PortGids {
+            entity: format!("mlx5_{n}/1"),
+            gids: Arc::clone(&gids),
+        };
+        let mut page = Page::default();
+        let extras = Extras {
+            gids: (0..100).map(of_port).collect(),
+            ..Extras::default()
+        };
+        page.sampled(Arc::default(), extras);
+        let text = render(&page);
+        let line = "weir_rdma_gid_info{device=\"mlx5_0\",port=\"1\",index=\"3\",gid=\"::ffff:10.0.1.2\",type=\"RoCE v2\",netdev=\"\"} 1\n";
+        assert!(text.contains(line), "{text}");
+        assert_eq!(text.matches("weir_rdma_gid_info{").count(), GID_SERIES_MAX);
     }
 
     #[test]

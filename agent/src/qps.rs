@@ -1,7 +1,7 @@
 //! The queue pairs of this node for people and programs: `weir-agent qps`, and `/qps` of the agent
 //! that runs, which only this machine may ask.
 
-use crate::bpf::{QpKind, QpSample, QpState, RoceTotal};
+use crate::bpf::{QpKind, QpSample, QpState, RoceSample, RoceTotal};
 use crate::rdma::netlink::RdmaNetlink;
 use crate::sample::{QpId, QueuePair};
 use anyhow::{Context as _, bail};
@@ -34,6 +34,9 @@ pub struct Row {
     pub peer_qpn: Option<u32>,
     /// UDP source port; the destination is 4791.
     pub src_port: Option<u16>,
+    /// The port is a prediction: the NIC's firmware chooses it (mlx5).
+    #[serde(default)]
+    pub src_port_predicted: bool,
     pub dscp: Option<u8>,
     pub flow_label: Option<u32>,
     pub pid: Option<u32>,
@@ -53,7 +56,7 @@ pub struct Sent {
 
 /// The rows of a sample.
 #[must_use]
-pub fn rows(pairs: &[QueuePair], sent: &BTreeMap<QpId, RoceTotal>) -> Vec<Row> {
+pub fn rows(pairs: &[QueuePair], seen: &BTreeMap<QpId, Seen>) -> Vec<Row> {
     let row = |pair: &QueuePair| {
         let qp = &pair.qp;
         Row {
@@ -66,15 +69,19 @@ pub fn rows(pairs: &[QueuePair], sent: &BTreeMap<QpId, RoceTotal>) -> Vec<Row> {
             peer: qp.peer_gid.map(address),
             peer_qpn: qp.peer_qpn,
             src_port: qp.src_port,
+            src_port_predicted: qp.src_port_predicted,
             dscp: qp.traffic_class.map(|class| class >> 2),
             flow_label: qp.flow_label,
             pid: qp.pid,
             job: Some(pair.job.clone()).filter(|job| !job.is_empty()),
             older: qp.older,
-            sent: sent.get(&pair.id()).map(|total| Sent {
-                bytes: total.bytes,
-                packets: total.packets,
-            }),
+            sent: seen
+                .get(&pair.id())
+                .map(|Seen { sent, .. }| Sent {
+                    bytes: sent.bytes,
+                    packets: sent.packets,
+                })
+                .filter(|sent| sent.packets > 0),
         }
     };
     pairs.iter().map(row).collect()
@@ -91,30 +98,50 @@ pub fn count(pairs: &[QueuePair]) -> BTreeMap<(&str, QpKind, QpState), usize> {
     counts
 }
 
-/// The pair that sent each of the packets that left, by what both know.
+/// What the kernel saw of a pair's packets. Sums since its entries were made, which may make room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Seen {
+    pub sent: RoceTotal,
+    pub received: RoceTotal,
+}
+
+/// The pair that sent or received each of the packets, by what both know.
 #[must_use]
-pub fn sent(pairs: &[QueuePair], seen: &[crate::bpf::RoceSample]) -> BTreeMap<QpId, RoceTotal> {
-    type Wire = (Ipv6Addr, Ipv6Addr, u32, u16);
-    let wire = |qp: &QpSample| -> Option<Wire> {
+pub fn seen(pairs: &[QueuePair], packets: &[RoceSample]) -> BTreeMap<QpId, Seen> {
+    type Sender = (Ipv6Addr, Ipv6Addr, u32, u16);
+    let sender = |qp: &QpSample| -> Option<Sender> {
         Some((qp.local_gid?, qp.peer_gid?, qp.peer_qpn?, qp.src_port?))
     };
-    let senders: BTreeMap<Wire, QpId> = pairs
-        .iter()
-        .filter_map(|pair| Some((wire(&pair.qp)?, pair.id())))
-        .collect();
-    let mut sent: BTreeMap<QpId, RoceTotal> = BTreeMap::new();
-    for packets in seen.iter().filter(|packets| !packets.ingress) {
-        let key = (packets.src, packets.dst, packets.dest_qpn, packets.src_port);
-        if let Some(id) = senders.get(&key) {
-            // It leaves by one port, unless its route changed.
-            let total = sent.entry(*id).or_default();
-            total.bytes += packets.counts.bytes;
-            total.packets += packets.counts.packets;
-            total.ce += packets.counts.ce;
-            total.cnps += packets.counts.cnps;
-        }
+    // The source port is the peer's, which this end need not know.
+    type Receiver = (Ipv6Addr, Ipv6Addr, u32);
+    let receiver =
+        |qp: &QpSample| -> Option<Receiver> { Some((qp.peer_gid?, qp.local_gid?, qp.qpn)) };
+    let (mut senders, mut receivers) = (BTreeMap::new(), BTreeMap::new());
+    for pair in pairs {
+        senders.extend(sender(&pair.qp).map(|key| (key, pair.id())));
+        receivers.extend(receiver(&pair.qp).map(|key| (key, pair.id())));
     }
-    sent
+    let mut seen: BTreeMap<QpId, Seen> = BTreeMap::new();
+    for p in packets {
+        let id = if p.ingress {
+            receivers.get(&(p.src, p.dst, p.dest_qpn))
+        } else {
+            senders.get(&(p.src, p.dst, p.dest_qpn, p.src_port))
+        };
+        let Some(id) = id else { continue };
+        let seen = seen.entry(*id).or_default();
+        let total = if p.ingress {
+            &mut seen.received
+        } else {
+            &mut seen.sent
+        };
+        // It crosses one port, unless its route changed.
+        total.bytes += p.counts.bytes;
+        total.packets += p.counts.packets;
+        total.ce += p.counts.ce;
+        total.cnps += p.counts.cnps;
+    }
+    seen
 }
 
 fn address(gid: Ipv6Addr) -> IpAddr {
@@ -197,8 +224,8 @@ pub fn table(rows: &[Row]) -> String {
     }
     let mut table = Table::new();
     table.load_preset(presets::UTF8_BORDERS_ONLY).set_header([
-        "device", "port", "QPN", "type", "state", "local", "peer", "peer QPN", "UDP port", "DSCP",
-        "pid", "job",
+        "device", "port", "QPN", "type", "state", "local", "peer", "peer QPN", "UDP port",
+        "port is", "DSCP", "pid", "job",
     ]);
     for row in rows {
         table.add_row([
@@ -211,12 +238,22 @@ pub fn table(rows: &[Row]) -> String {
             or_dash(row.peer),
             or_dash(row.peer_qpn),
             or_dash(row.src_port),
+            or_dash(row.src_port.map(|_| origin(row))),
             or_dash(row.dscp),
             or_dash(row.pid),
             or_dash(row.job.as_ref()),
         ]);
     }
     table.to_string()
+}
+
+/// Where the source port comes from: the driver's computation, or a guess at the firmware's choice.
+fn origin(row: &Row) -> &'static str {
+    if row.src_port_predicted {
+        "predicted"
+    } else {
+        "computed"
+    }
 }
 
 #[cfg(test)]

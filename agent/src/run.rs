@@ -5,11 +5,11 @@
 
 use crate::actuate::backend::{Backend, DryRun};
 use crate::actuate::{Actuator, Report, journal};
-use crate::collect::Collector;
+use crate::collect::{Collector, Purpose};
 use crate::config::{Config, Role};
+use crate::events::Events;
 use crate::frame::FrameEncoder;
 use crate::inventory;
-use crate::kmsg::From;
 use crate::metrics::{Page, Shared};
 use crate::netlink::Netlink;
 use crate::netlink::monitor::Monitor;
@@ -77,7 +77,7 @@ async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow
         term: signal(SignalKind::terminate())?,
         interrupt: signal(SignalKind::interrupt())?,
     };
-    let collector = Collector::open(&config, From::Now, epoch)?;
+    let collector = Collector::open(&config, Purpose::Run, epoch)?;
     let shared = Shared::default();
     let listener = tokio::net::TcpListener::bind(config.listen_metrics)
         .await
@@ -94,6 +94,7 @@ async fn start<B: Backend>(config: Config, backend: B, epoch: Instant) -> anyhow
         reports: VecDeque::new(),
         spool: Spool::new(config.spool_samples, SPOOL_ROWS_MAX),
         encoder: FrameEncoder::default(),
+        events: Events::default(),
         stream: None,
         welcomed: false,
         routes_epoch: 1,
@@ -137,6 +138,7 @@ struct Agent<B> {
     page: Page,
     spool: Spool<Arc<Sample>>,
     encoder: FrameEncoder,
+    events: Events,
     stream: Option<mpsc::Sender<AgentMessage>>,
     /// The controller accepted the stream: samples and reports may leave their queues.
     welcomed: bool,
@@ -192,6 +194,11 @@ impl<B: Backend> Agent<B> {
 
     fn sample(&mut self) {
         let (sample, extras) = self.collector.collect();
+        if self.config.controller.is_some() {
+            for event in &extras.events {
+                self.events.push(event, sample.at);
+            }
+        }
         let sample = Arc::new(sample);
         self.page.sampled(Arc::clone(&sample), extras);
         self.tick_leases();
@@ -202,9 +209,15 @@ impl<B: Backend> Agent<B> {
                 carry(&dropped, Arc::make_mut(oldest));
             }
         }
-        if self
-            .inventory_read
-            .is_none_or(|at| at.elapsed() >= INVENTORY_PAUSE)
+        // A peer that pings an endpoint which is no more takes that for loss.
+        let endpoints_changed = self
+            .told_inventory
+            .as_ref()
+            .is_some_and(|told| told.endpoints != self.collector.endpoints());
+        if endpoints_changed
+            || self
+                .inventory_read
+                .is_none_or(|at| at.elapsed() >= INVENTORY_PAUSE)
         {
             self.tell_inventory();
         }
@@ -220,6 +233,8 @@ impl<B: Backend> Agent<B> {
         self.page.changes_standing = self.actuator.standing();
         self.page.baselines_unrestored = self.actuator.unrestored();
         self.page.samples_dropped = self.spool.dropped();
+        self.page.events_waiting = self.events.waiting();
+        self.page.events_dropped.clone_from(self.events.dropped());
         self.page.wire_samples = self.encoder.samples;
         self.shared.publish(&self.page);
     }
@@ -320,6 +335,9 @@ impl<B: Backend> Agent<B> {
 
     fn welcome(&mut self, welcome: &v1::Welcome) {
         self.welcomed = self.stream.is_some();
+        if self.welcomed {
+            self.events.welcomed(welcome.protocol_minor);
+        }
         self.said = None;
         tracing::info!(controller = welcome.controller_version, "uplink is up");
         self.tell_inventory();
@@ -332,6 +350,7 @@ impl<B: Backend> Agent<B> {
     }
 
     fn disconnect(&mut self) {
+        self.events.closed();
         self.stream = None;
         self.welcomed = false;
     }
@@ -341,6 +360,7 @@ impl<B: Backend> Agent<B> {
         match body {
             controller_message::Body::Welcome(welcome) => self.welcome(&welcome),
             controller_message::Body::Resync(_) => self.encoder.resync(),
+            controller_message::Body::EventsTaken(taken) => self.events.taken(taken.seq),
             controller_message::Body::Pinglist(list) => self.collector.pinglist(&list),
             controller_message::Body::Path(query) => {
                 let answer = inventory::answer(&mut self.collector.netlink, &query);
@@ -440,10 +460,11 @@ impl<B: Backend> Agent<B> {
             && stream.capacity() > 1
             && let Some(sample) = self.spool.pop()
         {
-            let (schema, frame) = self.encoder.encode(&sample, self.spool.dropped());
+            let (schema, mut frame) = self.encoder.encode(&sample, self.spool.dropped());
             if let Some(schema) = schema {
                 self.send(Body::Schema(schema));
             }
+            self.events.fill(&mut frame, self.now());
             self.page.frames_sent += 1;
             self.send(Body::Frame(frame));
         }
@@ -492,11 +513,27 @@ impl<B: Backend> Agent<B> {
         self.flush_reports();
         if self.is_up() {
             // The end of our half lets what is queued go out; the controller answers with the end of its own.
-            self.disconnect();
-            let closed = async { while !matches!(next(uplink).await, Event::Closed { .. }) {} };
+            self.stream = None;
+            let closed = async {
+                loop {
+                    match next(uplink).await {
+                        Event::Closed { .. } => return,
+                        Event::Message(v1::ControllerMessage {
+                            body: Some(controller_message::Body::EventsTaken(taken)),
+                        }) => self.events.taken(taken.seq),
+                        Event::Message(_) | Event::Opening(_) => {}
+                    }
+                }
+            };
             if tokio::time::timeout(FAREWELL, closed).await.is_err() {
                 tracing::warn!("the controller did not confirm the end of the stream");
             }
+        }
+        if self.events.waiting() > 0 {
+            tracing::warn!(
+                "{} events were not acknowledged by a controller: this log alone has them",
+                self.events.waiting()
+            );
         }
         anyhow::ensure!(
             self.actuator.unrestored() == 0,

@@ -3,8 +3,9 @@
 //! The spool holds [`Sample`]s, not encoded frames: deltas are made when a frame is sent, against
 //! what was sent last ([`crate::frame`]). So a sample that had to be dropped costs resolution, never a wrong sum.
 
-use crate::bpf::{QpSample, RoceTotal};
-use crate::source::{ColumnKey, Event, Reading};
+use crate::bpf::QpSample;
+use crate::qps;
+use crate::source::{ColumnKey, Reading};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddrV4;
 use std::sync::Arc;
@@ -29,9 +30,6 @@ pub const PORT_SIGNALS: [Signal; 14] = [
     Signal::EcnMarkedTx,
     Signal::KernelDrops,
 ];
-
-/// Events of one sample, at most.
-pub const EVENTS_MAX: usize = 256;
 
 /// One port's readings. `None` is absent, which is not zero.
 pub type PortReadings = [Option<u64>; PORT_SIGNALS.len()];
@@ -108,14 +106,13 @@ pub struct Sample {
     pub columns: BTreeMap<ColumnKey, Reading>,
     /// Counters that were reset since the sample before.
     pub resets: BTreeSet<ColumnKey>,
-    pub events: Vec<Event>,
     pub collectives: Vec<CollectiveCall>,
     pub running: Vec<RunningCall>,
     pub flows: BTreeMap<FlowEnds, FlowReading>,
     /// Queue pairs, ascending; the same allocation while none changes.
     pub qps: Arc<Vec<QueuePair>>,
-    /// What those sent through the kernel, as far as that is counted; it only grows.
-    pub qps_sent: BTreeMap<QpId, RoceTotal>,
+    /// What the kernel saw of those, as far as that is counted.
+    pub qps_seen: BTreeMap<QpId, qps::Seen>,
 }
 
 impl Sample {
@@ -125,7 +122,6 @@ impl Sample {
         self.ports.len() * 2
             + self.columns.len()
             + self.resets.len()
-            + self.events.len()
             + self.collectives.len()
             + self.running.len()
             + self.flows.len()
@@ -257,9 +253,6 @@ impl Judged {
 /// Merges what must not be lost of a dropped sample into the one after it.
 pub fn carry(dropped: &Sample, into: &mut Sample) {
     into.resets.extend(dropped.resets.iter().cloned());
-    let room = EVENTS_MAX.saturating_sub(into.events.len());
-    into.events
-        .splice(0..0, dropped.events.iter().take(room).cloned());
 }
 
 /// Whole microseconds, as the wire has them.

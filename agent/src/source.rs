@@ -2,6 +2,7 @@
 //! names, events. A source that fails costs its columns, not the agent.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use weir_agent_core::counter::Overflow;
 use weir_wire::signal::{Entity, Signal};
 
@@ -60,14 +61,45 @@ impl Reading {
     }
 }
 
-/// A counter that the table of canonical signals does not know, under its own name.
+/// How a raw value behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RawKind {
+    /// Rises until it is reset.
+    Counter,
+    /// Stands for itself: a temperature, a state, a number of things that are there.
+    Gauge,
+    /// Neither its source nor a table of ours says.
+    Unknown,
+}
+
+/// A value that the table of canonical signals does not know, under its own name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawCounter {
+    pub kind: RawKind,
     /// Source and device, such as `("ethtool", "eth0")`.
     pub source: &'static str,
     pub device: String,
     pub name: String,
     pub value: u64,
+}
+
+impl RawCounter {
+    #[must_use]
+    pub fn new(
+        kind: RawKind,
+        source: &'static str,
+        device: &str,
+        name: &str,
+        value: u64,
+    ) -> RawCounter {
+        RawCounter {
+            kind,
+            source,
+            device: device.to_owned(),
+            name: name.to_owned(),
+            value,
+        }
+    }
 }
 
 /// How bad an event is.
@@ -79,6 +111,8 @@ pub enum Severity {
 }
 
 impl Severity {
+    pub const ALL: [Severity; 3] = [Severity::Info, Severity::Warning, Severity::Critical];
+
     /// As labels have it.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -128,6 +162,24 @@ pub struct GpuPart {
     pub uuid: String,
 }
 
+/// The addresses of a verbs port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortGids {
+    /// `DEVICE/PORT`.
+    pub entity: String,
+    pub gids: Arc<[Gid]>,
+}
+
+/// An address of a verbs port, and its place in the port's table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gid {
+    pub index: usize,
+    pub gid: String,
+    /// `IB/RoCE v1` or `RoCE v2`.
+    pub kind: Option<String>,
+    pub netdev: Option<String>,
+}
+
 /// A counter of a verbs port that costs the device something, so that an operator has to turn it on
 /// (`rdma statistic set link DEVICE/PORT optional-counters NAME`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,6 +200,9 @@ pub struct Gathered {
     pub verbatim: Vec<RawCounter>,
     pub info: Vec<Info>,
     pub optional_counters: Vec<OptionalCounter>,
+    pub gids: Vec<PortGids>,
+    /// Ports of verbs devices, for [`crate::rdma::Judge`].
+    pub links: Vec<crate::rdma::Link>,
     pub gpu_parts: Vec<GpuPart>,
     /// Processes that compute on a GPU, by its PCI address; a GPU that does not tell is not there.
     pub gpu_processes: BTreeMap<String, Vec<u32>>,
@@ -162,6 +217,8 @@ impl Gathered {
         self.verbatim.append(&mut other.verbatim);
         self.info.append(&mut other.info);
         self.optional_counters.append(&mut other.optional_counters);
+        self.gids.append(&mut other.gids);
+        self.links.append(&mut other.links);
         self.gpu_parts.append(&mut other.gpu_parts);
         self.gpu_processes.append(&mut other.gpu_processes);
         self.events.append(&mut other.events);

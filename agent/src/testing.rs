@@ -46,6 +46,7 @@ pub fn pair(qpn: u32) -> QueuePair {
             traffic_class: Some(0x6a),
             roce_v2: true,
             src_port: Some(0xc132),
+            src_port_predicted: false,
             pid: Some(5),
             process_start_ns: Some(7),
             older: false,

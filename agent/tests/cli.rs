@@ -33,13 +33,17 @@ fn a_bad_configuration_ends_with_64_and_names_file_key_value_and_range() {
         ("nod: h1\n", ["agent.yaml", "nod", "node"]),
         (
             "sample_interval: \"5\"\n",
-            ["agent.yaml", "sample_interval", "100ms to 1m"],
+            ["agent.yaml", "sample_interval", "100ms to 30s"],
         ),
         (
             "sample_interval: 2h\n",
-            ["agent.yaml", "\"2h\"", "100ms to 1m"],
+            ["agent.yaml", "\"2h\"", "100ms to 30s"],
         ),
         ("node: a\nnode: b\n", ["agent.yaml", "duplicate", "node"]),
+        (
+            "rdma_expect: [\"mlx5_0=fast\"]\n",
+            ["agent.yaml", "rdma_expect", "mlx5_*=400G"],
+        ),
         ("role: router\n", ["agent.yaml", "role", "host or switch"]),
         (
             "spool_samples: 0\n",

@@ -5,7 +5,7 @@
     reason = "the functions that tests share are tests too: they panic"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
@@ -104,6 +104,8 @@ fn tree(root: &Path) {
 struct Daemon {
     child: Child,
     address: String,
+    /// The network namespace that it runs in; `None` for our own.
+    netns: Option<String>,
 }
 
 impl Drop for Daemon {
@@ -133,10 +135,23 @@ impl Daemon {
         };
         // Read on, so that it never waits for us.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Ok(Daemon { child, address })
+        Ok(Daemon {
+            child,
+            address,
+            netns: None,
+        })
     }
 
     fn page(&self) -> String {
+        if let Some(netns) = &self.netns {
+            let (host, port) = self.address.split_once(':').unwrap();
+            let script = format!(
+                "exec 3<>/dev/tcp/{host}/{port}
+                 printf 'GET /metrics HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n' >&3
+                 cat <&3"
+            );
+            return ip(&["netns", "exec", netns, "bash", "-e", "-c", &script]).unwrap();
+        }
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream
             .write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
@@ -145,6 +160,72 @@ impl Daemon {
         stream.read_to_string(&mut page).unwrap();
         page
     }
+}
+
+/// What ip(8) says; an error if it is not there or fails.
+fn ip(arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new("ip").args(arguments).output();
+    let output = output.map_err(|error| format!("ip: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        return Err(format!("ip {}: {said}", arguments.join(" ")));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A network namespace of our own with interfaces of every state, and packets that crossed one.
+struct Netns(String);
+
+impl Netns {
+    fn make() -> Result<Netns, String> {
+        let netns = Netns(format!("weir-compat-{}", std::process::id()));
+        ip(&["netns", "add", &netns.0])?;
+        // The driver of "silent" tells no state. The receiver has no address, so it answers nothing: the counters stand still afterwards.
+        netns.exec(
+            "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
+             ip link set lo up
+             ip link add p0 type veth peer name p1 address 02:00:00:00:00:01
+             ip link add down0 type veth peer name down1
+             ip link add silent type ifb || ip link add silent type dummy
+             ip addr add 10.7.0.1/24 dev p0
+             for port in p0 p1 silent; do ip link set $port up; done
+             ip neigh add 10.7.0.2 lladdr 02:00:00:00:00:01 dev p0 nud permanent
+             for try in {1..2000}; do
+                 echo hello > /dev/udp/10.7.0.2/9
+                 test $(< /sys/class/net/p1/statistics/rx_packets) -lt 7 || break
+             done",
+        )?;
+        Ok(netns)
+    }
+
+    fn exec(&self, script: &str) -> Result<String, String> {
+        ip(&["netns", "exec", &self.0, "bash", "-e", "-c", script])
+    }
+
+    /// A daemon inside.
+    fn start(&self, program: &str, arguments: &[&str], before: &str) -> std::io::Result<Daemon> {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0, program]);
+        let mut daemon = Daemon::start(command.args(arguments), before)?;
+        daemon.netns = Some(self.0.clone());
+        Ok(daemon)
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        ip(&["netns", "del", &self.0]).ok();
+    }
+}
+
+/// Types of these metrics by name.
+fn types(page: &str, prefix: &str) -> BTreeMap<String, String> {
+    let line = |line: &str| {
+        let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
+        let wanted = name.starts_with(prefix);
+        wanted.then(|| (name.to_owned(), kind.to_owned()))
+    };
+    page.lines().filter_map(line).collect()
 }
 
 /// Series of these metrics by name and sorted labels.
@@ -206,6 +287,109 @@ fn infiniband_is_told_as_node_exporter_tells_it() {
         std::thread::sleep(Duration::from_millis(20));
     };
     assert_eq!(ours, theirs);
+}
+
+/// The same kernel, the same namespace, the same sysfs for both: every series that we give under
+/// these names is the exporter's, with its labels, value and type, and of each of these names we have
+/// every series but those of the loopback device.
+#[test]
+fn interfaces_are_told_as_node_exporter_tells_them() {
+    const PREFIXES: [&str; 2] = ["node_network_", "node_ethtool_"];
+    // Of these names there is at least one series here.
+    const NAMES: [&str; 12] = [
+        "node_network_up",
+        "node_network_speed_bytes",
+        "node_network_receive_bytes_total",
+        "node_network_receive_packets_total",
+        "node_network_receive_drop_total",
+        "node_network_receive_errs_total",
+        "node_network_transmit_bytes_total",
+        "node_network_transmit_packets_total",
+        "node_network_transmit_drop_total",
+        "node_network_transmit_errs_total",
+        "node_ethtool_info",
+        "node_ethtool_peer_ifindex",
+    ];
+    let exporter = "prometheus-node-exporter";
+    if let Err(error) = Command::new(exporter).arg("--version").output() {
+        return skipped(&format!("{exporter}: {error}"));
+    }
+    let netns = match Netns::make() {
+        Ok(netns) => netns,
+        Err(error) => return skipped(&format!("no network namespace: {error}")),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("agent.yaml");
+    let state = dir.path().join("state");
+    std::fs::write(&config, format!("state_dir: {}\nbpf: {{enabled: false, tcp: false, collective: false, qdisc: false, drop: false, qp: false}}\ncollectors: {{rdma: false, gpu: false, kmsg: false, verbs: false, probe: false}}\n", state.display())).unwrap();
+    let agent = netns.start(
+        env!("CARGO_BIN_EXE_weir-agent"),
+        &[
+            "run",
+            "--compat",
+            "node-exporter",
+            "--node",
+            "n",
+            "--web.listen-address",
+            "127.0.0.1:0",
+            "--config",
+            config.to_str().unwrap(),
+        ],
+        "/metrics on ",
+    );
+    let agent = agent.unwrap();
+    let exporter = netns.start(
+        exporter,
+        &[
+            "--web.listen-address=127.0.0.1:0",
+            "--collector.disable-defaults",
+            "--collector.netclass",
+            "--collector.netdev",
+            "--collector.ethtool",
+        ],
+        "msg=\"Listening on\" address=",
+    );
+    let exporter = exporter.unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let (ours, theirs) = (agent.page(), exporter.page());
+        let all = |page: &str| {
+            let mut all = series(page, PREFIXES[0]);
+            all.extend(series(page, PREFIXES[1]));
+            all
+        };
+        let (our, mut their) = (all(&ours), all(&theirs));
+        let name = |series: &str| series.split('[').next().unwrap().to_owned();
+        let names: BTreeSet<String> = our.keys().map(|series| name(series)).collect();
+        their
+            .retain(|series, _| names.contains(&name(series)) && !series.contains("device=\\\"lo"));
+        let complete = NAMES.iter().all(|name| names.contains(*name));
+        if complete && our == their {
+            for prefix in PREFIXES {
+                let mut theirs = types(&theirs, prefix);
+                theirs.retain(|name, _| names.contains(name));
+                assert_eq!(types(&ours, prefix), theirs);
+            }
+            let value = |name: &str| our[&format!("{name}[\"device=\\\"p1\"]")];
+            assert!(value("node_network_receive_packets_total") >= 7.0);
+            return;
+        }
+        if Instant::now() >= deadline {
+            assert!(complete, "only {names:#?}");
+            let lacks = |a: &BTreeMap<String, f64>, b: &BTreeMap<String, f64>| {
+                let differs = a
+                    .iter()
+                    .filter(|(series, value)| b.get(*series) != Some(*value));
+                format!("{:#?}", differs.collect::<Vec<_>>())
+            };
+            panic!(
+                "ours: {}\ntheirs: {}",
+                lacks(&our, &their),
+                lacks(&their, &our)
+            );
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]

@@ -14,6 +14,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use weir_agent::gpu::{Gpu, Options, pci_address};
+use weir_agent::kmsg::limiter::Shared;
+use weir_agent::kmsg::{From, Kmsg};
 use weir_agent::source::{ColumnKey, Event, Gathered, Severity};
 use weir_wire::signal::{Entity, Signal};
 
@@ -89,10 +91,15 @@ impl Fake {
     }
 
     fn open(&self) -> Gpu {
+        self.open_with(&Shared::default())
+    }
+
+    fn open_with(&self, limits: &Shared) -> Gpu {
         Gpu::open(Options {
             nvml_library: Some(self.library()),
             sysfs: self.dir.path().join("sys"),
             meaning,
+            limits: limits.clone(),
         })
     }
 }
@@ -182,6 +189,11 @@ fn eight_gpus_are_read() {
         (Signal::PcieReplays, 153),
         (Signal::ClockReasons, 1),
         (Signal::FabricState, 3),
+        (Signal::PcieMaxGeneration, 5),
+        (Signal::PcieMaxWidth, 16),
+        (Signal::GpuTemperatureLimit, 92_000),
+        (Signal::GpuMemoryTemperatureLimit, 105_000),
+        (Signal::RecoveryAction, 0),
     ];
     for (signal, expected) in expected {
         assert_eq!(of(&out, 3, signal), Some(expected), "{signal:?}");
@@ -189,8 +201,7 @@ fn eight_gpus_are_read() {
     assert_eq!(of(&out, 4, Signal::RowRemapPending), Some(1));
     assert_eq!(of(&out, 0, Signal::ClockReasons), Some(0x44));
     assert_eq!(of(&out, 2, Signal::PcieWidth), Some(8));
-    assert_eq!(raw(&out, &address(2), "pcie_max_lanes"), Some(16));
-    assert_eq!(raw(&out, &address(2), "pcie_max_generation"), Some(5));
+    assert_eq!(of(&out, 4, Signal::RecoveryAction), Some(1));
     assert_eq!(raw(&out, &address(2), "fabric_health_mask"), Some(2));
     assert_eq!(raw(&out, &address(2), "fabric_status"), Some(0));
     assert_eq!(out.events, []);
@@ -257,6 +268,7 @@ fn what_a_gpu_does_not_support_is_absent() {
         Signal::GpuUtilisation,
         Signal::FabricState,
         Signal::NvlinkTxBytes,
+        Signal::GpuTemperatureLimit,
     ] {
         assert_eq!(of(&out, 7, signal), None, "{signal:?}");
     }
@@ -286,7 +298,7 @@ fn a_sample_costs_few_calls() {
     };
     let fast = calls(2 * SECOND);
     let expected = [
-        // 18 links of 6 fields and 11 fields of the device are one batch.
+        // 18 links of 6 fields and 12 fields of the device are one batch.
         ("fields", 8),
         ("handle", 8),
         ("memory", 8),
@@ -302,7 +314,7 @@ fn a_sample_costs_few_calls() {
 
     let slow = calls(12 * SECOND);
     assert_eq!(slow["link"], 16);
-    assert_eq!(slow.get("name"), None);
+    assert_eq!((slow.get("name"), slow.get("threshold")), (None, None));
 }
 
 #[test]
@@ -350,7 +362,7 @@ fn a_lost_gpu_leaves_the_others_and_comes_back() {
     let Some(fake) = Fake::build(&[]) else { return };
     let mut gpu = fake.open();
     let healthy = poll(&mut gpu, SECOND);
-    for how in ["lost.3", "gone.3"] {
+    for how in ["lost.3", "gone.3", "invalid.3", "absent.3", "stale.3"] {
         fake.set(how);
         let out = poll(&mut gpu, 100 * SECOND);
         let [event] = out.events.as_slice() else {
@@ -472,20 +484,66 @@ fn a_returned_gpu_is_heard_again() {
 }
 
 #[test]
-fn a_flood_of_events_is_counted() {
+fn a_flood_of_one_gpu_is_counted_and_leaves_the_others_theirs() {
     let Some(fake) = Fake::build(&[]) else { return };
     let mut gpu = fake.open();
     until(&mut gpu, SECOND, |out, _| registered(out));
-    fake.raise(&"0 8 31\n".repeat(2000));
+    fake.raise(&("0 8 31\n".repeat(2000) + "3 8 79\n"));
     let start = Instant::now();
     while !fake.state("drained").exists() {
         assert!(start.elapsed() < DEADLINE, "the events were not taken");
         std::thread::yield_now();
     }
     let out = poll(&mut gpu, SECOND);
-    assert_eq!(out.events.len(), 256);
-    assert_eq!(raw(&out, "node", "events_dropped"), Some(2000 - 256));
-    assert_eq!(of(&out, 0, Signal::Xids), Some(256));
+    let codes: Vec<_> = out.events.iter().map(|e| e.code).collect();
+    assert_eq!(codes, [Some(31), Some(79)]);
+    assert!(out.events[0].text.ends_with("(2000 times at once)"));
+    assert_eq!(raw(&out, "node", "suppressed"), Some(1999));
+    assert_eq!(raw(&out, "node", "events_dropped"), Some(0));
+    assert_eq!(of(&out, 0, Signal::Xids), Some(2000));
+}
+
+#[test]
+fn a_fault_that_nvml_and_the_kernel_log_tell_is_one_event() {
+    let Some(fake) = Fake::build(&[]) else { return };
+    let limits = Shared::default();
+    let log = fake.dir.path().join("kmsg");
+    let write = |line: String| {
+        let before = fs::read_to_string(&log).unwrap_or_default();
+        fs::write(&log, before + &line).unwrap();
+    };
+    write(String::new());
+    let mut kmsg = Kmsg::open(&log, From::Now, limits.clone()).unwrap();
+    let mut gpu = fake.open_with(&limits);
+    until(&mut gpu, SECOND, |out, _| registered(out));
+    let line = |gpu: u64, rest: &str| {
+        let bus = 0x1a + 0x10 * gpu;
+        format!("3,1,1,-;NVRM: Xid (PCI:0000:{bus:02x}:00): {rest}\n")
+    };
+    // The log first, then NVML.
+    write(line(2, "48, pid=1, Double Bit ECC Error"));
+    let mut out = Gathered::default();
+    kmsg.poll(SECOND, &mut out).unwrap();
+    assert_eq!((out.events.len(), out.events[0].code), (1, Some(48)));
+    fake.raise("2 8 48\n");
+    let mut counted = Some(0);
+    let events = until(&mut gpu, 2 * SECOND, |out, _| {
+        counted = raw(out, "node", "deduplicated");
+        counted == Some(1)
+    });
+    assert_eq!(events, []);
+    // It is counted as what it is: an XID of this GPU.
+    let seen = poll(&mut gpu, 2 * SECOND);
+    assert_eq!(of(&seen, 2, Signal::Xids), Some(1));
+    // NVML first, then the log.
+    fake.raise("5 8 79\n");
+    let events = until(&mut gpu, 3 * SECOND, |_, events| !events.is_empty());
+    assert_eq!((events.len(), events[0].code), (1, Some(79)));
+    write(line(5, "79, pid=1, GPU has fallen off the bus."));
+    let mut out = Gathered::default();
+    kmsg.poll(4 * SECOND, &mut out).unwrap();
+    assert_eq!(out.events, []);
+    assert_eq!(kmsg.held_back.deduplicated, 1);
 }
 
 #[test]
@@ -548,6 +606,7 @@ fn without_a_library_the_source_is_down() {
         nvml_library: Some(dir.path().join("libnvidia-ml.so.1")),
         sysfs: dir.path().to_owned(),
         meaning,
+        limits: Shared::default(),
     });
     let mut out = Gathered::default();
     let why = gpu.poll(SECOND, &mut out).unwrap_err();
@@ -619,6 +678,7 @@ impl Sys {
             ("hwmon/hwmon4/name", "amdgpu\n".to_owned()),
             ("hwmon/hwmon4/temp2_label", "junction\n".to_owned()),
             ("hwmon/hwmon4/temp2_input", format!("{}\n", 41_000 + card)),
+            ("hwmon/hwmon4/temp2_crit", "100000\n".to_owned()),
             ("hwmon/hwmon4/temp3_label", "mem\n".to_owned()),
             ("hwmon/hwmon4/temp3_input", format!("{}\n", 35_000 + card)),
             (
@@ -657,6 +717,7 @@ impl Sys {
             nvml_library: Some(self.dir.path().join("none.so")),
             sysfs: self.dir.path().to_owned(),
             meaning,
+            limits: Shared::default(),
         })
     }
 }
@@ -678,6 +739,9 @@ fn eight_amd_gpus_are_read() {
         (Signal::PcieGeneration, 5),
         (Signal::PcieWidth, 16),
         (Signal::PcieReplays, 3),
+        (Signal::PcieMaxGeneration, 5),
+        (Signal::PcieMaxWidth, 16),
+        (Signal::GpuTemperatureLimit, 100_000),
     ];
     for (signal, expected) in expected {
         assert_eq!(
@@ -692,8 +756,6 @@ fn eight_amd_gpus_are_read() {
         Some(8)
     );
     for (name, expected) in [
-        ("pcie_max_lanes", Some(16)),
-        ("pcie_max_generation", Some(5)),
         ("ras_umc_corrected", Some(10)),
         ("ras_gfx_uncorrected", Some(1)),
         ("ras_sdma_corrected", None),
@@ -825,6 +887,7 @@ fn both_vendors_side_by_side() {
         nvml_library: Some(fake.library()),
         sysfs: sys.dir.path().to_owned(),
         meaning,
+        limits: Shared::default(),
     });
     assert_eq!(poll(&mut gpu, SECOND).info.len(), 16);
 }

@@ -98,7 +98,8 @@ fn side(own: u8, other: u8) -> [File; 2] {
     sysctl("net.ipv6.fib_multipath_hash_policy", "1");
     ip("link set lo up");
     ip(&format!("addr add 10.9.0.{own}/32 dev lo"));
-    ip(&format!("-6 addr add fd09::{own}/128 dev lo"));
+    // Without the wait for duplicates it may be a source at once.
+    ip(&format!("-6 addr add fd09::{own}/128 dev lo nodad"));
     for name in ["wire1", "wire2"] {
         sysctl(&format!("net.ipv4.conf.{name}.rp_filter"), "0");
         ip(&format!("link set {name} up"));

@@ -5,6 +5,7 @@
     reason = "the functions that tests share are tests too: they panic"
 )]
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -97,10 +98,15 @@ struct Agent(Child);
 
 impl Agent {
     fn start(dir: &Path, port: u16) -> Agent {
+        Agent::start_with(dir, port, "")
+    }
+
+    /// With more lines of configuration.
+    fn start_with(dir: &Path, port: u16, more: &str) -> Agent {
         let config = dir.join("agent.yaml");
         let text = format!(
             "node: t1\ncontroller: \"http://127.0.0.1:{port}\"\nlisten_metrics: \"127.0.0.1:0\"\n\
-             state_dir: \"{}\"\nsample_interval: 100ms\nbpf: {{enabled: false, tcp: false}}\n",
+             state_dir: \"{}\"\nsample_interval: 100ms\nbpf: {{enabled: false, tcp: false}}\n{more}",
             dir.join("state").display()
         );
         std::fs::write(&config, text).unwrap();
@@ -294,4 +300,115 @@ async fn a_pinglist_is_probed_and_its_results_have_columns() {
     assert!(columns.iter().all(|column| column.port == "/t2:eth0"));
     let paths: std::collections::BTreeSet<_> = columns.iter().map(|c| c.index).collect();
     assert_eq!(paths, [None, Some(0), Some(1)].into());
+}
+
+/// The event of this subject, when a frame tells it.
+async fn told(messages: &mut Streaming<v1::AgentMessage>, subject: &str) -> v1::Event {
+    loop {
+        let events = next_frame(messages).await.events;
+        if let Some(event) = events.into_iter().find(|e| e.subject == subject) {
+            return event;
+        }
+    }
+}
+
+/// Frames that come before an inventory with this queue pair.
+async fn frames_until(messages: &mut Streaming<v1::AgentMessage>, qpn: u32) -> usize {
+    let mut frames = 0;
+    loop {
+        let message = tokio::time::timeout(DEADLINE, messages.message()).await;
+        let message = message.expect("the agent says nothing").unwrap().unwrap();
+        match message.body {
+            Some(Body::Inventory(inventory)) => {
+                let has = |endpoint: &v1::Endpoint| matches!(&endpoint.kind, Some(v1::endpoint::Kind::Ud(ud)) if ud.qpn == qpn);
+                if inventory.endpoints.iter().any(has) {
+                    return frames;
+                }
+            }
+            Some(Body::Frame(_)) => frames += 1,
+            Some(_) | None => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_event_is_told_again_until_it_is_acknowledged() {
+    let (port, mut streams) = controller().await;
+    let dir = tempfile::tempdir().unwrap();
+    let _agent = Agent::start(dir.path(), port);
+    let (mut messages, orders, hello) = opened(&mut streams).await.welcome().await;
+    // Its sources are open by now.
+    next_frame(&mut messages).await;
+    // XID 106 is NVIDIA's own test message, on a device that is this test's alone.
+    let place = format!("{:04x}:fe:1f", std::process::id());
+    let log = |text: &str| {
+        let line = format!("NVRM: Xid (PCI:{place}): 106, pid=1, name=weir-test, {text}\n");
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/kmsg")
+            .and_then(|mut log| log.write_all(line.as_bytes()))
+    };
+    if let Err(error) = log("only a test") {
+        writeln!(std::io::stderr(), "SKIPPED: /dev/kmsg: {error}").unwrap();
+        return;
+    }
+    let subject = format!("{place}.0");
+    let first = told(&mut messages, &subject).await;
+    assert!(first.seq > 0 && first.code == Some(106), "{first:?}");
+    drop((messages, orders));
+
+    let (mut messages, orders, again) = opened(&mut streams).await.welcome().await;
+    assert_eq!(again.instance, hello.instance);
+    let second = told(&mut messages, &subject).await;
+    assert!(second.seq == first.seq && second.age_us > first.age_us);
+    let taken = v1::EventsTaken { seq: second.seq };
+    order(&orders, Order::EventsTaken(taken)).await;
+    // What the agent answers to it shows that the agent has heard what was said before.
+    order(&orders, Order::Path(v1::PathQuery { keys: vec![] })).await;
+    wanted(&mut messages, |body| {
+        matches!(body, Body::Path(_)).then_some(())
+    })
+    .await;
+    drop((messages, orders));
+
+    let (mut messages, _orders, _) = opened(&mut streams).await.welcome().await;
+    let events = next_frame(&mut messages).await.events;
+    assert!(events.iter().all(|e| e.seq > second.seq), "{events:?}");
+}
+
+#[tokio::test]
+async fn another_queue_pair_is_told_at_once_and_not_with_the_next_look_at_the_ports() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (port, mut streams) = controller().await;
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir_all(at("sys/class/infiniband/rxe1")).unwrap();
+    // In place of weir-verbs: says its endpoint, waits for the test, and has another.
+    let endpoint = |qpn: u32| {
+        format!(
+            r#"echo '{{"endpoint":{{"device":"rxe1","port":1,"gid":"::ffff:10.0.0.1","gid_index":1,"qpn":{qpn},"qkey":5,"queue_pairs":8,"active":true,"rate_bps":null,"timestamps":"software"}}}}'"#
+        )
+    };
+    let script = format!(
+        "#!/bin/sh\n{}\nread go <'{}'\n{}\nexec cat >/dev/null\n",
+        endpoint(17),
+        at("go").display(),
+        endpoint(18)
+    );
+    std::fs::write(at("verbs"), script).unwrap();
+    std::fs::set_permissions(at("verbs"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let made = Command::new("mkfifo").arg(at("go")).status().unwrap();
+    assert!(made.success());
+    let more = format!(
+        "verbs_program: \"{}\"\npath_sysfs: \"{}\"\n",
+        at("verbs").display(),
+        at("sys").display()
+    );
+    let _agent = Agent::start_with(dir.path(), port, &more);
+    let (mut messages, _orders, _) = opened(&mut streams).await.welcome().await;
+    frames_until(&mut messages, 17).await;
+    std::fs::write(at("go"), "go\n").unwrap();
+    // The ports are looked at every ten seconds, which are a hundred frames.
+    let frames = frames_until(&mut messages, 18).await;
+    assert!(frames < 60, "{frames} frames later");
 }

@@ -4,8 +4,8 @@ use crate::brain::Event;
 use crate::driver::{Handle, Stopped, View};
 use crate::ingest::is_name;
 use crate::{metrics, probes, views};
-use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{Path, Request, State};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::header::{CONTENT_TYPE, HOST, ORIGIN};
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
@@ -34,13 +34,20 @@ struct PinRequest {
     port: String,
 }
 
+/// Which events are wanted.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EventsWanted {
+    node: Option<String>,
+}
+
 /// All routes.
 pub fn router(handle: Handle) -> Router {
     Router::new()
         .route("/api/v1/status", get(|s| read(s, views::status)))
         .route("/api/v1/links", get(|s| read(s, views::links)))
         .route("/api/v1/incidents", get(|s| read(s, views::incidents)))
-        .route("/api/v1/events", get(|s| read(s, views::events)))
+        .route("/api/v1/events", get(events))
         .route("/api/v1/probes", get(|s| read(s, probes::shown)))
         .route("/api/v1/leases", get(|s| read(s, views::leases)))
         .route("/api/v1/leases/{id}/end", post(end_lease))
@@ -99,6 +106,23 @@ async fn read<T: Serialize + Send + 'static>(
 ) -> Response {
     match handle.read(view).await {
         Ok(value) => Json(value).into_response(),
+        Err(stopped) => unavailable(&stopped),
+    }
+}
+
+async fn events(
+    State(handle): State<Handle>,
+    wanted: Result<Query<EventsWanted>, QueryRejection>,
+) -> Response {
+    let node = match wanted {
+        Ok(Query(wanted)) => wanted.node,
+        Err(rejection) => return error(rejection.status(), &rejection.body_text()),
+    };
+    match handle
+        .read(move |view| views::events(view, node.as_deref()))
+        .await
+    {
+        Ok(events) => Json(events).into_response(),
         Err(stopped) => unavailable(&stopped),
     }
 }

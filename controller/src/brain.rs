@@ -3,31 +3,17 @@
 //! This is what a recording is replayed into, so everything that influences a decision passes
 //! through [`Brain::handle`].
 
+use crate::events::NodeEvents;
 use crate::ingest::{Ingest, IngestError, Ingested};
 use crate::pinglists::Pinglists;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use weir_controller_core::ids::{JobId, NodeId};
 use weir_controller_core::io::{PinChange, Role};
 use weir_controller_core::topology::Plan;
 use weir_controller_core::verdict::Severity;
 use weir_controller_core::{Command, Config, Core, Input};
-use weir_wire::v1;
-
-/// Events of nodes kept for readers; the oldest goes.
-const NODE_EVENTS_MAX: usize = 4096;
-
-/// Bytes of each text of an event.
-const EVENT_TEXT_MAX: usize = 1024;
-
-/// Something that a node's agent saw happen.
-#[derive(Debug, Clone)]
-pub struct NodeEvent {
-    /// Arrival of the frame that told it.
-    pub at: Duration,
-    pub node: String,
-    pub event: v1::Event,
-}
+use weir_wire::{EVENT_TEXT_BYTES_MAX, v1};
 
 /// Something that happened, in the order in which the controller saw it.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,6 +50,11 @@ pub enum Action {
     Resync {
         node: String,
     },
+    /// Acknowledge the node's events up to this number.
+    EventsTaken {
+        node: String,
+        seq: u64,
+    },
     /// Tell the node whom to probe and whom to answer.
     Pinglist {
         node: String,
@@ -83,8 +74,8 @@ pub struct Brain {
     streams: BTreeMap<String, Ingest>,
     /// Sources of each node as last reported.
     pub sources: BTreeMap<String, Vec<v1::Source>>,
-    /// Newest last.
-    pub node_events: VecDeque<NodeEvent>,
+    /// What agents saw happen.
+    pub events: NodeEvents,
     pub frames: u64,
     pub samples: u64,
     pub frames_refused: u64,
@@ -99,7 +90,7 @@ impl Brain {
             core: Core::new(config, plan, frozen, lease_base),
             streams: BTreeMap::new(),
             sources: BTreeMap::new(),
-            node_events: VecDeque::new(),
+            events: NodeEvents::default(),
             frames: 0,
             samples: 0,
             frames_refused: 0,
@@ -114,6 +105,7 @@ impl Brain {
             Event::Message { node, message } => self.message(node, message, now, &mut actions),
             Event::Lost { node } => {
                 self.sources.remove(&node);
+                self.events.lost(&node);
                 self.pinglists.lost(&NodeId::new(&node), now);
                 if self.streams.remove(&node).is_some() {
                     self.core.handle_input(
@@ -169,6 +161,7 @@ impl Brain {
                     v1::Role::Host | v1::Role::Unspecified => Role::Host,
                 };
                 self.streams.insert(node.clone(), ingest);
+                self.events.connected(&node, hello.instance);
                 self.pinglists.connected(&NodeId::new(&node));
                 let held_leases = hello.held_leases.clone();
                 self.core.handle_input(
@@ -198,24 +191,24 @@ impl Brain {
         let mut is_frame = false;
         if let Some(v1::agent_message::Body::Frame(frame)) = &mut message.body {
             is_frame = true;
-            for event in std::mem::take(&mut frame.events) {
-                if self.node_events.len() == NODE_EVENTS_MAX {
-                    self.node_events.pop_front();
-                }
+            let events = std::mem::take(&mut frame.events);
+            let seq = events.iter().map(|event| event.seq).max();
+            for event in events {
                 let event = shortened(event);
-                self.core.handle_input(
-                    Input::EventReported {
-                        node: NodeId::new(&node),
-                        event: event_of(&event),
-                    },
-                    now,
-                );
+                let seen = event_of(&event);
+                if self.events.take(&node, event, now) {
+                    self.core.handle_input(
+                        Input::EventReported {
+                            node: NodeId::new(&node),
+                            event: seen,
+                        },
+                        now,
+                    );
+                }
+            }
+            if let Some(seq) = seq.filter(|seq| *seq > 0) {
                 let node = node.clone();
-                self.node_events.push_back(NodeEvent {
-                    at: now,
-                    node,
-                    event,
-                });
+                actions.push(Action::EventsTaken { node, seq });
             }
         }
         if let Some(v1::agent_message::Body::Inventory(inventory)) = &message.body {
@@ -285,7 +278,7 @@ fn shortened(mut event: v1::Event) -> v1::Event {
         ..
     } = &mut event;
     for part in [source, name, subject, text, action] {
-        part.truncate(part.floor_char_boundary(EVENT_TEXT_MAX));
+        part.truncate(part.floor_char_boundary(EVENT_TEXT_BYTES_MAX));
     }
     event
 }

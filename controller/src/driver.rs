@@ -450,6 +450,9 @@ impl Driver {
                 lease,
                 reason,
             }) => self.send(node.as_str(), Body::End(v1::LeaseEnd { id: lease, reason })),
+            Action::EventsTaken { node, seq } => {
+                self.send(&node, Body::EventsTaken(v1::EventsTaken { seq }));
+            }
             Action::Resync { node } => self.send(&node, Body::Resync(v1::Resync {})),
             Action::Pinglist { node, list } => self.send(&node, Body::Pinglist(list)),
             Action::Close { node, reason } => {

@@ -2,6 +2,7 @@
 //!
 //! Pure: no clock, no IO. One [`Ingest`] for each stream; it dies with the stream.
 
+use crate::inventory::{hop_of, inventory_of};
 use crate::values::Values;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,30 +12,31 @@ use std::time::Duration;
 use weir_controller_core::engine::NODES_MAX;
 use weir_controller_core::ids::{FlowKey, JobId, NodeId};
 use weir_controller_core::io::{self, Input};
+use weir_wire::SAMPLE_INTERVAL_MAX;
 use weir_wire::codec::DecodeError;
 use weir_wire::columns::{COLUMNS_MAX, Columns};
-use weir_wire::frame::{CallRow, CallRows, FlowRow, FlowRows, RunningRows, SERIES_MAX};
+use weir_wire::frame::{
+    CallRow, CallRows, FlowRow, FlowRows, RoceRow, RoceRows, RunningRows, SERIES_MAX,
+};
 use weir_wire::signal::{Kind, Signal};
 use weir_wire::v1::{self, agent_message::Body};
 
 /// Flows that one agent may have open at once.
 const FLOWS_MAX: usize = 65_536;
 /// A longer interval between two frames is a gap: a mean over it would say nothing.
-const GAP: Duration = Duration::from_secs(60);
+const GAP: Duration = SAMPLE_INTERVAL_MAX.saturating_mul(2);
 
-/// Ports of a node, and next-hop groups of a switch.
-const PORTS_MAX: usize = 8192;
-/// Members of a next-hop group.
-const MEMBERS_MAX: usize = 1024;
 /// Sources of an agent.
 const SOURCES_MAX: usize = 64;
 /// Bytes of the name of a port, a job or an operation.
 const NAME_BYTES_MAX: usize = 255;
 
 /// Signals of a port that the core looks at.
-const WATCHED: [Signal; 9] = [
+const WATCHED: [Signal; 11] = [
     Signal::TxBytes,
     Signal::TxPackets,
+    Signal::RxBytes,
+    Signal::RxPackets,
     Signal::PauseRxUs,
     Signal::PauseTxUs,
     Signal::QueueBytes,
@@ -109,6 +111,7 @@ pub struct Ingest {
     in_sync: bool,
     flows: BTreeMap<u32, (FlowKey, Option<JobId>)>,
     flow_rows: FlowRows,
+    roce_rows: RoceRows,
     series: BTreeMap<u32, Series>,
     call_rows: CallRows,
     running_rows: RunningRows,
@@ -174,6 +177,7 @@ impl Ingest {
             in_sync: false,
             flows: BTreeMap::new(),
             flow_rows: FlowRows::default(),
+            roce_rows: RoceRows::default(),
             series: BTreeMap::new(),
             call_rows: CallRows::default(),
             running_rows: RunningRows::default(),
@@ -340,6 +344,7 @@ impl Ingest {
         if frame.key {
             self.state.clear();
             self.flow_rows = FlowRows::default();
+            self.roce_rows = RoceRows::default();
             self.call_rows = CallRows::default();
             self.running_rows = RunningRows::default();
             self.series.clear();
@@ -368,10 +373,16 @@ impl Ingest {
             self.open_flow(opened)?;
         }
         let flows = self.flow_rows.decode(&frame.flows).map_err(body("flows"))?;
-        self.samples += 4 * self.flow_rows.len() as u64;
-        let flows = flows.into_iter().filter_map(|(id, row)| {
+        let roce = self.roce_rows.decode(&frame.roce).map_err(body("roce"))?;
+        self.samples += (4 * self.flow_rows.len() + 2 * self.roce_rows.len()) as u64;
+        let sent = flows
+            .into_iter()
+            .map(|(id, row)| (id, row.into(), RoceRow::default()));
+        let came_back = roce
+            .into_iter()
+            .map(|(id, row)| (id, FlowRow::default(), row.into()));
+        let flows = sent.chain(came_back).filter_map(|(id, row, roce)| {
             let (key, job) = self.flows.get(&id)?;
-            let row = FlowRow::from(row);
             Some(io::FlowSample {
                 key: *key,
                 job: job.clone(),
@@ -379,11 +390,14 @@ impl Ingest {
                 retransmits: row.retransmits,
                 srtt_us: u32::try_from(row.srtt_us).unwrap_or(u32::MAX),
                 delivered_ce: row.delivered_ce,
+                received_ce: roce.received_ce,
+                cnps_sent: roce.cnps_sent,
             })
         });
         let flows = merged(flows);
         let flows_closed = frame.flows_closed.iter().filter_map(|id| {
             self.flow_rows.forget(*id);
+            self.roce_rows.forget(*id);
             Some(self.flows.remove(id)?.0)
         });
         let flows_closed = flows_closed.collect();
@@ -458,6 +472,8 @@ impl Ingest {
                 }
                 Signal::QueueDrops => sample.drops = delta,
                 Signal::TxPackets => sample.tx_packets = delta,
+                Signal::RxBytes => sample.rx_bytes = delta,
+                Signal::RxPackets => sample.rx_packets = delta,
                 Signal::EcnMarkedTx => sample.ecn_marked = delta,
                 Signal::PauseRxUs => sample.pause_rx_us = sample.pause_rx_us.max(delta),
                 Signal::PauseTxUs => sample.pause_tx_us = sample.pause_tx_us.max(delta),
@@ -508,6 +524,9 @@ impl Ingest {
             })
         };
         let is_roce = opened.kind() == v1::FlowKind::Roce;
+        if is_roce {
+            self.roce_rows.announce(opened.id);
+        }
         if is_roce && (opened.src_ipv4 == 0 || opened.dst_ipv4 == 0 || opened.src_port == 0) {
             // IPv6, or a source port that only firmware knows: no path can be asked for, and its rows
             // name no flow. A number that is announced again means this one from now on.
@@ -526,7 +545,7 @@ impl Ingest {
     }
 }
 
-fn few(what: &'static str, count: usize, max: usize) -> Result<(), IngestError> {
+pub(crate) fn few(what: &'static str, count: usize, max: usize) -> Result<(), IngestError> {
     if count <= max {
         Ok(())
     } else {
@@ -540,7 +559,7 @@ pub fn is_name(text: &str) -> bool {
     text.len() <= NAME_BYTES_MAX && !text.chars().any(char::is_control)
 }
 
-fn name(text: &str) -> Result<(), IngestError> {
+pub(crate) fn name(text: &str) -> Result<(), IngestError> {
     if is_name(text) {
         return Ok(());
     }
@@ -563,6 +582,8 @@ fn merged(flows: impl Iterator<Item = io::FlowSample>) -> Vec<io::FlowSample> {
                 known.bytes += flow.bytes;
                 known.retransmits += flow.retransmits;
                 known.delivered_ce += flow.delivered_ce;
+                known.received_ce += flow.received_ce;
+                known.cnps_sent += flow.cnps_sent;
             }
         }
     }
@@ -576,72 +597,6 @@ fn outcome_of(state: v1::lease_report::State) -> Option<io::LeaseOutcome> {
         v1::lease_report::State::Ended => Some(io::LeaseOutcome::Ended),
         v1::lease_report::State::Unspecified => None,
     }
-}
-
-fn hop_of(hop: &v1::PathHop) -> Option<io::ResolvedHop> {
-    let key = hop.key.as_ref()?;
-    Some(io::ResolvedHop {
-        key: FlowKey {
-            src: key.src_ipv4.into(),
-            dst: key.dst_ipv4.into(),
-            src_port: u16::try_from(key.src_port).ok()?,
-            dst_port: u16::try_from(key.dst_port).ok()?,
-        },
-        in_port: key.in_port.as_str().into(),
-        out_port: (!hop.out_port.is_empty()).then(|| hop.out_port.as_str().into()),
-        group: (hop.group != 0).then_some(hop.group),
-    })
-}
-
-fn inventory_of(inventory: v1::Inventory) -> Result<io::Inventory, IngestError> {
-    let mut ports = Vec::new();
-    few("ports", inventory.ports.len(), PORTS_MAX)?;
-    few("next-hop groups", inventory.groups.len(), PORTS_MAX)?;
-    for port in inventory.ports {
-        name(&port.name)?;
-        let mut addresses = Vec::new();
-        for text in &port.addresses {
-            // IPv6 is not used for paths yet and is passed over, not refused.
-            if !text.contains(':') {
-                addresses.push(cidr(text).ok_or_else(|| IngestError::Address {
-                    port: port.name.clone(),
-                    text: text.clone(),
-                })?);
-            }
-        }
-        ports.push(io::PortInventory {
-            up: port.up,
-            addresses,
-            neighbours: port
-                .neighbours
-                .iter()
-                .filter_map(|n| n.parse().ok())
-                .collect(),
-            speed_bps: (port.speed_bps != 0).then_some(port.speed_bps),
-            name: port.name.into(),
-        });
-    }
-    for group in &inventory.groups {
-        few("members of a group", group.members.len(), MEMBERS_MAX)?;
-        group.members.iter().try_for_each(|m| name(&m.port))?;
-    }
-    let groups = inventory.groups.into_iter().map(|g| io::EcmpGroup {
-        id: g.id,
-        members: g.members.into_iter().map(|m| m.port.into()).collect(),
-    });
-    Ok(io::Inventory {
-        ports,
-        groups: groups.collect(),
-        routes_epoch: inventory.routes_epoch,
-    })
-}
-
-fn cidr(text: &str) -> Option<(Ipv4Addr, u8)> {
-    let (address, prefix) = text.split_once('/')?;
-    Some((
-        address.parse().ok()?,
-        prefix.parse().ok().filter(|p| *p <= 32)?,
-    ))
 }
 
 #[cfg(test)]
@@ -671,6 +626,7 @@ mod tests {
             key: true,
             flows_opened: vec![opened(1, 0xc132), opened(2, 0xc132), opened(3, 0)],
             flows: FlowRows::default().encode(rows),
+            roce: RoceRows::default().encode([(2, [5, 1]), (3, [7, 7])]),
             ..v1::Frame::default()
         };
         let ingested = ingest.frame(frame).unwrap();
@@ -682,6 +638,29 @@ mod tests {
         };
         assert_eq!(flow.key.to_string(), "10.0.1.2:49458 -> 10.0.3.2:4791");
         assert_eq!((flow.bytes, flow.delivered_ce), (300, 2));
+        assert_eq!((flow.received_ce, flow.cnps_sent), (5, 1));
         assert_eq!(flow.job, Some(JobId::new("slurm:77")));
+    }
+
+    #[test]
+    fn an_interval_that_an_agent_may_have_is_no_gap() {
+        let mut ingest = Ingest::new(&v1::Hello::default()).unwrap();
+        let mut elapsed = |seq: u64, at: Duration| {
+            let frame = v1::Frame {
+                seq,
+                at_us: u64::try_from(at.as_micros()).unwrap(),
+                key: true,
+                ..v1::Frame::default()
+            };
+            let ingested = ingest.frame(frame).unwrap();
+            let Ingested::Input(Input::SampleReported { sample, .. }) = ingested else {
+                panic!("{ingested:?}");
+            };
+            sample.elapsed
+        };
+        let late = SAMPLE_INTERVAL_MAX + Duration::from_secs(1);
+        assert_eq!(elapsed(1, Duration::ZERO), None);
+        assert_eq!(elapsed(2, late), Some(late));
+        assert_eq!(elapsed(3, late + GAP + Duration::from_millis(1)), None);
     }
 }

@@ -3,6 +3,7 @@
 //! All values are read from the brain at each scrape, so a series exists only while its subject does.
 
 use crate::driver::View;
+use crate::events::{Reason, Severity};
 use crate::{probes, views};
 use prometheus::{Encoder, GaugeVec, Opts, Registry, TextEncoder};
 use std::collections::BTreeMap;
@@ -28,6 +29,9 @@ catalogue! {
     SAMPLES Counter "weir_controller_samples_total" [] "Column samples in those frames.";
     REFUSED Counter "weir_controller_streams_refused_total" [] "Streams closed for a bad message.";
     TWICE Counter "weir_controller_agents_refused_total" [] "Agents refused because another one reports under the same name.";
+    EVENTS_TAKEN Counter "weir_controller_events_total" ["severity"] "Events taken from agents.";
+    EVENTS_REPEATED Counter "weir_controller_events_repeated_total" [] "Events that agents told again because no acknowledgement had reached them.";
+    EVENTS_DROPPED Counter "weir_controller_events_dropped_total" ["reason", "severity"] "Events that others pushed out of memory: the node had its share (node_full), or all nodes together had theirs (full); or its node is long gone (node_forgotten).";
     RECORD_LOST Counter "weir_controller_record_dropped_total" [] "Events that the recording could not take.";
     TABLE_FULL Counter "weir_controller_table_refused_total" ["table"] "Samples refused because a bounded table was full.";
     FINDINGS Gauge "weir_topology_findings" [] "Contradictions between the topology file and what agents report.";
@@ -137,6 +141,18 @@ fn all_points(view: &View<'_>) -> Vec<Point> {
     put(SAMPLES, &[], view.brain.samples as f64);
     put(REFUSED, &[], view.brain.frames_refused as f64);
     put(TWICE, &[], view.agents_refused as f64);
+    let events = &view.brain.events;
+    put(EVENTS_REPEATED, &[], events.repeated() as f64);
+    // From zero on: a rate needs the value before the first one.
+    for severity in Severity::ALL {
+        let taken = events.taken().get(&severity).copied();
+        put(EVENTS_TAKEN, &[severity.name()], taken.unwrap_or(0) as f64);
+        for reason in Reason::ALL {
+            let dropped = events.dropped().get(&(reason, severity)).copied();
+            let labels = [reason.name(), severity.name()];
+            put(EVENTS_DROPPED, &labels, dropped.unwrap_or(0) as f64);
+        }
+    }
     put(RECORD_LOST, &[], view.events_recorded_lost as f64);
     put(TABLE_FULL, &["flows"], core.flows().refused() as f64);
     let status = views::status(view);

@@ -259,6 +259,45 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_pair_that_is_another_is_told_to_who_pings_it_within_a_second() {
+        let ud = |n: u8, qpn| {
+            let gid = std::net::Ipv4Addr::new(10, 0, 0, n).to_ipv6_mapped();
+            let ud = v1::UdEndpoint {
+                gid: gid.octets().to_vec(),
+                qpn,
+                qkey: 5,
+            };
+            v1::Inventory {
+                endpoints: vec![v1::Endpoint {
+                    port: "mlx5_0/1".into(),
+                    kind: Some(v1::endpoint::Kind::Ud(ud)),
+                }],
+                ..v1::Inventory::default()
+            }
+        };
+        let mut lists = Pinglists::new(Settings::default());
+        let mut topology = Topology::default();
+        for n in 1..=2 {
+            topology.node_connected(&node(n), Role::Host);
+            lists.connected(&node(n));
+            lists.inventory(&node(n), &ud(n, 17), MS);
+        }
+        let told = lists.poll(&topology, 2000 * MS);
+        assert_eq!(told.len(), 2);
+        // Each answers the other, by its GID.
+        assert_eq!(told[0].1.probers, ["::ffff:10.0.0.2"]);
+        lists.inventory(&node(1), &ud(1, 18), 3000 * MS);
+        let told = lists.poll(&topology, 3000 * MS + QUIET);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(told[0].0, node(2));
+        let kind = told[0].1.targets[0].kind.clone();
+        assert!(
+            matches!(kind, Some(v1::ping_target::Kind::Ud(ud)) if ud.qpn == 18),
+            "{told:?}"
+        );
+    }
+
+    #[test]
     fn told_not_to_probe_nobody_is_told_anything() {
         let (mut lists, topology) = started(3);
         lists.settings.packets_per_s = 0;

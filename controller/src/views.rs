@@ -1,6 +1,7 @@
 //! What the API shows: serde structs made from the brain, nothing else.
 
 use crate::driver::View;
+use crate::events::{NodeEvent, Severity};
 use serde::Serialize;
 use std::time::{Duration, UNIX_EPOCH};
 use weir_controller_core::flows::RATE_AGE_MAX;
@@ -9,7 +10,6 @@ use weir_controller_core::io::Role;
 use weir_controller_core::jobs::{Job, Signature};
 use weir_controller_core::links::LinkSample;
 use weir_controller_core::trial::{Cause, NodeLease};
-use weir_wire::v1;
 
 #[derive(Debug, Serialize)]
 pub struct Status {
@@ -181,18 +181,16 @@ pub struct EventView {
     pub action: String,
 }
 
-/// What the nodes saw happen, newest first.
+/// Events of one answer: 2 MiB of the usual ones.
+const EVENTS_SHOWN_MAX: usize = 4096;
+
+/// What the nodes saw happen, or one of them, newest first; the newest 4,096.
 #[must_use]
-pub fn events(view: &View<'_>) -> Vec<EventView> {
-    let seen = view.brain.node_events.iter().rev();
-    let event = |seen: &crate::brain::NodeEvent| EventView {
-        at: date(view, seen.at),
-        node: seen.node.clone(),
-        severity: match seen.event.severity() {
-            v1::Severity::Critical => "critical",
-            v1::Severity::Warning => "warning",
-            v1::Severity::Info | v1::Severity::Unspecified => "info",
-        },
+pub fn events(view: &View<'_>, only: Option<&str>) -> Vec<EventView> {
+    let event = |(node, seen): (&str, &NodeEvent)| EventView {
+        at: date(view, seen.at) - seen.age().as_secs_f64(),
+        node: node.to_owned(),
+        severity: Severity::of(&seen.event).name(),
         source: seen.event.source.clone(),
         name: seen.event.name.clone(),
         subject: seen.event.subject.clone(),
@@ -200,7 +198,10 @@ pub fn events(view: &View<'_>) -> Vec<EventView> {
         text: seen.event.text.clone(),
         action: seen.event.action.clone(),
     };
-    seen.map(event).collect()
+    let newest_first = view.brain.events.newest_first();
+    let wanted = newest_first.into_iter();
+    let wanted = wanted.filter(|(node, _)| only.is_none_or(|only| only == *node));
+    wanted.take(EVENTS_SHOWN_MAX).map(event).collect()
 }
 
 #[must_use]

@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 use weir_controller::brain::Brain;
 use weir_controller::driver::{Driver, Handle, MESSAGES_QUEUED_MAX};
-use weir_controller::server;
+use weir_controller::{server, views};
 use weir_controller_core::Config;
 use weir_controller_core::topology::Plan;
 use weir_wire::frame::SERIES_MAX;
@@ -482,4 +482,56 @@ async fn what_probes_saw_is_shown_the_worst_first() {
         !page.contains(&format!("weir_probe_pair_rtt_seconds{labels}")),
         "absent is not zero"
     );
+}
+
+#[tokio::test]
+async fn an_event_is_acknowledged_each_time_and_shown_once() {
+    let controller = controller().await;
+    let event = v1::Event {
+        source: "kmsg".into(),
+        name: "xid".into(),
+        subject: "0000:18:00.0".into(),
+        code: Some(79),
+        severity: v1::Severity::Critical.into(),
+        seq: 7,
+        ..v1::Event::default()
+    };
+    // The stream breaks before the acknowledgement is heard; then the agent is started anew.
+    for (instance, shown) in [(1, 1), (1, 1), (2, 2)] {
+        let hello = Body::Hello(hello("h1", instance));
+        let mut agent = controller.open(hello).await.unwrap();
+        let frame = v1::Frame {
+            seq: 1,
+            schema_epoch: 1,
+            key: true,
+            events: vec![event.clone()],
+            ..v1::Frame::default()
+        };
+        agent.send(Body::Frame(frame)).await;
+        let taken = async {
+            loop {
+                let message = agent.incoming.message().await.unwrap().unwrap();
+                if let Some(v1::controller_message::Body::EventsTaken(taken)) = message.body {
+                    return taken.seq;
+                }
+            }
+        };
+        let taken = tokio::time::timeout(Duration::from_secs(20), taken).await;
+        assert_eq!(taken.expect("no acknowledgement comes"), 7);
+        let shown_of = async |node: Option<&'static str>| {
+            let read = controller.handle.read(move |v| views::events(v, node));
+            read.await.unwrap()
+        };
+        let events = shown_of(None).await;
+        assert_eq!((events.len(), shown_of(Some("h2")).await.len()), (shown, 0));
+        assert!(
+            events
+                .iter()
+                .all(|e| e.node == "h1" && e.severity == "critical")
+        );
+        drop(agent);
+        while !controller.connected().await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
 }

@@ -13,7 +13,7 @@ use core::ffi::c_void;
 use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel_buf},
     macros::{kprobe, kretprobe, map},
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
     programs::{ProbeContext, RetProbeContext},
 };
 use weir_ebpf_abi::{QpCall, QpKey, QpLayout, QpRecord, lost, qp_known, qp_state};
@@ -25,8 +25,9 @@ use crate::{
 
 /// Queue pairs at a time: 8 NICs with 2,048 each.
 const QPS_MAX: u32 = 16_384;
-/// Calls at a time: one per thread that is inside the kernel's RDMA code.
-const CALLS_MAX: u32 = 1024;
+/// Calls at a time: one per thread that is inside the kernel's RDMA code, with room, because the
+/// kernel keeps up to 128 free entries of such a map on each CPU.
+const CALLS_MAX: u32 = 4096;
 
 /// Bits of `enum ib_qp_attr_mask`, which is part of the verbs ABI.
 const MASK_STATE: u32 = 1;
@@ -37,8 +38,10 @@ const AH_GRH: u8 = 1;
 
 #[map]
 static QP_LAYOUT: Array<QpLayout> = Array::with_max_entries(1, 0);
+/// By thread. A return that the kernel does not report (its kretprobe was out of instances) leaves an
+/// entry behind: the oldest make room.
 #[map]
-static QP_CALLS: HashMap<u64, QpCall> = HashMap::with_max_entries(CALLS_MAX, 0);
+static QP_CALLS: LruHashMap<u64, QpCall> = LruHashMap::with_max_entries(CALLS_MAX, 0);
 #[map]
 static QPS: HashMap<QpKey, QpRecord> = HashMap::with_max_entries(QPS_MAX, 0);
 /// Changes of `QPS`, so that the agent reads it only when there was one.

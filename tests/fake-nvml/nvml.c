@@ -6,6 +6,9 @@
  *   unloaded       the driver is not loaded
  *   lost.N         GPU N has fallen off the bus: what the driver remembers still reads
  *   gone.N         GPU N has no handle, for an unknown reason
+ *   invalid.N      GPU N has no handle: the driver does not know the index any more
+ *   absent.N       GPU N has no handle: the driver does not find it
+ *   stale.N        GPU N has a handle that no call takes
  *   ecc_unknown.N  the error counts of GPU N give an unknown error
  *   events         one line "GPU TYPE DATA" per event, appended by the test
  *   calls          where it exists, gets the name of each call but those of the thread for events
@@ -114,6 +117,8 @@ static int live(const struct gpu *gpu)
 {
     if (is("unloaded"))
         return NOT_LOADED;
+    if (is("stale.%d", gpu->index))
+        return INVALID;
     return is("lost.%d", gpu->index) ? LOST : OK;
 }
 
@@ -146,6 +151,10 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, struct gpu **gpu)
         return INVALID;
     if (is("gone.%u", index))
         return UNKNOWN;
+    if (is("invalid.%u", index))
+        return INVALID;
+    if (is("absent.%u", index))
+        return NOT_FOUND;
     *gpu = &gpus[index];
     return OK;
 }
@@ -253,6 +262,18 @@ int nvmlDeviceGetTemperature(struct gpu *gpu, int sensor, unsigned *value)
     called("temperature");
     *value = 30 + gpu->index;
     return live(gpu);
+}
+
+int nvmlDeviceGetTemperatureThreshold(struct gpu *gpu, int threshold, unsigned *value)
+{
+    called("threshold");
+    if (gpu->index == PLAIN)
+        return UNSUPPORTED;
+    /* Slowdown and the memory's highest; newer boards give a margin instead, which is not here. */
+    if (threshold != 1 && threshold != 2)
+        return INVALID;
+    *value = threshold == 1 ? 92 : 105;
+    return OK;
 }
 
 int nvmlDeviceGetPowerUsage(struct gpu *gpu, unsigned *value)
@@ -450,6 +471,7 @@ static int answer(const struct gpu *gpu, struct field *field)
     case 143: return narrow(field, 1);
     case 144: return narrow(field, index == 4);
     case 145: return narrow(field, 0);
+    case 230: return index == AMPERE ? UNSUPPORTED : narrow(field, index == 4);
     case 185: return index == AMPERE ? UNSUPPORTED : narrow(field, 300000 + index);
     default: return link_field(gpu, field);
     }

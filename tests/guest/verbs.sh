@@ -140,6 +140,30 @@ grep '"status"' /tmp/out | tail -1
 ip netns exec s$lossy tc qdisc del dev d2 root
 ip netns exec s$slow tc qdisc del dev d2 root
 
+# Only host 2 is on the list: host 4 answers it, host 3 does not answer host 1.
+counter() { grep '"status"' /tmp/out | tail -1 | grep -o "\"$1\":{[^}]*" | grep -o "\"$2\":[0-9]*" | cut -d: -f2; }
+section listed
+answered=$(counter rxe4 pings_answered)
+{ target 1 3 2 0; target 2 4 2 0; } | paste -sd, |
+  sed 's/.*/{"targets":[&],"packets_per_second":40,"probers":["::ffff:10.1.2.2"]}/' >&3
+for _ in $(seq 100); do (($(counter rxe3 pings_not_listed) > 20 && $(counter rxe4 pings_answered) > answered + 20)) && break; sleep 0.3; done
+sleep 2
+for n in 3 4; do echo "rxe$n $(counter rxe$n pings_not_listed) $(counter rxe$n pings_answered)"; done
+echo "$answered"
+
+# Datagrams that fit no buffer: the port takes them for somebody else's and goes on.
+section oversized
+: | order 0
+foreign=$(counter rxe4 foreign_packets)
+for padding in 900 0; do
+  echo "padding $padding"
+  /weir-verbs ping --device rxe2 --gid ::ffff:10.2.4.2 --qpn "$(field rxe4 qpn)" --qkey "$(field rxe4 qkey)" \
+    --count 10 --padding $padding
+done
+sleep 2
+echo "counters"
+echo "$foreign $(counter rxe4 foreign_packets) $(counter rxe4 completions_failed)"
+
 # Another key than the endpoint's: nobody answers. Far more is asked for than may be.
 section ceiling
 : | order 0
@@ -148,7 +172,7 @@ sent() { grep '"status"' /tmp/out | tail -1 | grep -o '"rxe1":{"pings_sent":[0-9
 before=$(sent)
 since=$(cut -d' ' -f1 /proc/uptime)
 target 1 3 2 0 | sed 's/"qkey":[0-9]*/"qkey":1/' | order 4294967295
-sleep 5
+sleep 14
 echo "$before $(sent) $since $(cut -d' ' -f1 /proc/uptime)"
 grep '"report"' /tmp/out | tail -1
 
@@ -195,7 +219,7 @@ done
 [[ -n $now && $now != "$child" ]] && echo restarted
 until_metric 'raw_total{.*rxe1'
 metrics | grep 'source="verbs"} 1'
-grep -E 'VmRSS|Threads' /proc/"$now"/status
+grep -E 'VmRSS|Threads|CapEff|CapPrm|NoNewPrivs' /proc/"$now"/status
 kill -9 $agent
 wait $agent
 for _ in $(seq 100); do

@@ -14,7 +14,8 @@ pub struct FlowRow {
     pub retransmits: u64,
     /// Smoothed round-trip time at the frame's moment, in microseconds; 0 if unknown.
     pub srtt_us: u64,
-    /// Segments delivered with Congestion Experienced.
+    /// Segments delivered with Congestion Experienced, as far as the sender heard of them: by ECE of
+    /// a TCP flow; of a RoCE flow the CNPs that came back, each of which stands for one packet or more.
     pub delivered_ce: u64,
 }
 
@@ -34,6 +35,34 @@ impl From<[u64; 4]> for FlowRow {
             retransmits,
             srtt_us,
             delivered_ce,
+        }
+    }
+}
+
+/// What came back to a RoCE flow's queue pair since the last frame that named it: of the data that its
+/// peer sends it. Field order is wire format.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RoceRow {
+    /// Packets that arrived with Congestion Experienced.
+    pub received_ce: u64,
+    /// Congestion notifications that it sent for them; none beside marks: they are switched off.
+    pub cnps_sent: u64,
+}
+
+/// The state of all RoCE flows of a stream.
+pub type RoceRows = Rows<2>;
+
+impl From<RoceRow> for [u64; 2] {
+    fn from(row: RoceRow) -> [u64; 2] {
+        [row.received_ce, row.cnps_sent]
+    }
+}
+
+impl From<[u64; 2]> for RoceRow {
+    fn from([received_ce, cnps_sent]: [u64; 2]) -> RoceRow {
+        RoceRow {
+            received_ce,
+            cnps_sent,
         }
     }
 }

@@ -28,3 +28,10 @@ pub mod v1 {
 /// A key frame of 20,000 columns with 1,000 collectives is under 1 MiB; four times that stops
 /// a broken peer before it costs memory.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of each text of an event; the rest is cut off. The kernel's log may say anything.
+pub const EVENT_TEXT_BYTES_MAX: usize = 1024;
+
+/// Longest time between two samples of an agent. The controller takes twice as long for a gap, over
+/// which a mean would say nothing.
+pub const SAMPLE_INTERVAL_MAX: std::time::Duration = std::time::Duration::from_secs(30);

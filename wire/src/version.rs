@@ -3,7 +3,9 @@
 /// Raised when an older peer must not ignore what is new.
 pub const PROTOCOL_MAJOR: u32 = 1;
 /// Raised when something was added that an older peer may ignore.
-pub const PROTOCOL_MINOR: u32 = 1;
+pub const PROTOCOL_MINOR: u32 = 2;
+/// First minor whose controllers acknowledge events.
+pub const MINOR_EVENTS_TAKEN: u32 = 2;
 
 /// The peer speaks another major version.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -45,8 +47,9 @@ mod tests {
     #[test]
     fn another_major_is_refused_and_both_versions_are_named() {
         let error = check("agent h11 (9.0.0)", 2, 3).unwrap_err().to_string();
+        let ours = format!("{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}");
         assert!(
-            error.contains("2.3") && error.contains("1.1") && error.contains("h11"),
+            error.contains("2.3") && error.contains(&ours) && error.contains("h11"),
             "{error}"
         );
     }

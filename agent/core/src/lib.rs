@@ -6,5 +6,6 @@ pub mod change;
 pub mod counter;
 pub mod lease;
 pub mod limits;
+pub mod outbox;
 pub mod probe;
 pub mod spool;

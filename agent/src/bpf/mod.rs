@@ -63,6 +63,7 @@ use qp::QueuePairs;
 use roce::Roce;
 
 /// The outcome of loading.
+#[derive(Default)]
 pub struct BpfStart {
     /// `None` if no source is up.
     pub bpf: Option<Bpf>,

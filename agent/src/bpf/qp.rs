@@ -8,11 +8,11 @@
 //! `ib_core` may be loaded, unloaded and loaded again while the agent runs: the probes follow.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::Ipv6Addr,
     os::unix::fs::MetadataExt as _,
     sync::Arc,
-    sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     time::{Duration, Instant},
 };
 
@@ -21,7 +21,7 @@ use aya::{
     maps::{Array, HashMap, PerCpuArray},
     programs::{KProbe, kprobe::KProbeLinkId},
 };
-use weir_ebpf_abi::{QpKey, QpLayout, QpRecord, qp_known, qp_state};
+use weir_ebpf_abi::{QpKey, QpLayout, QpRecord, qp_known};
 
 use super::{
     btf::Btf,
@@ -29,13 +29,15 @@ use super::{
     sample::{BpfSample, QpKind, QpSample, QpState, SourceState},
     sport,
 };
-use crate::rdma::netlink::{Qp, RdmaNetlink};
+
+mod listing;
+use listing::{Dump, Found, Listing};
 
 /// There while `ib_core` is; another inode is another loading of it.
 const CLASS: &str = "/sys/class/infiniband";
 const MODULE: &str = "ib_core";
 const NO_SUBSYSTEM: &str = "this kernel has no RDMA subsystem loaded (ib_core)";
-/// Without probes, netlink is asked this often.
+/// Without probes, netlink is asked this often; with them, so long after it failed.
 const DUMP_EVERY: Duration = Duration::from_secs(30);
 /// Pairs read from the table, at most: its size.
 const QPS_MAX: usize = 16_384;
@@ -62,8 +64,8 @@ enum Origin {
     /// There is no RDMA subsystem.
     Nothing,
     Probes(Vec<(&'static str, KProbeLinkId)>),
-    /// Why there are no probes, and when netlink was asked last.
-    Netlink(String, Option<Instant>),
+    /// Why there are no probes.
+    Netlink(String),
 }
 
 /// What the answer of netlink is for.
@@ -92,6 +94,7 @@ pub struct QueuePairs {
     class: Option<u64>,
     dump: Dump,
     asked: Asked,
+    asked_at: Option<Instant>,
     changes: u64,
     kernel: (u32, u32),
     pairs: Arc<Vec<QpSample>>,
@@ -117,6 +120,7 @@ impl QueuePairs {
             class: None,
             dump: Dump::default(),
             asked: Asked::No,
+            asked_at: None,
             changes: 0,
             // A kernel that hides its version is a recent one as likely as not.
             kernel: sport::kernel_version(&release).unwrap_or((u32::MAX, 0)),
@@ -128,8 +132,13 @@ impl QueuePairs {
     pub fn state(&self) -> SourceState {
         let (up, reason) = match &self.origin {
             Origin::Nothing => (false, Some(NO_SUBSYSTEM.to_owned())),
-            Origin::Probes(_) => (true, None),
-            Origin::Netlink(why, _) => (
+            Origin::Probes(_) => {
+                let without = |failure| {
+                    format!("pairs older than the agent may be missing: RDMA netlink: {failure}")
+                };
+                (true, self.dump.failure.as_ref().map(without))
+            }
+            Origin::Netlink(why) => (
                 self.dump.failure.is_none(),
                 Some(match &self.dump.failure {
                     None => format!("from RDMA netlink, without addresses and source ports: {why}"),
@@ -159,7 +168,7 @@ impl QueuePairs {
                     self.ask(Asked::Older);
                     Origin::Probes(links)
                 }
-                Err(why) => Origin::Netlink(why, None),
+                Err(why) => Origin::Netlink(why),
             };
         }
         true
@@ -167,22 +176,29 @@ impl QueuePairs {
 
     /// Reads the pairs, if there is news of them; true if the source's state may have changed.
     pub fn poll(&mut self, now: Instant, sample: &mut BpfSample) -> bool {
-        let was_down = self.dump.failure.is_some();
-        if let Some(found) = self.dump.answer() {
-            self.answered(found);
+        let before = self.dump.failure.clone();
+        if let Some(listing) = self.dump.answer() {
+            self.answered(&listing);
         }
-        match &mut self.origin {
+        let may_ask = !self.dump.waiting
+            && (self.asked_at)
+                .is_none_or(|asked| now.saturating_duration_since(asked) >= DUMP_EVERY);
+        match &self.origin {
             Origin::Nothing => {}
-            Origin::Probes(_) => self.read_table(),
-            Origin::Netlink(_, last) => {
-                if last.is_none_or(|last| now.duration_since(last) >= DUMP_EVERY) {
-                    *last = Some(now);
+            Origin::Probes(_) => {
+                if self.dump.failure.is_some() && may_ask {
+                    self.ask(Asked::Older);
+                }
+                self.read_table();
+            }
+            Origin::Netlink(_) => {
+                if may_ask {
                     self.ask(Asked::Table);
                 }
             }
         }
         sample.qps = Arc::clone(&self.pairs);
-        was_down != self.dump.failure.is_some()
+        before != self.dump.failure
     }
 
     /// Detaches what is attached and forgets the pairs of a subsystem that is gone.
@@ -204,6 +220,8 @@ impl QueuePairs {
             }
         }
         self.asked = Asked::No;
+        self.asked_at = None;
+        self.dump.failure = None;
         self.pairs = Arc::default();
         ebpf
     }
@@ -245,29 +263,26 @@ impl QueuePairs {
 
     fn ask(&mut self, what: Asked) {
         self.asked = what;
+        self.asked_at = Some(Instant::now());
         self.dump.ask();
     }
 
-    fn answered(&mut self, found: Vec<Found>) {
+    fn answered(&mut self, listing: &Listing) {
         match std::mem::replace(&mut self.asked, Asked::No) {
             Asked::No => {}
             Asked::Older => {
-                let entered = self.enter(&found);
+                let entered = self.enter(&listing.found);
                 if !entered.is_empty() {
                     // One that was destroyed between the answer and its entry would stay for ever.
                     self.ask(Asked::Gone(entered));
                 }
             }
-            Asked::Gone(entered) => self.remove_gone(entered, &found),
-            Asked::Table => {
-                let pairs = found.iter().take(QPS_MAX);
-                let pairs = pairs.map(|f| qp_sample(&f.key(), &f.record(), self.kernel));
-                self.pairs = Arc::new(pairs.collect());
-            }
+            Asked::Gone(entered) => self.remove(&gone(entered, listing)),
+            Asked::Table => self.pairs = Arc::new(table(&self.pairs, listing, self.kernel)),
         }
     }
 
-    /// Enters pairs that the probes do not know; returns those.
+    /// Enters pairs that the probes do not know; returns those that only netlink knows.
     fn enter(&mut self, found: &[Found]) -> Vec<QpKey> {
         const NOEXIST: u64 = 1;
         let Ok(maps) = &mut self.maps else {
@@ -275,20 +290,21 @@ impl QueuePairs {
         };
         let entered = found.iter().take(QPS_MAX).filter(|found| {
             let entry = maps.table.insert(found.key(), found.record(), NOEXIST);
-            entry.is_ok()
+            // Or of a listing before this one.
+            let known = maps.table.get(&found.key(), 0);
+            entry.is_ok() || known.is_ok_and(|record| record.modified == 0)
         });
         let entered: Vec<QpKey> = entered.map(Found::key).collect();
         self.changes = u64::MAX;
         entered
     }
 
-    fn remove_gone(&mut self, entered: Vec<QpKey>, present: &[Found]) {
+    fn remove(&mut self, gone: &[QpKey]) {
         let Ok(maps) = &mut self.maps else { return };
-        let present: std::collections::BTreeSet<QpKey> = present.iter().map(Found::key).collect();
-        for key in entered.into_iter().filter(|key| !present.contains(key)) {
+        for key in gone {
             // One that was modified since is a new pair of the same number.
-            if maps.table.get(&key, 0).is_ok_and(|r| r.modified == 0) {
-                drop(maps.table.remove(&key));
+            if maps.table.get(key, 0).is_ok_and(|r| r.modified == 0) {
+                drop(maps.table.remove(key));
             }
         }
         self.changes = u64::MAX;
@@ -401,113 +417,29 @@ fn qp_sample(key: &QpKey, record: &QpRecord, kernel: (u32, u32)) -> QpSample {
         traffic_class: av.then_some(record.traffic_class),
         roce_v2,
         src_port,
+        src_port_predicted: src_port.is_some() && sport::is_predicted(record.driver),
         pid: (record.pid != 0).then_some(record.pid),
         process_start_ns: (record.start_ns != 0).then_some(record.start_ns),
         older: has(qp_known::OLDER) && record.modified == 0,
     }
 }
 
-/// A pair as netlink tells it.
-struct Found {
-    device_index: u32,
-    device: String,
-    qp: Qp,
+/// Of the pairs that were entered, those that are no more. Of a device that did not answer nobody knows.
+fn gone(entered: Vec<QpKey>, listing: &Listing) -> Vec<QpKey> {
+    let present: BTreeSet<QpKey> = listing.found.iter().map(Found::key).collect();
+    let gone = |key: &QpKey| !present.contains(key) && !listing.failed.contains_key(&key.device);
+    entered.into_iter().filter(gone).collect()
 }
 
-impl Found {
-    fn key(&self) -> QpKey {
-        QpKey {
-            device: self.device_index,
-            qpn: self.qp.lqpn,
-        }
-    }
-
-    fn record(&self) -> QpRecord {
-        let mut record = QpRecord {
-            pid: self.qp.pid.unwrap_or(0),
-            peer_qpn: self.qp.rqpn.unwrap_or(0),
-            kind: self.qp.kind.unwrap_or(u8::MAX),
-            state: self.qp.state.unwrap_or(qp_state::RESET),
-            known: qp_known::OLDER,
-            ..QpRecord::NEW
-        };
-        if self.qp.rqpn.is_some() {
-            record.known |= qp_known::PEER;
-        }
-        for (place, byte) in record.device_name.iter_mut().zip(self.device.bytes()) {
-            *place = byte;
-        }
-        record
-    }
-}
-
-type Answer = Result<Vec<Found>, String>;
-
-/// Netlink on a thread of its own.
-#[derive(Default)]
-struct Dump {
-    channels: Option<(SyncSender<()>, Receiver<Answer>)>,
-    /// Why the last one failed.
-    failure: Option<String>,
-}
-
-impl Dump {
-    fn ask(&mut self) {
-        let (ask, _) = self.channels.get_or_insert_with(|| {
-            let (ask, questions) = sync_channel(1);
-            let (answer, answers) = sync_channel(1);
-            let thread = std::thread::Builder::new().name("qps".into());
-            let started = thread.spawn(move || {
-                // Ends when either end of the main loop's is gone.
-                for () in questions {
-                    if answer.send(read_all()).is_err() {
-                        return;
-                    }
-                }
-            });
-            // Without a thread the channel is closed, and there is no answer.
-            drop(started);
-            (ask, answers)
-        });
-        // A question that stands already is enough.
-        ask.try_send(()).ok();
-    }
-
-    fn answer(&mut self) -> Option<Vec<Found>> {
-        let (_, answers) = self.channels.as_ref()?;
-        match answers.try_recv() {
-            Ok(Ok(found)) => {
-                self.failure = None;
-                Some(found)
-            }
-            Ok(Err(failure)) => {
-                self.failure = Some(failure);
-                None
-            }
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => {
-                self.channels = None;
-                self.failure = Some("no thread could be started".to_owned());
-                None
-            }
-        }
-    }
-}
-
-fn read_all() -> Result<Vec<Found>, String> {
-    let mut netlink = RdmaNetlink::open().map_err(|error| error.to_string())?;
-    let mut found = Vec::new();
-    for device in netlink.devices().map_err(|error| error.to_string())? {
-        // A device that goes meanwhile costs its own pairs.
-        for qp in netlink.qps(device.index).unwrap_or_default() {
-            found.push(Found {
-                device_index: device.index,
-                device: device.name.clone(),
-                qp,
-            });
-        }
-    }
-    Ok(found)
+/// The table that a listing makes. Pairs of a device that did not answer stay as they were.
+fn table(former: &[QpSample], listing: &Listing, kernel: (u32, u32)) -> Vec<QpSample> {
+    let found = listing.found.iter();
+    let found = found.map(|found| qp_sample(&found.key(), &found.record(), kernel));
+    let kept = former.iter();
+    let kept = kept.filter(|pair| listing.failed.contains_key(&pair.device_index));
+    let mut pairs: Vec<QpSample> = found.chain(kept.cloned()).take(QPS_MAX).collect();
+    pairs.sort_unstable_by_key(|qp| (qp.device_index, qp.qpn));
+    pairs
 }
 
 #[cfg(test)]

@@ -369,6 +369,8 @@ pub struct QpSample {
     pub roce_v2: bool,
     /// UDP source port of its packets; `None` also where the driver leaves it to firmware.
     pub src_port: Option<u16>,
+    /// The port is what the kernel would choose, but the NIC's firmware chooses (mlx5): a prediction.
+    pub src_port_predicted: bool,
     /// The process that made it; `None` for the kernel's own.
     pub pid: Option<u32>,
     /// When that process began, ns since boot, sleep included.

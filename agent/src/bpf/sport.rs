@@ -5,7 +5,8 @@
 //!
 //! | driver | port of a connected pair |
 //! |---|---|
-//! | mlx5, irdma, hns, mana, ionic, rxe | `rdma_get_udp_sport` of include/rdma/ib_verbs.h |
+//! | irdma, hns, mana, ionic, rxe | `rdma_get_udp_sport` of include/rdma/ib_verbs.h |
+//! | mlx5 | the same, told to the firmware, which follows it only with the capability `sw_r_roce_src_udp_port`: a prediction |
 //! | irdma before Linux 5.17 | always 0xc000 |
 //! | rxe before Linux 5.17 | a hash of its own number (`rxe_qp_init_req`) |
 //! | bnxt_re, mlx4, qedr and others | chosen by the firmware: unknown |
@@ -53,6 +54,12 @@ pub fn source_port(
         }
         _ => None,
     }
+}
+
+/// Whether [`source_port`] is a prediction: the firmware chooses, and may choose otherwise.
+#[must_use]
+pub fn is_predicted(driver: u32) -> bool {
+    driver == driver::MLX5
 }
 
 /// The RoCE specification's way: the flow label, or one made of both numbers, folded to 14 bits.

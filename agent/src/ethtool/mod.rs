@@ -6,7 +6,8 @@ pub mod ioctl;
 pub mod netlink;
 pub mod table;
 
-use crate::source::{ColumnKey, Gathered, Info, RawCounter, Reading};
+use crate::pcie;
+use crate::source::{ColumnKey, Gathered, Info, RawCounter, RawKind, Reading};
 use ioctl::{Buffer, Driver, Ethtool};
 use netlink::EthtoolNetlink;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +27,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 enum Slot {
     /// Adds up to a canonical signal.
     Column(Signal, Option<u8>),
-    Raw(String),
+    Raw(RawKind, String),
     /// Of one queue, or a name that stood before.
     Skip,
 }
@@ -40,8 +41,10 @@ struct Device {
     /// What was read slowly, shown until it is read again.
     slow: BTreeMap<(Signal, Option<u8>), u64>,
     slow_at: Duration,
-    /// Inputs of the module's temperature.
+    /// Input of the module's temperature.
     module: Option<PathBuf>,
+    /// Its directory in sysfs.
+    sysfs: PathBuf,
 }
 
 /// A device that failed: when it is tried again.
@@ -127,6 +130,7 @@ impl EthtoolSource {
                 },
                 slots: slots(&driver.name, names),
                 module: module_input(&self.sysfs, interface),
+                sysfs: directory(&self.sysfs, interface),
                 driver,
                 slow: BTreeMap::new(),
                 slow_at: Duration::ZERO,
@@ -138,7 +142,12 @@ impl EthtoolSource {
         };
         if device.slow_at.is_zero() || now >= device.slow_at {
             device.slow_at = now + SLOW;
-            device.slow = read_slowly(self.netlink.as_mut(), interface, device.module.as_deref());
+            device.slow = read_slowly(
+                self.netlink.as_mut(),
+                interface,
+                &device.sysfs,
+                device.module.as_deref(),
+            );
         }
         let mut columns: BTreeMap<(Signal, Option<u8>), u64> = BTreeMap::new();
         if !device.slots.is_empty() {
@@ -147,24 +156,19 @@ impl EthtoolSource {
                 .values(interface, device.slots.len(), &mut self.buffer)?;
             for (place, (slot, value)) in device.slots.iter().zip(values).enumerate() {
                 if let Some(name) = device.names.get(place).filter(|_| *slot != Slot::Skip) {
-                    out.verbatim.push(RawCounter {
-                        source: "ethtool",
-                        device: interface.to_owned(),
-                        name: name.clone(),
-                        value,
-                    });
+                    let kind = RawKind::Unknown;
+                    let raw = RawCounter::new(kind, "ethtool", interface, name, value);
+                    out.verbatim.push(raw);
                 }
                 match slot {
                     Slot::Column(signal, index) => {
                         let sum = columns.entry((*signal, *index)).or_default();
                         *sum = sum.wrapping_add(value);
                     }
-                    Slot::Raw(name) => out.raw.push(RawCounter {
-                        source: "ethtool",
-                        device: interface.to_owned(),
-                        name: name.clone(),
-                        value,
-                    }),
+                    Slot::Raw(kind, name) => {
+                        let raw = RawCounter::new(*kind, "ethtool", interface, name, value);
+                        out.raw.push(raw);
+                    }
                     Slot::Skip => {}
                 }
             }
@@ -214,7 +218,7 @@ fn slots(driver: &str, names: Vec<String>) -> Vec<Slot> {
         }
         match table::meaning(driver, &name) {
             Some(meaning) => Slot::Column(meaning.signal, meaning.index),
-            None => Slot::Raw(name),
+            None => Slot::Raw(table::raw_kind(driver, &name), name),
         }
     };
     names.into_iter().map(slot).collect()
@@ -223,6 +227,7 @@ fn slots(driver: &str, names: Vec<String>) -> Vec<Slot> {
 fn read_slowly(
     netlink: Option<&mut EthtoolNetlink>,
     interface: &str,
+    device: &Path,
     module: Option<&Path>,
 ) -> BTreeMap<(Signal, Option<u8>), u64> {
     let mut slow = BTreeMap::new();
@@ -243,16 +248,34 @@ fn read_slowly(
             slow.insert((Signal::LaneErrors, Some(lane)), bits);
         }
     }
-    let temperature = module
-        .and_then(|input| std::fs::read_to_string(input).ok())
-        .and_then(|text| text.trim().parse().ok());
-    slow.extend(temperature.map(|t| ((Signal::ModuleTemperature, None), t)));
+    let link = pcie::link(device).into_iter();
+    slow.extend(link.map(|(signal, value)| ((signal, None), value)));
+    let Some(module) = module else { return slow };
+    let read = |end: &str| {
+        let name = module.file_name()?.to_str()?.strip_suffix("input")?;
+        let file = module.with_file_name(format!("{name}{end}"));
+        std::fs::read_to_string(file).ok()?.trim().parse().ok()
+    };
+    for (signal, value) in [
+        (Signal::ModuleTemperature, read("input")),
+        (
+            Signal::ModuleTemperatureLimit,
+            read("crit").or_else(|| read("max")),
+        ),
+    ] {
+        slow.extend(value.map(|v| ((signal, None), v)));
+    }
     slow
+}
+
+/// The directory of the interface's device.
+fn directory(sysfs: &Path, interface: &str) -> PathBuf {
+    sysfs.join("class/net").join(interface).join("device")
 }
 
 /// The hwmon input of the transceiver module: the one whose label names a module.
 fn module_input(sysfs: &Path, interface: &str) -> Option<PathBuf> {
-    let hwmon = sysfs.join("class/net").join(interface).join("device/hwmon");
+    let hwmon = directory(sysfs, interface).join("hwmon");
     let labelled = |file: PathBuf| {
         let stem = file
             .file_name()?
@@ -291,7 +314,7 @@ mod tests {
         let slots = slots("i40e", names.map(str::to_owned).to_vec());
         let expected = [
             Slot::Column(Signal::RxDiscards, None),
-            Slot::Raw("rx_packets".into()),
+            Slot::Raw(RawKind::Counter, "rx_packets".into()),
             Slot::Skip,
             Slot::Skip,
         ];
@@ -308,13 +331,19 @@ mod tests {
             ("temp1_input", "51000\n"),
             ("temp2_label", "Module0\n"),
             ("temp2_input", "43000\n"),
+            ("temp2_crit", "75000\n"),
         ] {
             std::fs::write(hwmon.join(file), text).unwrap();
         }
         let input = module_input(dir.path(), "eth0").unwrap();
         assert!(input.ends_with("temp2_input"), "{input:?}");
-        let slow = read_slowly(None, "eth0", Some(&input));
-        assert_eq!(slow.get(&(Signal::ModuleTemperature, None)), Some(&43000));
+        let device = directory(dir.path(), "eth0");
+        let slow = read_slowly(None, "eth0", &device, Some(&input));
+        let expected = [
+            ((Signal::ModuleTemperature, None), 43_000),
+            ((Signal::ModuleTemperatureLimit, None), 75_000),
+        ];
+        assert_eq!(slow, expected.into());
         assert_eq!(module_input(dir.path(), "eth1"), None);
     }
 
@@ -358,7 +387,11 @@ mod tests {
         let peer = gathered.raw.iter().find(|r| r.name == "peer_ifindex");
         assert!(peer.is_some_and(|r| r.value > 0), "{:?}", gathered.raw);
         let verbatim = gathered.verbatim.iter().find(|r| r.name == "peer_ifindex");
-        assert_eq!(verbatim, peer);
+        let rate = gathered.get(Entity::Port, "port", Signal::RateBps);
+        assert_eq!(rate, Some(10_000_000_000), "what a veth says of itself");
+        let value = |raw: Option<&RawCounter>| raw.map(|r| r.value);
+        assert_eq!(value(verbatim), value(peer));
+        assert_eq!(peer.map(|r| r.kind), Some(RawKind::Gauge));
     }
 
     /// Names and values of a capture of `ethtool -S`.

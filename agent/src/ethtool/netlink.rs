@@ -80,7 +80,7 @@ impl EthtoolNetlink {
     /// The driver does not count (EOPNOTSUPP), or the interface has gone.
     pub fn fec(&mut self, interface: &str) -> Result<Fec, NetlinkError> {
         let mut fec = Fec::default();
-        let request = self.request("fec", MSG_FEC_GET, interface);
+        let request = self.request("fec", MSG_FEC_GET, interface, FLAG_STATS);
         self.netlink
             .query(request, |_, body| fec = parse_fec(body))?;
         Ok(fec)
@@ -90,13 +90,14 @@ impl EthtoolNetlink {
     /// As [`Self::fec`].
     pub fn mode(&mut self, interface: &str) -> Result<Mode, NetlinkError> {
         let mut mode = Mode::default();
-        let request = self.request("link modes", MSG_LINKMODES_GET, interface);
+        let request = self.request("link modes", MSG_LINKMODES_GET, interface, 0);
         self.netlink
             .query(request, |_, body| mode = parse_mode(body))?;
         Ok(mode)
     }
 
-    fn request(&self, what: &str, command: u8, interface: &str) -> Request {
+    /// `flags`: a kernel refuses those that the command does not have.
+    fn request(&self, what: &str, command: u8, interface: &str, flags: u32) -> Request {
         let mut name = interface.as_bytes().to_vec();
         name.push(0);
         Request::new(
@@ -108,7 +109,7 @@ impl EthtoolNetlink {
         .nested(A_HEADER, |header| {
             header
                 .attribute(A_HEADER_DEV_NAME, &name)
-                .u32(A_HEADER_FLAGS, FLAG_STATS)
+                .u32(A_HEADER_FLAGS, flags)
         })
     }
 }

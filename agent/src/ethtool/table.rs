@@ -5,6 +5,7 @@
 //! intel/ice/ice_ethtool.c, intel/i40e/i40e_ethtool.c, pensando/ionic/ionic_stats.c,
 //! amazon/ena/ena_ethtool.c.
 
+use crate::source::RawKind;
 use weir_wire::signal::Signal;
 
 /// What a statistic means.
@@ -76,12 +77,63 @@ const IONIC: &[Row] = &[
     Row("frames_rx_dropped", Signal::RxDiscards),
 ];
 
-/// The allowances of an EC2 instance: what passes them is dropped before the guest sees it.
+/// The allowances of an EC2 instance: packets beyond them are "queued or dropped" (EC2 User Guide,
+/// "Monitor network performance for ENA settings"), so they are no discards. Those of connection
+/// tracking and of local services are dropped and stay under their own names.
 const ENA: &[Row] = &[
-    Row("bw_in_allowance_exceeded", Signal::RxDiscards),
-    Row("bw_out_allowance_exceeded", Signal::TxDiscards),
-    Row("pps_allowance_exceeded", Signal::TxDiscards),
+    Row("bw_in_allowance_exceeded", Signal::RxAllowanceExceeded),
+    Row("bw_out_allowance_exceeded", Signal::TxAllowanceExceeded),
+    Row("pps_allowance_exceeded", Signal::PacketAllowanceExceeded),
 ];
+
+/// Drivers whose statistics count, by their sources, but for those in [`GAUGES`].
+const COUNTING: &[&str] = &[
+    "mlx5_core",
+    "bnxt_en",
+    "ice",
+    "i40e",
+    "iavf",
+    "ionic",
+    "ena",
+    "veth",
+    "virtio_net",
+    "e1000e",
+    "tg3",
+    "r8169",
+];
+
+/// Statistics that stand for themselves: numbers of things, switches, states.
+const GAUGES: &[(&str, &str)] = &[
+    // Per cent of the last second.
+    ("mlx5_core", "outbound_pci_stalled_rd"),
+    ("mlx5_core", "outbound_pci_stalled_wr"),
+    ("veth", "peer_ifindex"),
+    ("ena", "conntrack_allowance_available"),
+    ("i40e", "port.fdir_atr_status"),
+    ("i40e", "port.fdir_sb_status"),
+    ("i40e", "port.tx_lpi_status"),
+    ("i40e", "port.rx_lpi_status"),
+    ("sfc", "rfs_filter_count"),
+    ("fsl_dpaa2_eth", "[hw] tx pending frames"),
+    ("fsl_dpaa2_eth", "[qbman] rx pending frames"),
+    ("fsl_dpaa2_eth", "[qbman] rx pending bytes"),
+    ("fsl_dpaa2_eth", "[qbman] tx conf pending frames"),
+    ("fsl_dpaa2_eth", "[qbman] tx conf pending bytes"),
+    ("fsl_dpaa2_eth", "[qbman] buffer count"),
+];
+
+/// How a statistic behaves that has no meaning here. The kernel does not say: only what is known of
+/// a driver's sources does.
+#[must_use]
+pub fn raw_kind(driver: &str, name: &str) -> RawKind {
+    if GAUGES.contains(&(driver, name)) {
+        RawKind::Gauge
+    } else if COUNTING.contains(&driver) {
+        RawKind::Counter
+    } else {
+        RawKind::Unknown
+    }
+}
 
 /// Meaning of a statistic; `None` if the table does not know it.
 ///
@@ -212,6 +264,36 @@ mod tests {
             "that is the VSI's, not the port's"
         );
         assert_eq!(of("virtio_net", "rx_dropped"), None);
+    }
+
+    #[test]
+    fn a_raw_statistic_is_of_the_kind_that_its_driver_s_source_says() {
+        for (driver, name, kind) in [
+            ("veth", "peer_ifindex", RawKind::Gauge),
+            ("ena", "conntrack_allowance_available", RawKind::Gauge),
+            ("ena", "conntrack_allowance_exceeded", RawKind::Counter),
+            ("mlx5_core", "rx_bytes_phy", RawKind::Counter),
+            ("mlx5_core", "outbound_pci_stalled_rd", RawKind::Gauge),
+            ("sfc", "rfs_filter_count", RawKind::Gauge),
+            ("sfc", "port_rx_bytes", RawKind::Unknown),
+            ("newdriver", "temperature", RawKind::Unknown),
+        ] {
+            assert_eq!(raw_kind(driver, name), kind, "{driver} {name}");
+        }
+        for (driver, name) in GAUGES {
+            assert_eq!(meaning(driver, name), None, "{name} is a counter's column");
+        }
+    }
+
+    #[test]
+    fn what_an_allowance_held_up_is_not_lost() {
+        for name in ["bw_in", "bw_out", "pps"] {
+            let meant = of("ena", &format!("{name}_allowance_exceeded"));
+            let (signal, index) = meant.unwrap();
+            assert!(signal.name().ends_with("allowance_exceeded"), "{name}");
+            assert_eq!(index, None);
+        }
+        assert_eq!(of("ena", "conntrack_allowance_exceeded"), None);
     }
 
     #[test]

@@ -2,18 +2,19 @@
 //! where the kernel sees their packets.
 
 use super::FrameEncoder;
-use crate::bpf::{QpSample, RoceTotal};
+use crate::bpf::QpSample;
+use crate::qps::Seen;
 use crate::sample::{QpId, QueuePair, Sample};
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use weir_ebpf_abi::ROCE_PORT;
-use weir_wire::frame::FlowRow;
+use weir_wire::frame::{FlowRow, RoceRow};
 use weir_wire::v1;
 
 /// What was told of queue pairs.
 #[derive(Debug, Default)]
-pub struct Sent {
+pub struct Told {
     flows: BTreeMap<QpId, Flow>,
     /// The pairs of the sample before: nothing is new while they are the same allocation.
     seen: Arc<Vec<QueuePair>>,
@@ -23,11 +24,11 @@ pub struct Sent {
 struct Flow {
     id: u32,
     opened: v1::FlowOpened,
-    sent: RoceTotal,
+    counted: Seen,
     announced: bool,
 }
 
-impl Sent {
+impl Told {
     /// A new stream: everything is told afresh.
     pub fn restart(&mut self) {
         for flow in self.flows.values_mut() {
@@ -37,7 +38,8 @@ impl Sent {
 }
 
 impl FrameEncoder {
-    /// Announces and closes pairs in `frame`; returns the rows of those that sent something.
+    /// Announces and closes pairs in `frame`, and tells what came back to them; returns the rows of those
+    /// that sent something or heard of marks.
     pub(super) fn roce_flows(
         &mut self,
         sample: &Sample,
@@ -47,28 +49,40 @@ impl FrameEncoder {
             self.roce.seen = Arc::clone(&sample.qps);
             self.compare(sample, frame);
         }
-        let mut rows = Vec::new();
+        let (mut rows, mut came_back) = (Vec::new(), Vec::new());
         for (qp, flow) in &mut self.roce.flows {
             if !flow.announced || frame.key {
                 flow.announced = true;
                 self.flow_rows.announce(flow.id);
+                self.roce_rows.announce(flow.id);
                 frame.flows_opened.push(flow.opened.clone());
             }
-            let Some(now) = sample.qps_sent.get(qp) else {
+            let Some(now) = sample.qps_seen.get(qp) else {
                 continue;
             };
             // An entry that gave way and was made anew counts from zero.
-            let since = |now: u64, before: u64| now.checked_sub(before).unwrap_or(now);
+            let since = |of: fn(&Seen) -> u64| {
+                let (now, before) = (of(now), of(&flow.counted));
+                now.checked_sub(before).unwrap_or(now)
+            };
             let row = FlowRow {
-                bytes: since(now.bytes, flow.sent.bytes),
-                delivered_ce: 0,
+                bytes: since(|seen| seen.sent.bytes),
+                delivered_ce: since(|seen| seen.received.cnps),
                 ..FlowRow::default()
             };
-            if row.bytes > 0 {
+            if row != FlowRow::default() {
                 rows.push((flow.id, row.into()));
             }
-            flow.sent = *now;
+            let row = RoceRow {
+                received_ce: since(|seen| seen.received.ce),
+                cnps_sent: since(|seen| seen.sent.cnps),
+            };
+            if row != RoceRow::default() {
+                came_back.push((flow.id, row.into()));
+            }
+            flow.counted = *now;
         }
+        frame.roce = self.roce_rows.encode(came_back);
         rows
     }
 
@@ -92,7 +106,7 @@ impl FrameEncoder {
                     Flow {
                         id: opened.id,
                         opened,
-                        sent: RoceTotal::default(),
+                        counted: Seen::default(),
                         announced: false,
                     }
                 }
@@ -109,6 +123,7 @@ impl FrameEncoder {
             frame.flows_closed.push(flow.id);
         }
         self.flow_rows.forget(flow.id);
+        self.roce_rows.forget(flow.id);
     }
 }
 
@@ -152,9 +167,9 @@ fn opened(pair: &QueuePair) -> Option<v1::FlowOpened> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bpf::{QpKind, QpState};
+    use crate::bpf::{QpKind, QpState, RoceTotal};
     use crate::testing::pair;
-    use weir_wire::frame::FlowRows;
+    use weir_wire::frame::{FlowRows, RoceRows};
 
     fn sample(pairs: Vec<QueuePair>, sent_bytes: u64) -> Sample {
         let sent = RoceTotal {
@@ -162,8 +177,12 @@ mod tests {
             packets: 1,
             ..RoceTotal::default()
         };
+        let seen = Seen {
+            sent,
+            ..Seen::default()
+        };
         Sample {
-            qps_sent: [((0, 17), sent)].into(),
+            qps_seen: [((0, 17), seen)].into(),
             qps: Arc::new(pairs),
             ..Sample::default()
         }
@@ -213,12 +232,45 @@ mod tests {
         let mut connected = sample(vec![pair(17), pair(18)], 100);
         check(&connected, &[1, 2], &[100], &[]);
         check(&connected, &[], &[], &[]);
-        connected.qps_sent = sample(vec![], 250).qps_sent;
+        connected.qps_seen = sample(vec![], 250).qps_seen;
         check(&connected, &[], &[150], &[]);
         let mut elsewhere = pair(17);
         elsewhere.qp.peer_qpn = Some(99);
         check(&sample(vec![elsewhere], 30), &[3], &[30], &[1, 2]);
         assert_eq!(check(&sample(vec![], 0), &[], &[], &[3]), 0);
+    }
+
+    #[test]
+    fn marks_and_notifications_go_with_the_flow_that_they_concern() {
+        let mut encoder = FrameEncoder::default();
+        encoder.restart(None);
+        let mut connected = sample(vec![pair(17)], 0);
+        let (mut flows, mut roce) = (FlowRows::default(), RoceRows::default());
+        let mut heard = |received: [u64; 2], cnps_sent| {
+            let seen = connected.qps_seen.get_mut(&(0, 17)).unwrap();
+            [seen.received.ce, seen.received.cnps] = received;
+            seen.sent.cnps = cnps_sent;
+            let (_, frame) = encoder.encode(&connected, 0);
+            for opened in &frame.flows_opened {
+                flows.announce(opened.id);
+                roce.announce(opened.id);
+            }
+            let flow = flows.decode(&frame.flows).unwrap();
+            let flow = flow.iter().map(|(_, row)| FlowRow::from(*row).delivered_ce);
+            let roce = roce.decode(&frame.roce).unwrap().into_iter();
+            let roce = roce.map(|(_, row)| RoceRow::from(row));
+            (flow.collect::<Vec<_>>(), roce.collect::<Vec<_>>())
+        };
+        let row = |received_ce, cnps_sent| RoceRow {
+            received_ce,
+            cnps_sent,
+        };
+        assert_eq!(heard([5, 2], 3), (vec![2], vec![row(5, 3)]));
+        assert_eq!(heard([5, 2], 3), (vec![], vec![]));
+        assert_eq!(heard([9, 2], 3), (vec![], vec![row(4, 0)]));
+        assert_eq!(heard([9, 6], 3), (vec![4], vec![]));
+        // The kernel's entries made room and were made anew.
+        assert_eq!(heard([1, 1], 0), (vec![1], vec![row(1, 0)]));
     }
 
     #[test]

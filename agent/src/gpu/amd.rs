@@ -1,8 +1,9 @@
 //! AMD GPUs through amdgpu's sysfs (Documentation/gpu/amdgpu in the kernel), without ROCm.
 
 use super::presence::{Presence, gpu_back, gpu_lost};
-use super::text::{Ras, pci_address, pcie_generation, ras};
-use crate::source::{Gathered, Info, RawCounter, Reading};
+use super::text::{Ras, pci_address, ras};
+use crate::pcie;
+use crate::source::{Gathered, Info, RawCounter, RawKind, Reading};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -62,21 +63,6 @@ const INFO: [(&str, &str); 4] = [
     ("serial", "serial_number"),
     ("uuid", "unique_id"),
     ("vbios", "vbios_version"),
-];
-
-/// A file of the link's state and how it reads.
-type LinkFile = (&'static str, fn(&str) -> Option<u64>);
-const LINK: [(Signal, LinkFile); 3] = [
-    (
-        Signal::PcieGeneration,
-        ("current_link_speed", pcie_generation),
-    ),
-    (Signal::PcieWidth, ("current_link_width", lanes)),
-    (Signal::PcieReplays, ("pcie_replay_count", number)),
-];
-const LINK_MAX: [(&str, LinkFile); 2] = [
-    ("pcie_max_generation", ("max_link_speed", pcie_generation)),
-    ("pcie_max_lanes", ("max_link_width", lanes)),
 ];
 
 impl Amd {
@@ -208,13 +194,9 @@ impl Card {
         for (signal, value) in &self.slow.columns {
             put(out, *signal, *value);
         }
-        out.raw
-            .extend(self.slow.raw.iter().map(|(name, value)| RawCounter {
-                source: "amdgpu",
-                device: address.to_owned(),
-                name: name.clone(),
-                value: *value,
-            }));
+        out.raw.extend(self.slow.raw.iter().map(|(name, value)| {
+            RawCounter::new(RawKind::Counter, "amdgpu", address, name, *value)
+        }));
         out.info.push(Info {
             kind: Entity::Gpu,
             entity: address.to_owned(),
@@ -223,16 +205,14 @@ impl Card {
     }
 
     fn read_slow(&self) -> Slow {
-        let link = |(file, parse): LinkFile| self.text(file).as_deref().and_then(parse);
+        let replays = self.text("pcie_replay_count");
+        let replays = replays.as_deref().and_then(number);
+        let link = pcie::link(&self.device).into_iter();
         let mut slow = Slow {
-            columns: LINK
-                .iter()
-                .filter_map(|(signal, file)| Some((*signal, link(*file)?)))
+            columns: link
+                .chain(replays.map(|count| (Signal::PcieReplays, count)))
                 .collect(),
-            raw: LINK_MAX
-                .iter()
-                .filter_map(|(name, file)| Some(((*name).to_owned(), link(*file)?)))
-                .collect(),
+            raw: Vec::new(),
         };
         let blocks: Vec<(&str, Ras)> = self
             .ras
@@ -277,23 +257,37 @@ fn sensors(device: &Path) -> Vec<Sensor> {
         .map(|entry| entry.path())
         .min();
     let hwmon = hwmon.unwrap_or_default();
-    let labelled = |wanted: &str| {
+    let there = |path: PathBuf| path.exists().then_some(path);
+    let labelled = |wanted: &str, end: &str| {
         (1..=8).find_map(|n| {
             let label = read(&hwmon.join(format!("temp{n}_label")))?;
-            (label == wanted).then(|| hwmon.join(format!("temp{n}_input")))
+            let file = hwmon.join(format!("temp{n}_{end}"));
+            (label == wanted).then_some(file)
         })
     };
-    let there = |path: PathBuf| path.exists().then_some(path);
+    // The junction is what the limits hold for; MI300X has no edge sensor.
+    let hottest = |end| labelled("junction", end).or_else(|| labelled("edge", end));
     let power = ["power1_average", "power1_input"];
     let wanted = [
-        // The junction is what the limits hold for; MI300X has no edge sensor.
+        (Signal::GpuTemperature, hottest("input"), 1, true),
         (
-            Signal::GpuTemperature,
-            labelled("junction").or_else(|| labelled("edge")),
+            Signal::GpuTemperatureLimit,
+            hottest("crit").and_then(there),
+            1,
+            false,
+        ),
+        (
+            Signal::GpuMemoryTemperature,
+            labelled("mem", "input"),
             1,
             true,
         ),
-        (Signal::GpuMemoryTemperature, labelled("mem"), 1, true),
+        (
+            Signal::GpuMemoryTemperatureLimit,
+            labelled("mem", "crit").and_then(there),
+            1,
+            false,
+        ),
         (
             Signal::GpuPower,
             power.iter().find_map(|f| there(hwmon.join(f))),
@@ -360,29 +354,15 @@ fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-/// `current_link_width` is 0 or 255 where the device does not answer.
-fn lanes(text: &str) -> Option<u64> {
-    number(text).filter(|lanes| (1..=32).contains(lanes))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    #[test]
-    fn lanes_of_a_silent_device_are_absent() {
-        assert_eq!(lanes("16\n"), Some(16));
-        for bad in ["0", "255", "", "N/A", "-1", "x16"] {
-            assert_eq!(lanes(bad), None, "{bad}");
-        }
-    }
-
     proptest! {
         #[test]
-        fn numbers_come_back(value: u64, text in "\\PC{0,20}") {
+        fn numbers_come_back(value: u64) {
             prop_assert_eq!(number(&format!("{value}\n")), Some(value));
-            prop_assert!(lanes(&text).is_none_or(|l| (1..=32).contains(&l)));
         }
     }
 }

@@ -1,4 +1,7 @@
 //! XID and ECC events of NVIDIA GPUs, from one thread that blocks in nvmlEventSetWait.
+//!
+//! What is the same is counted, not queued: a GPU that floods leaves the events of the others their
+//! room until the next sample takes them.
 
 use super::text::pci_address;
 use nvml_wrapper::bitmasks::event::EventTypes;
@@ -7,16 +10,13 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, EventSet, Nvml};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{
-    Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, TrySendError, channel,
-    sync_channel,
-};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Events that may wait to be taken; a flood beyond is counted and dropped.
-const QUEUE: usize = 256;
+/// Different events that may wait to be taken, of all GPUs; a flood beyond is counted and dropped.
+const KINDS_MAX: usize = 256;
 /// How long one wait lasts, and so how long stopping may take.
 const WAIT_MS: u32 = 1000;
 /// Pause before events are asked for again where that failed.
@@ -45,7 +45,6 @@ pub struct Raised {
 pub struct Listener {
     /// `None` only while dropping: closing it stops the thread.
     orders: Option<Sender<Again>>,
-    raised: Receiver<Raised>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -53,12 +52,25 @@ pub struct Listener {
 /// What the thread says of itself.
 #[derive(Debug, Default)]
 struct Shared {
+    /// What was raised and how often, in the order in which each came first.
+    raised: Mutex<Vec<(Raised, u64)>>,
     dropped: AtomicU64,
     /// PCI addresses of the GPUs whose events are waited for.
     heard: Mutex<BTreeSet<String>>,
 }
 
 impl Shared {
+    fn raise(&self, raised: Raised) {
+        let mut all = self.raised.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, times)) = all.iter_mut().find(|(known, _)| *known == raised) {
+            *times += 1;
+        } else if all.len() < KINDS_MAX {
+            all.push((raised, 1));
+        } else {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     fn set_heard(&self, gpus: BTreeSet<String>) {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = gpus;
     }
@@ -73,26 +85,26 @@ impl Listener {
     /// No thread can be had.
     pub fn start(nvml: Arc<Nvml>) -> std::io::Result<Listener> {
         let (orders, inbox) = channel();
-        let (outbox, raised) = sync_channel(QUEUE);
         let shared = Arc::new(Shared::default());
         let its = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("gpu-events".to_owned())
-            .spawn(move || listen(&nvml, &inbox, &outbox, &its))?;
+            .spawn(move || listen(&nvml, &inbox, &its))?;
         Ok(Listener {
             orders: Some(orders),
-            raised,
             shared,
             thread: Some(thread),
         })
     }
 
-    /// What was raised since the last call.
-    pub fn take(&self) -> impl Iterator<Item = Raised> {
-        self.raised.try_iter()
+    /// What was raised since the last call, and how often.
+    #[must_use]
+    pub fn take(&self) -> Vec<(Raised, u64)> {
+        let raised = &self.shared.raised;
+        std::mem::take(&mut *raised.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Events dropped since the start because nobody took them in time.
+    /// Events dropped since the start because too many different ones waited.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.shared.dropped.load(Ordering::Relaxed)
@@ -127,13 +139,13 @@ impl Drop for Listener {
     }
 }
 
-fn listen(nvml: &Nvml, orders: &Receiver<Again>, out: &SyncSender<Raised>, shared: &Shared) {
+fn listen(nvml: &Nvml, orders: &Receiver<Again>, shared: &Shared) {
     // Each round registers anew. Orders given meanwhile are answered by it.
     loop {
         let pause = match Registered::new(nvml) {
             Ok(registered) => {
                 shared.set_heard(registered.gpus.values().cloned().collect());
-                match registered.serve(orders, out, &shared.dropped) {
+                match registered.serve(orders, shared) {
                     Ended::Stopped => return,
                     Ended::Renewed => Duration::ZERO,
                     Ended::Failed(error) => {
@@ -205,12 +217,7 @@ impl<'nvml> Registered<'nvml> {
         }
     }
 
-    fn serve(
-        &self,
-        orders: &Receiver<Again>,
-        out: &SyncSender<Raised>,
-        dropped: &AtomicU64,
-    ) -> Ended {
+    fn serve(&self, orders: &Receiver<Again>, shared: &Shared) -> Ended {
         loop {
             match orders.try_recv() {
                 Ok(Again) => return Ended::Renewed,
@@ -224,17 +231,10 @@ impl<'nvml> Registered<'nvml> {
             };
             let gpu = self.gpus.get(&handle(&event.device)).cloned();
             for what in meaning(event.event_type, event.event_data.as_ref()) {
-                let raised = Raised {
+                shared.raise(Raised {
                     gpu: gpu.clone().unwrap_or_default(),
                     what,
-                };
-                match out.try_send(raised) {
-                    Ok(()) => {}
-                    Err(TrySendError::Full(_)) => {
-                        dropped.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Err(TrySendError::Disconnected(_)) => return Ended::Stopped,
-                }
+                });
             }
         }
     }
@@ -295,6 +295,27 @@ mod tests {
             [What::Xid(None)]
         );
         assert_eq!(meaning(EventTypes::PSTATE_CHANGE, None), []);
+    }
+
+    #[test]
+    fn a_flood_is_counted_and_leaves_room_for_others() {
+        let shared = Shared::default();
+        let of = |gpu: &str, code| Raised {
+            gpu: gpu.to_owned(),
+            what: What::Xid(Some(code)),
+        };
+        for _ in 0..10_000 {
+            shared.raise(of("a", 31));
+        }
+        shared.raise(of("b", 79));
+        let raised = shared.raised.lock().unwrap().clone();
+        assert_eq!(raised, [(of("a", 31), 10_000), (of("b", 79), 1)]);
+        for code in 1_000..2_000 {
+            shared.raise(of("a", code));
+        }
+        assert_eq!(shared.raised.lock().unwrap().len(), KINDS_MAX);
+        let dropped = shared.dropped.load(Ordering::Relaxed);
+        assert_eq!(usize::try_from(dropped).unwrap(), 1_000 + 2 - KINDS_MAX);
     }
 
     #[test]

@@ -81,6 +81,10 @@ const DEVICE: &[Row] = &[
         Signal::GpuMemoryTemperature,
         &[(None, &[(1000, One(id::NVML_FI_DEV_MEMORY_TEMP))])],
     ),
+    (
+        Signal::RecoveryAction,
+        &[(None, &[(1, One(id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION))])],
+    ),
     // The average is over a second, which suits a sample a second.
     (
         Signal::GpuPower,

@@ -17,6 +17,7 @@ mod text;
 
 pub use text::{Ras, clock_reasons, pci_address, pcie_generation, ras};
 
+use crate::kmsg::limiter::{HeldBack, Shared};
 use crate::source::{Gathered, Severity};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -33,6 +34,8 @@ pub struct Options {
     /// Usually `/sys`.
     pub sysfs: PathBuf,
     pub meaning: Meaning,
+    /// Those of the kernel's log, which tells of the same faults.
+    pub limits: Shared,
 }
 
 /// The GPUs of this node.
@@ -40,6 +43,8 @@ pub struct Options {
 pub struct Gpu {
     nvidia: nvidia::Nvidia,
     amd: amd::Amd,
+    limits: Shared,
+    held_back: HeldBack,
 }
 
 impl Gpu {
@@ -49,16 +54,25 @@ impl Gpu {
         Gpu {
             nvidia: nvidia::Nvidia::new(options.nvml_library, options.meaning),
             amd: amd::Amd::new(&options.sysfs),
+            limits: options.limits,
+            held_back: HeldBack::default(),
         }
     }
 
-    /// Reads every GPU; `now` is monotonic.
+    /// Reads every GPU into `out`, which holds no events yet; `now` is monotonic.
     ///
     /// # Errors
     /// No GPU of either vendor can be read; one line says why. It may get better by itself.
     pub fn poll(&mut self, now: Duration, out: &mut Gathered) -> Result<(), String> {
         let amd = self.amd.poll(now, out);
         let nvidia = self.nvidia.poll(now, out);
+        self.limits
+            .filter(&mut out.events, now, &mut self.held_back);
+        let held_back = HeldBack {
+            suppressed: self.held_back.suppressed + self.nvidia.repeats(),
+            ..self.held_back
+        };
+        out.raw.extend(held_back.raw("gpu", "node"));
         if amd == 0 { nvidia } else { Ok(()) }
     }
 

@@ -3,7 +3,7 @@
 use super::Meaning;
 use super::events::{Listener, Raised, What};
 use super::nvml::{DriverGone, Gpu};
-use crate::source::{Event, Gathered, RawCounter, Reading, Severity};
+use crate::source::{Event, Gathered, RawCounter, RawKind, Reading, Severity};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 use std::collections::BTreeMap;
@@ -26,6 +26,7 @@ pub struct Nvidia {
     state: State,
     /// Critical XIDs by PCI address, since the start.
     xids: BTreeMap<String, u64>,
+    repeats: u64,
 }
 
 #[derive(Debug)]
@@ -55,6 +56,7 @@ impl Nvidia {
                 retry: Duration::ZERO,
             },
             xids: BTreeMap::new(),
+            repeats: 0,
         }
     }
 
@@ -82,11 +84,21 @@ impl Nvidia {
                 Err(why) => return Err(self.down(why, now)),
             }
         }
-        let gone = match &mut self.state {
+        let polled = match &mut self.state {
             State::Up(session) => session.poll(self.meaning, &mut self.xids, now, out),
-            State::Down { .. } => Ok(()),
+            State::Down { .. } => Ok(0),
         };
-        gone.map_err(|DriverGone(error)| self.down(format!("NVML: {error}"), now))
+        match polled {
+            Ok(repeats) => self.repeats += repeats,
+            Err(DriverGone(error)) => return Err(self.down(format!("NVML: {error}"), now)),
+        }
+        Ok(())
+    }
+
+    /// Events since the start that only repeated another of the same sample.
+    #[must_use]
+    pub fn repeats(&self) -> u64 {
+        self.repeats
     }
 
     fn down(&mut self, why: String, now: Duration) -> String {
@@ -115,28 +127,34 @@ impl Session {
         })
     }
 
+    /// Returns how many events only repeated another of this sample.
     fn poll(
         &mut self,
         meaning: Meaning,
         xids: &mut BTreeMap<String, u64>,
         now: Duration,
         out: &mut Gathered,
-    ) -> Result<(), DriverGone> {
-        let mut back = false;
+    ) -> Result<u64, DriverGone> {
+        let (mut back, mut repeats) = (false, 0);
         for gpu in &mut self.gpus {
             back |= gpu.poll(&self.nvml, self.driver.as_deref(), now, out)?;
         }
         let Some(listener) = &self.listener else {
-            return Ok(());
+            return Ok(repeats);
         };
         if back {
             listener.renew();
         }
-        for raised in listener.take() {
+        for (raised, times) in listener.take() {
             if matches!(raised.what, What::Xid(_)) && !raised.gpu.is_empty() {
-                *xids.entry(raised.gpu.clone()).or_default() += 1;
+                *xids.entry(raised.gpu.clone()).or_default() += times;
             }
-            out.events.push(event(raised, meaning));
+            let mut event = event(raised, meaning);
+            if times > 1 {
+                event.text += &format!(" ({times} times at once)");
+                repeats += times - 1;
+            }
+            out.events.push(event);
         }
         // The count is ours: a lost GPU, which an XID often announces, keeps it.
         for address in self.gpus.iter().filter_map(Gpu::address) {
@@ -148,13 +166,10 @@ impl Session {
             let count = Reading::wide(count);
             out.put(Entity::Gpu, address, Signal::Xids, None, count);
         }
-        out.raw.push(RawCounter {
-            source: "nvml",
-            device: "node".to_owned(),
-            name: "events_dropped".to_owned(),
-            value: listener.dropped(),
-        });
-        Ok(())
+        let (name, dropped) = ("events_dropped", listener.dropped());
+        let counter = RawCounter::new(RawKind::Counter, "nvml", "node", name, dropped);
+        out.raw.push(counter);
+        Ok(repeats)
     }
 }
 

@@ -7,8 +7,8 @@ use super::fields::{self, Field, Plan};
 use super::presence::{Presence, gpu_back, gpu_lost};
 use super::raw::{answers, fabric};
 use super::text::pci_address;
-use crate::source::{Gathered, GpuPart, Info, RawCounter, Reading};
-use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
+use crate::source::{Gathered, GpuPart, Info, RawCounter, RawKind, Reading};
+use nvml_wrapper::enum_wrappers::device::{TemperatureSensor, TemperatureThreshold};
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper_sys::bindings::{NVML_DEVICE_MIG_ENABLE, NVML_GPU_FABRIC_STATE_COMPLETED};
@@ -29,7 +29,10 @@ const MOST_LINKS: u8 = 64;
 #[derive(Debug, Clone, Default)]
 struct Row {
     columns: Vec<(Signal, Option<u8>, Reading)>,
-    raw: Vec<(&'static str, u64)>,
+    /// Named parts of a signal, which only grow.
+    counters: Vec<(&'static str, u64)>,
+    /// States that no signal stands for.
+    states: Vec<(&'static str, u64)>,
     /// `None` where they are not told.
     processes: Option<Vec<u32>>,
     /// Place and UUID of each part of a GPU that is split.
@@ -111,10 +114,10 @@ const SLOW_CALLS: &[Call] = &[
         row.put(Signal::FabricState, fabric.state.into());
         // Only a completed registration has a status (nvml.h).
         if u32::from(fabric.state) == NVML_GPU_FABRIC_STATE_COMPLETED {
-            row.raw.push(("fabric_status", fabric.status.into()));
+            row.states.push(("fabric_status", fabric.status.into()));
         }
         let health = fabric.health.map(|h| ("fabric_health_mask", h.into()));
-        row.raw.extend(health);
+        row.states.extend(health);
         Ok(())
     },
     |t, row| {
@@ -125,7 +128,7 @@ const SLOW_CALLS: &[Call] = &[
     },
     |t, row| {
         let split = t.device.mig_mode()?.current == NVML_DEVICE_MIG_ENABLE;
-        row.raw.push(("mig_mode", split.into()));
+        row.states.push(("mig_mode", split.into()));
         let parts = if split {
             t.device.mig_device_count()?.min(MOST_PARTS)
         } else {
@@ -149,7 +152,8 @@ struct Identity {
     address: String,
     name: String,
     labels: BTreeMap<&'static str, String>,
-    raw: Vec<(&'static str, u64)>,
+    /// What it can do and bear.
+    limits: Vec<(Signal, u64)>,
 }
 
 /// What a device supports.
@@ -228,7 +232,7 @@ impl Gpu {
                 return Ok(back);
             }
             Err(error) if is_driver_gone(&error) => return Err(DriverGone(error)),
-            Err(error) if is_unsupported(&error) => self.barred_until = now + PROBE,
+            Err(error) if is_barred(&error) => self.barred_until = now + PROBE,
             Err(error) => {
                 if self.presence.lost(now) {
                     let unnamed = format!("GPU {}", self.index);
@@ -274,7 +278,7 @@ impl Gpu {
             Ok(answers) => {
                 let values = target.plan.read(&answers);
                 row.columns.extend(values.columns);
-                row.raw.extend(values.parts);
+                row.counters.extend(values.parts);
             }
             Err(error) if is_fatal(&error) => return Err(error),
             Err(error) => failed = failed.or(Some(error)),
@@ -310,18 +314,22 @@ fn publish(identity: &Identity, fast: &Row, slow: &Row, out: &mut Gathered) {
             index: *index,
             uuid: uuid.clone(),
         }));
-    for (name, value) in fast.raw.iter().chain(&slow.raw).chain(&identity.raw) {
-        out.raw.push(RawCounter {
-            source: "nvml",
-            device: identity.address.clone(),
-            name: (*name).to_owned(),
-            value: *value,
-        });
+    for (signal, value) in &identity.limits {
+        let reading = Reading::wide(*value);
+        out.put(Entity::Gpu, &identity.address, *signal, None, reading);
     }
+    let rows = [fast, slow].into_iter();
+    let raw = rows.flat_map(|row| {
+        let counters = row.counters.iter().map(|part| (RawKind::Counter, part));
+        counters.chain(row.states.iter().map(|state| (RawKind::Gauge, state)))
+    });
+    out.raw.extend(raw.map(|(kind, (name, value))| {
+        RawCounter::new(kind, "nvml", &identity.address, name, *value)
+    }));
 }
 
 /// Makes the calls that are not refused, remembers those that now are, and returns the first error
-/// of a single value.
+/// that may be the device's and not only a value's.
 fn run(
     calls: &[Call],
     refused: &mut u32,
@@ -336,8 +344,14 @@ fn run(
         match call(target, row) {
             Ok(()) => {}
             Err(error) if is_fatal(&error) => return Err(error),
-            Err(error) if is_unsupported(&error) => *refused |= 1 << at,
-            Err(error) => failed = failed.or(Some(error)),
+            Err(error) => {
+                if is_unsupported(&error) {
+                    *refused |= 1 << at;
+                }
+                if !is_barred(&error) {
+                    failed = failed.or(Some(error));
+                }
+            }
         }
     }
     Ok(failed)
@@ -359,19 +373,32 @@ fn identify(device: &Device<'_>, driver: Option<&str>) -> Result<Identity, NvmlE
     .filter_map(|(key, value)| Some((key, value?.trim().to_owned())))
     .filter(|(_, value)| !value.is_empty() && value != "N/A")
     .collect();
-    let raw = [
-        ("pcie_max_generation", device.max_pcie_link_gen()),
-        ("pcie_max_lanes", device.max_pcie_link_width()),
+    let limit = |of| {
+        device
+            .temperature_threshold(of)
+            .map(|degrees| degrees * 1000)
+    };
+    let limits = [
+        (Signal::PcieMaxGeneration, device.max_pcie_link_gen()),
+        (Signal::PcieMaxWidth, device.max_pcie_link_width()),
+        (
+            Signal::GpuTemperatureLimit,
+            limit(TemperatureThreshold::Slowdown),
+        ),
+        (
+            Signal::GpuMemoryTemperatureLimit,
+            limit(TemperatureThreshold::MemoryMax),
+        ),
     ]
     .into_iter()
-    .filter_map(|(name, value)| Some((name, value.ok()?.into())))
+    .filter_map(|(signal, value)| Some((signal, value.ok().filter(|v| *v > 0)?.into())))
     .collect();
     let name = labels.get("name").cloned();
     Ok(Identity {
         name: name.unwrap_or_else(|| "GPU".to_owned()),
         address,
         labels,
-        raw,
+        limits,
     })
 }
 
@@ -413,15 +440,19 @@ fn is_driver_gone(error: &NvmlError) -> bool {
 }
 
 /// Whether asking again soon is no use, though nothing is wrong.
-fn is_unsupported(error: &NvmlError) -> bool {
+fn is_barred(error: &NvmlError) -> bool {
     matches!(
         error,
         NvmlError::NotSupported
             | NvmlError::NoPermission
-            | NvmlError::InvalidArg
-            | NvmlError::NotFound
             | NvmlError::FunctionNotFound
             | NvmlError::FailedToLoadSymbol(_)
             | NvmlError::UnexpectedVariant(_)
     )
+}
+
+/// Whether asking for the same value again soon is no use. That a handle or an argument is not known
+/// says of one value that there is none, and of all of them that the device has vanished.
+fn is_unsupported(error: &NvmlError) -> bool {
+    is_barred(error) || matches!(error, NvmlError::InvalidArg | NvmlError::NotFound)
 }

@@ -1,11 +1,20 @@
-//! Keeps a flood of lines from becoming a flood of events.
+//! Keeps a flood of faults from becoming a flood of events, and one fault from becoming two.
+//!
+//! A GPU's fault is told by NVML and by the kernel's log. Whoever comes first leads: what the other
+//! tells of the same within [`JOIN_WINDOW`] is counted as a duplicate, unless it is graver (the line
+//! of an XID 154 names the recovery, its number alone does not).
 //!
 //! The same event within a minute is only counted, unless it is worse than before. What is left
 //! takes a token of its subject and one of all: a device that floods empties its own budget and not
 //! that of the others, and the last quarter of the tokens of all is kept for critical events.
 
-use crate::source::{Event, Severity};
-use std::{collections::BTreeMap, time::Duration};
+use crate::source::{Event, RawCounter, RawKind, Severity};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Both sources are read with each sample and may be late by one, of a second or a few.
+pub const JOIN_WINDOW: Duration = Duration::from_secs(5);
 
 /// A fault repeats its line within seconds; after a minute it is worth another word.
 pub const REPEAT_WINDOW: Duration = Duration::from_mins(1);
@@ -23,6 +32,9 @@ pub const TOTAL_REFILL: Duration = Duration::from_millis(250);
 /// Of [`TOTAL_BURST`], for critical events only.
 pub const CRITICAL_RESERVE: u32 = TOTAL_BURST / 4;
 
+/// What ends the other: whoever hears of a return has to hear of the next loss.
+const OPPOSITES: [(&str, &str); 2] = [("gpu_lost", "gpu_back"), ("gpu_back", "gpu_lost")];
+
 /// Stands for all subjects that the table has no room for.
 const OTHERS: &str = "";
 
@@ -33,6 +45,8 @@ pub enum Verdict {
     Pass { repeated: u64 },
     /// It is only counted.
     Suppress,
+    /// Another source told it already.
+    Duplicate,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +85,9 @@ struct Key {
 
 #[derive(Debug, Clone, Copy)]
 struct Repeat {
+    /// Who tells it, and when it did last.
+    leader: &'static str,
+    told_at: Duration,
     passed_at: Duration,
     severity: Severity,
     held_back: u64,
@@ -97,13 +114,24 @@ impl Default for Limiter {
 impl Limiter {
     /// Whether an event is passed on.
     pub fn admit(&mut self, event: &Event, now: Duration) -> Verdict {
+        // Whom nobody names is told apart by what is said of it.
+        let subject = match event.subject.as_str() {
+            "" => &event.text,
+            _ => &event.subject,
+        };
         let key = Key {
             name: event.name,
-            subject: event.subject.clone(),
+            subject: subject.clone(),
             code: event.code,
         };
         let mut repeated = 0;
         if let Some(repeat) = self.repeats.get_mut(&key) {
+            let led = now.saturating_sub(repeat.told_at) < JOIN_WINDOW;
+            if event.source == repeat.leader || !led {
+                (repeat.leader, repeat.told_at) = (event.source, now);
+            } else if event.severity <= repeat.severity {
+                return Verdict::Duplicate;
+            }
             let recent = now.saturating_sub(repeat.passed_at) < REPEAT_WINDOW;
             if recent && event.severity <= repeat.severity {
                 repeat.held_back += 1;
@@ -114,7 +142,14 @@ impl Limiter {
         if !self.take(event, now) {
             return Verdict::Suppress;
         }
-        self.remember(key, event.severity, now);
+        if let Some((_, name)) = OPPOSITES.iter().find(|(name, _)| *name == key.name) {
+            let ended = Key {
+                name,
+                ..key.clone()
+            };
+            self.repeats.remove(&ended);
+        }
+        self.remember(key, event, now);
         Verdict::Pass { repeated }
     }
 
@@ -155,7 +190,7 @@ impl Limiter {
     }
 
     /// What finds no room is not recognised when it repeats; its subject's budget still holds.
-    fn remember(&mut self, key: Key, severity: Severity, now: Duration) {
+    fn remember(&mut self, key: Key, event: &Event, now: Duration) {
         if self.repeats.len() >= REPEATS_MAX && !self.repeats.contains_key(&key) {
             self.repeats
                 .retain(|_, r| now.saturating_sub(r.passed_at) < REPEAT_WINDOW);
@@ -164,169 +199,66 @@ impl Limiter {
             }
         }
         let repeat = Repeat {
+            leader: event.source,
+            told_at: now,
             passed_at: now,
-            severity,
+            severity: event.severity,
             held_back: 0,
         };
         self.repeats.insert(key, repeat);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
+/// The limits that several sources pass together.
+#[derive(Debug, Clone, Default)]
+pub struct Shared(Arc<Mutex<Limiter>>);
 
-    fn event(name: &'static str, subject: &str, code: u32, severity: Severity) -> Event {
-        Event {
-            source: "kmsg",
-            name,
-            subject: subject.to_owned(),
-            code: Some(code),
-            severity,
-            text: String::new(),
-            action: String::new(),
-        }
+/// Events of one source that were not passed on, since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeldBack {
+    /// Repeats, and what was beyond the budget.
+    pub suppressed: u64,
+    /// Told by another source already.
+    pub deduplicated: u64,
+}
+
+impl Shared {
+    /// Keeps the events that are passed on.
+    pub fn filter(&self, events: &mut Vec<Event>, now: Duration, held: &mut HeldBack) {
+        let all = std::mem::take(events).into_iter();
+        events.extend(all.filter_map(|event| self.admit(event, now, held)));
     }
 
-    fn at(seconds: u64) -> Duration {
-        Duration::from_secs(1_000 + seconds)
-    }
-
-    #[test]
-    fn the_same_within_a_minute_is_only_counted() {
-        let mut limiter = Limiter::default();
-        let xid = event("xid", "a", 13, Severity::Warning);
-        assert_eq!(limiter.admit(&xid, at(0)), Verdict::Pass { repeated: 0 });
-        for second in [0, 1, 59] {
-            assert_eq!(limiter.admit(&xid, at(second)), Verdict::Suppress);
-        }
-        assert_eq!(limiter.admit(&xid, at(60)), Verdict::Pass { repeated: 3 });
-        assert_eq!(limiter.admit(&xid, at(61)), Verdict::Suppress);
-        assert_eq!(limiter.admit(&xid, at(120)), Verdict::Pass { repeated: 1 });
-    }
-
-    #[test]
-    fn another_name_subject_or_code_is_another_event() {
-        let mut limiter = Limiter::default();
-        for event in [
-            event("xid", "a", 13, Severity::Warning),
-            event("xid", "a", 14, Severity::Warning),
-            event("xid", "b", 13, Severity::Warning),
-            event("sxid", "a", 13, Severity::Warning),
-        ] {
-            assert_eq!(limiter.admit(&event, at(0)), Verdict::Pass { repeated: 0 });
-        }
-    }
-
-    #[test]
-    fn what_became_worse_passes() {
-        let mut limiter = Limiter::default();
-        let health = |severity| event("nic_health", "a", 0, severity);
-        assert_ne!(
-            limiter.admit(&health(Severity::Warning), at(0)),
-            Verdict::Suppress
-        );
-        assert_ne!(
-            limiter.admit(&health(Severity::Critical), at(1)),
-            Verdict::Suppress
-        );
-        assert_eq!(
-            limiter.admit(&health(Severity::Warning), at(2)),
-            Verdict::Suppress
-        );
-        assert_eq!(
-            limiter.admit(&health(Severity::Critical), at(3)),
-            Verdict::Suppress
-        );
-    }
-
-    #[test]
-    fn a_flood_of_one_subject_leaves_the_others_their_budget() {
-        let mut limiter = Limiter::default();
-        let passed = (0..100_000)
-            .filter(|n| {
-                limiter.admit(&event("xid", "flood", *n, Severity::Critical), at(0))
-                    != Verdict::Suppress
-            })
-            .count();
-        assert_eq!(passed, usize::try_from(SUBJECT_BURST).unwrap());
-        let other = event("xid", "other", 79, Severity::Info);
-        assert_eq!(limiter.admit(&other, at(0)), Verdict::Pass { repeated: 0 });
-    }
-
-    #[test]
-    fn a_subject_gets_its_tokens_back() {
-        let mut limiter = Limiter::default();
-        let mut passed = |from: u32, to: u32, second| {
-            (from..to)
-                .filter(|n| {
-                    limiter.admit(&event("xid", "a", *n, Severity::Warning), at(second))
-                        != Verdict::Suppress
-                })
-                .count()
+    /// Passes an event on, with how often it repeated meanwhile, or counts it.
+    pub fn admit(&self, mut event: Event, now: Duration, held: &mut HeldBack) -> Option<Event> {
+        let verdict = {
+            let mut limiter = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            limiter.admit(&event, now)
         };
-        assert_eq!(passed(0, 100, 0), 16);
-        assert_eq!(passed(100, 200, 9), 0);
-        assert_eq!(passed(200, 300, 25), 2);
-        assert_eq!(passed(300, 400, 30), 1);
-    }
-
-    #[test]
-    fn a_flood_of_many_subjects_leaves_room_for_what_is_critical() {
-        let mut limiter = Limiter::default();
-        let passed = (0..100_000)
-            .filter(|n| {
-                let warning = event("link_down", &format!("eth{n}"), 0, Severity::Warning);
-                limiter.admit(&warning, at(0)) != Verdict::Suppress
-            })
-            .count();
-        assert_eq!(
-            passed,
-            usize::try_from(TOTAL_BURST - CRITICAL_RESERVE).unwrap()
-        );
-        let lost = event("gpu_lost", "g", 0, Severity::Critical);
-        assert_eq!(limiter.admit(&lost, at(0)), Verdict::Pass { repeated: 0 });
-    }
-
-    #[test]
-    fn the_tables_do_not_grow_and_forget_what_is_over() {
-        let mut limiter = Limiter::default();
-        for n in 0..20_000u32 {
-            let now = Duration::from_millis(1_000_000 + u64::from(n) * 300);
-            limiter.admit(&event("xid", &n.to_string(), n, Severity::Critical), now);
-            assert!(limiter.repeats.len() <= REPEATS_MAX);
-            assert!(limiter.subjects.len() <= SUBJECTS_MAX + 1);
-        }
-    }
-
-    #[test]
-    fn subjects_beyond_the_table_share_a_budget() {
-        let mut limiter = Limiter::default();
-        for n in 0..SUBJECTS_MAX {
-            limiter.subject(&n.to_string(), at(0)).tokens = 0;
-        }
-        for name in ["x", "y"] {
-            limiter.subject(name, at(1)).tokens -= 1;
-        }
-        assert_eq!(limiter.subjects[OTHERS].tokens, SUBJECT_BURST - 2);
-        limiter.subject("z", at(1_000));
-        assert!(limiter.subjects.contains_key("z"));
-    }
-
-    proptest! {
-        #[test]
-        fn never_more_than_the_budget_whatever_the_clock_does(events in prop::collection::vec((0u8..4, 0u32..8, 0u64..300), 0..400)) {
-            let mut limiter = Limiter::default();
-            let mut passed = [0u64; 4];
-            for (subject, code, second) in &events {
-                let event = event("xid", &subject.to_string(), *code, Severity::Warning);
-                if limiter.admit(&event, at(*second)) != Verdict::Suppress {
-                    passed[usize::from(*subject)] += 1;
+        match verdict {
+            Verdict::Suppress => held.suppressed += 1,
+            Verdict::Duplicate => held.deduplicated += 1,
+            Verdict::Pass { repeated } => {
+                if repeated > 0 {
+                    event.text += &format!(" (and {repeated} times since the last report)");
                 }
+                return Some(event);
             }
-            let budget = u64::from(SUBJECT_BURST) + 300 / SUBJECT_REFILL.as_secs();
-            prop_assert!(passed.iter().all(|n| *n <= budget));
         }
+        None
     }
 }
+
+impl HeldBack {
+    /// The counts as counters of a source.
+    pub fn raw(self, source: &'static str, device: &str) -> [RawCounter; 2] {
+        [
+            ("suppressed", self.suppressed),
+            ("deduplicated", self.deduplicated),
+        ]
+        .map(|(name, value)| RawCounter::new(RawKind::Counter, source, device, name, value))
+    }
+}
+
+#[cfg(test)]
+mod tests;

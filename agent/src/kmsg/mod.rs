@@ -26,11 +26,12 @@ mod tests;
 mod xid;
 
 use crate::source::{Event, Gathered, Severity};
-use limiter::{Limiter, Verdict};
+use limiter::{HeldBack, Shared};
 pub use reader::From;
 use reader::Reader;
 use record::Record;
 use std::{io, path::Path, time::Duration};
+pub(crate) use xid::outlasts_reset;
 
 /// A record costs about two microseconds: a flood keeps the agent from its other work for no more
 /// than some milliseconds.
@@ -42,11 +43,11 @@ const TEXT_CHARS_MAX: usize = 400;
 pub struct Kmsg {
     reader: Reader,
     rules: Rules,
-    limiter: Limiter,
+    limits: Shared,
     /// Records read.
     pub lines: u64,
-    /// Events that were only counted: repeats, and what was beyond the budget.
-    pub suppressed: u64,
+    /// Events that were only counted.
+    pub held_back: HeldBack,
     /// Records that the kernel overwrote before they were read.
     pub lost: u64,
     /// Records that are not in the form of the kernel.
@@ -54,15 +55,17 @@ pub struct Kmsg {
 }
 
 impl Kmsg {
+    /// `limits` are those of every source that tells of the same faults.
+    ///
     /// # Errors
     /// The log cannot be opened: it is not there, or restricted (`kernel.dmesg_restrict`).
-    pub fn open(path: &Path, from: From) -> io::Result<Kmsg> {
+    pub fn open(path: &Path, from: From, limits: Shared) -> io::Result<Kmsg> {
         Ok(Kmsg {
             reader: Reader::open(path, from)?,
             rules: Rules::default(),
-            limiter: Limiter::default(),
+            limits,
             lines: 0,
-            suppressed: 0,
+            held_back: HeldBack::default(),
             lost: 0,
             malformed: 0,
         })
@@ -79,18 +82,9 @@ impl Kmsg {
         self.malformed += drained.malformed;
         for record in &drained.records {
             self.lines += 1;
-            let Some(mut event) = self.rules.event(record) else {
-                continue;
-            };
-            match self.limiter.admit(&event, now) {
-                Verdict::Suppress => self.suppressed += 1,
-                Verdict::Pass { repeated } => {
-                    if repeated > 0 {
-                        event.text += &format!(" (and {repeated} times since the last report)");
-                    }
-                    out.events.push(event);
-                }
-            }
+            let event = self.rules.event(record);
+            let limited = |e| self.limits.admit(e, now, &mut self.held_back);
+            out.events.extend(event.and_then(limited));
         }
         Ok(drained.more)
     }

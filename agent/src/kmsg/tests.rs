@@ -1,6 +1,6 @@
 //! Captures of real machines, and the kernel's own log.
 
-use super::{From, Gathered, Kmsg, Rules, record};
+use super::{From, Gathered, Kmsg, Rules, Shared, record};
 use crate::source::{Event, Severity};
 use proptest::prelude::*;
 use std::{
@@ -199,7 +199,7 @@ fn a_recording_is_polled_and_limited() {
     .unwrap();
     writeln!(file, "nonsense").unwrap();
 
-    let mut kmsg = Kmsg::open(file.path(), From::Boot).unwrap();
+    let mut kmsg = Kmsg::open(file.path(), From::Boot, Shared::default()).unwrap();
     let mut out = Gathered::default();
     let mut calls = 1;
     while kmsg.poll(Duration::from_secs(5), &mut out).unwrap() {
@@ -213,14 +213,14 @@ fn a_recording_is_polled_and_limited() {
             "xid:79 0000:5e:00.0 Critical"
         ]
     );
-    assert_eq!((kmsg.lines, kmsg.suppressed), (5_001, 4_999));
+    assert_eq!((kmsg.lines, kmsg.held_back.suppressed), (5_001, 4_999));
     assert_eq!((kmsg.lost, kmsg.malformed), (0, 1));
 }
 
 #[test]
 fn what_repeats_says_how_often() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    let mut kmsg = Kmsg::open(file.path(), From::Now).unwrap();
+    let mut kmsg = Kmsg::open(file.path(), From::Now, Shared::default()).unwrap();
     let mut texts = Vec::new();
     for second in [0, 1, 2, 100] {
         writeln!(file, "4,1,1,-;mlx5_core 0000:41:00.0 eth2: Link down").unwrap();
@@ -246,7 +246,7 @@ fn the_kernels_tag_names_the_device_that_the_message_does_not() {
     )
     .unwrap();
     let mut out = Gathered::default();
-    Kmsg::open(file.path(), From::Boot)
+    Kmsg::open(file.path(), From::Boot, Shared::default())
         .unwrap()
         .poll(Duration::ZERO, &mut out)
         .unwrap();
@@ -258,7 +258,7 @@ fn a_message_of_several_lines_is_one_record() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     writeln!(file, r"3,1,1,-;NVRM: The NVIDIA GPU 0000:5e:00.0\x0aNVRM: (PCI ID: 10de:2330) installed in this system has\x0aNVRM: fallen off the bus and is not responding to commands.").unwrap();
     let mut out = Gathered::default();
-    Kmsg::open(file.path(), From::Boot)
+    Kmsg::open(file.path(), From::Boot, Shared::default())
         .unwrap()
         .poll(Duration::ZERO, &mut out)
         .unwrap();
@@ -278,7 +278,7 @@ fn control_characters_and_length_of_a_text_are_bounded() {
 #[test]
 fn the_real_log_is_read() {
     let path = Path::new("/dev/kmsg");
-    let opened = Kmsg::open(path, From::Now)
+    let opened = Kmsg::open(path, From::Now, Shared::default())
         .and_then(|kmsg| Ok((kmsg, fs::OpenOptions::new().write(true).open(path)?)));
     let (mut kmsg, mut log) = match opened {
         Ok(opened) => opened,
@@ -310,7 +310,7 @@ fn the_real_log_is_read() {
 /// `scan` reads what the kernel remembers; every record of a real kernel is understood.
 #[test]
 fn the_real_log_from_boot_is_understood() {
-    match Kmsg::open(Path::new("/dev/kmsg"), From::Boot) {
+    match Kmsg::open(Path::new("/dev/kmsg"), From::Boot, Shared::default()) {
         Err(error) => say(&format!("skipped: /dev/kmsg: {error}")),
         Ok(mut kmsg) => {
             let mut out = Gathered::default();
@@ -360,7 +360,7 @@ proptest! {
     fn any_bytes_in_the_log_are_read(bytes in prop::collection::vec(any::<u8>(), 0..2_000)) {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&bytes).unwrap();
-        let mut kmsg = Kmsg::open(file.path(), From::Boot).unwrap();
+        let mut kmsg = Kmsg::open(file.path(), From::Boot, Shared::default()).unwrap();
         prop_assert!(!kmsg.poll(Duration::ZERO, &mut Gathered::default()).unwrap() || kmsg.lines > 0);
     }
 }

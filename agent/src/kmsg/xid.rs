@@ -76,6 +76,20 @@ fn field<'a>(text: &'a str, key: &str) -> (Option<&'a str>, &'a str) {
     (known.then_some(value), rest)
 }
 
+/// What to do about a GPU that no reset brings back.
+const REBOOT: &str = "drain and reboot the node";
+
+/// Whether what an event tells of ends with a reboot, or with hands on the machine, and no sooner:
+/// to load the driver again is no cure.
+pub(crate) fn outlasts_reset(event: &Event) -> bool {
+    let known = event.code.and_then(catalogue::xid);
+    let needs_reboot = known.is_some_and(|xid| {
+        ["RESTART_BM", "RESTART_VM", "CHECK_MECHANICALS"].contains(&xid.advice.immediate.code)
+    });
+    let told = event.code == Some(154) && event.action == REBOOT;
+    event.name == "gpu_lost" || event.name == "xid" && (needs_reboot || told)
+}
+
 /// What the driver recommends, in XID 154.
 struct Recovery {
     severity: Severity,
@@ -85,7 +99,7 @@ struct Recovery {
 /// The words of the recommendation, in the order in which they are looked for: the number beside
 /// them has meant different things.
 const RECOVERIES: &[(&str, Severity, &str)] = &[
-    ("reboot", Severity::Critical, "drain and reboot the node"),
+    ("reboot", Severity::Critical, REBOOT),
     (
         "drain and reset",
         Severity::Critical,

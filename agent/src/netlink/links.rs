@@ -30,6 +30,8 @@ pub struct Link {
     pub ethernet: bool,
     /// Administratively up with a carrier.
     pub up: bool,
+    /// Its driver tells no state (operstate "unknown"): it is up if it has a carrier.
+    pub state_unknown: bool,
     /// `None` where the driver gives no 64-bit statistics.
     pub stats: Option<Stats>,
 }
@@ -45,6 +47,8 @@ pub struct Stats {
     pub tx_errors: u64,
     pub rx_dropped: u64,
     pub tx_dropped: u64,
+    /// Packets for which the device had no buffer.
+    pub rx_missed: u64,
 }
 
 /// An IPv4 address on an interface.
@@ -110,6 +114,7 @@ pub(crate) fn parse_link(message: &[u8]) -> Option<Link> {
         loopback: flags & IFF_LOOPBACK != 0,
         ethernet: u16_at(message, 2)? == ARPHRD_ETHER,
         up: false,
+        state_unknown: false,
         stats: None,
     };
     let mut operstate = OPER_UNKNOWN;
@@ -122,6 +127,7 @@ pub(crate) fn parse_link(message: &[u8]) -> Option<Link> {
         }
     }
     let running = operstate == OPER_UP || (operstate == OPER_UNKNOWN && flags & IFF_LOWER_UP != 0);
+    link.state_unknown = operstate == OPER_UNKNOWN;
     link.up = flags & IFF_UP != 0 && running;
     Some(link)
 }
@@ -136,6 +142,7 @@ fn parse_stats(v: &[u8]) -> Option<Stats> {
         tx_errors: u64_at(v, 40)?,
         rx_dropped: u64_at(v, 48)?,
         tx_dropped: u64_at(v, 56)?,
+        rx_missed: u64_at(v, 120)?,
     })
 }
 

@@ -24,7 +24,8 @@ pub struct RawProbe {
     pub port: Option<i64>,
     /// Source ports, which are the paths to each target.
     pub paths: Option<i64>,
-    /// Probes in a second, at most; never more than 0.05 % of the link either, and replies as much again.
+    /// Probes in a second, at most, over UDP and verbs together. Each takes at most a five-thousandth of
+    /// the link too, whose other parts are for replies (`weir_agent_core::probe::budget::Purpose`).
     pub packets_per_second: Option<i64>,
     /// Time between two probes of one path, at least.
     pub interval: Option<String>,

@@ -3,7 +3,7 @@
 //! Two threads beside the main loop, which only looks at what they last saw:
 //!
 //! - [`worker`] sends probes from a few source ports, so that ECMP spreads them over the paths, and
-//!   takes the replies and the kernel's stamps;
+//!   takes the replies and the kernel's stamps, some ten times a second: stamps do not age;
 //! - [`responder`] answers those of others and says how long it held them.
 //!
 //! Where there are verbs devices their ports are probed as well, by `weir-verbs` ([`ud`]).
@@ -14,6 +14,7 @@
 pub mod config;
 pub mod list;
 pub mod local;
+pub mod ready;
 pub mod report;
 pub mod responder;
 pub mod socket;

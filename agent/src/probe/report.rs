@@ -1,7 +1,7 @@
 //! What the probes saw, as columns and metrics.
 
 use super::responder;
-use crate::source::{ColumnKey, Gathered, RawCounter, Reading};
+use crate::source::{ColumnKey, Gathered, RawCounter, RawKind, Reading};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use weir_agent_core::probe::prober::{Counters, TargetReport};
@@ -95,13 +95,11 @@ pub fn counters(prober: &Counters, responder: &responder::Counters, out: &mut Ga
         ("send_failed", responder.failed),
     ];
     for (device, counters) in [("prober", &of_prober[..]), ("responder", &of_responder)] {
-        out.raw
-            .extend(counters.iter().map(|(name, value)| RawCounter {
-                source: "probe",
-                device: device.into(),
-                name: (*name).into(),
-                value: *value,
-            }));
+        out.raw.extend(
+            counters.iter().map(|(name, value)| {
+                RawCounter::new(RawKind::Counter, "probe", device, name, *value)
+            }),
+        );
     }
 }
 

@@ -11,6 +11,7 @@ use std::os::fd::AsFd as _;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use weir_agent_core::probe::budget::Purpose;
 use weir_agent_core::probe::gate::{Gate, Refusal};
 use weir_agent_core::probe::packet::{Kind, Malformed, Packet};
 
@@ -83,9 +84,11 @@ impl Responder {
     /// Runs until the other end of the sleeper is dropped.
     pub fn run(mut self) {
         let start = Instant::now();
-        let mut gate = Gate::new(Duration::ZERO);
+        let mut gate = Gate::new(Purpose::UdpReply, WIRE_BYTES_MAX, Duration::ZERO);
         let mut counters = Counters::default();
-        while self.sleeper.goes_on() {
+        let mut told = true;
+        let mut ready = Vec::new();
+        while !told || self.sleeper.goes_on() {
             let now = start.elapsed();
             while let Ok(told) = self.told.try_recv() {
                 match told {
@@ -99,40 +102,30 @@ impl Responder {
             if self.sockets.is_empty() {
                 self.bind_again();
             }
-            let mut answered = false;
-            for socket in &self.sockets {
-                for _ in 0..BATCH {
-                    let mut buffer = [0; BUFFER_BYTES];
-                    match socket.receive(&mut buffer, false) {
-                        Ok(Some(message)) => {
-                            let bytes = buffer.get(..message.length).unwrap_or_default();
-                            answer(socket, bytes, &message, &mut gate, &mut counters, start);
-                            answered = true;
-                        }
-                        Ok(None) => break,
-                        Err(error) => {
-                            tracing::debug!("a probe could not be read: {error}");
-                            break;
-                        }
-                    }
-                }
+            let of_ready = self.sockets.iter().zip(&ready).filter(|(_, ready)| **ready);
+            for (socket, _) in of_ready {
+                answer_all(socket, &mut gate, &mut counters, start);
             }
-            if answered {
+            if ready.contains(&true) {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 state.counters = counters;
-                continue;
             }
-            self.wait();
+            (told, ready) = self.wait();
         }
     }
 
-    fn wait(&self) {
+    /// Whether the main loop said something, and which sockets have packets.
+    fn wait(&self) -> (bool, Vec<bool>) {
         let mut fds = vec![self.sleeper.as_fd()];
         fds.extend(self.sockets.iter().map(Socket::as_fd));
         let timeout = self.sockets.is_empty().then_some(BIND_AGAIN);
-        if let Err(error) = socket::poll(&fds, timeout) {
-            tracing::warn!("probes cannot be waited for: {error}");
-            std::thread::sleep(BIND_AGAIN);
+        match socket::poll(&fds, timeout) {
+            Ok(mut ready) => (ready.remove(0), ready),
+            Err(error) => {
+                tracing::warn!("probes cannot be waited for: {error}");
+                std::thread::sleep(BIND_AGAIN);
+                (true, Vec::new())
+            }
         }
     }
 
@@ -147,6 +140,23 @@ impl Responder {
                 self.sockets = sockets;
             }
             Err(reason) => state.reason = reason,
+        }
+    }
+}
+
+fn answer_all(socket: &Socket, gate: &mut Gate<IpAddr>, counters: &mut Counters, start: Instant) {
+    for _ in 0..BATCH {
+        let mut buffer = [0; BUFFER_BYTES];
+        match socket.receive(&mut buffer, false) {
+            Ok(Some(message)) => {
+                let bytes = buffer.get(..message.length).unwrap_or_default();
+                answer(socket, bytes, &message, gate, counters, start);
+            }
+            Ok(None) => return,
+            Err(error) => {
+                tracing::debug!("a probe could not be read: {error}");
+                return;
+            }
         }
     }
 }
@@ -207,11 +217,14 @@ fn answer(
     }
 }
 
+/// Of any probe: over IPv6.
+const WIRE_BYTES_MAX: u32 = 8 + 14 + 40 + 8 + 64 + 4 + 12;
+
 /// Length of a probe on an Ethernet wire: preamble, headers, 64 bytes, checksum, gap.
 #[must_use]
 pub fn wire_bytes(peer: SocketAddr) -> u32 {
     match peer {
         SocketAddr::V4(_) => 8 + 14 + 20 + 8 + 64 + 4 + 12,
-        SocketAddr::V6(_) => 8 + 14 + 40 + 8 + 64 + 4 + 12,
+        SocketAddr::V6(_) => WIRE_BYTES_MAX,
     }
 }

@@ -4,9 +4,9 @@
 use super::list::{List, Way};
 use super::report;
 use crate::source::Gathered;
-use crate::verbs::{Endpoint, Handle, Report, Spread, Target};
+use crate::verbs::{Endpoint, Handle, Orders, PROBERS_MAX, Report, Spread, TARGETS_MAX, Target};
 use std::collections::{BTreeMap, VecDeque};
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 use weir_agent_core::probe::prober::{PathReport, TargetReport, TargetSummary};
 use weir_agent_core::probe::window::{Count, Quantiles, Summary};
@@ -33,17 +33,20 @@ impl Ud {
         }
     }
 
-    /// Pings these from now on.
+    /// Pings these from now on, and answers whom they name.
     pub fn set_list(&mut self, list: &List) {
         let targets = targets(list);
-        let known = |id: &String| targets.iter().any(|target| target.id == *id);
-        self.windows.paths.retain(|id, _| known(id));
+        self.windows.set_targets(&targets);
         let of_ours = list
             .targets
             .iter()
             .filter(|p| matches!(p.way, Way::Ud { .. }));
         let rate = list.share(of_ours.count(), self.packets_per_s);
-        self.verbs.set_targets(targets, rate);
+        self.verbs.order(Orders {
+            targets,
+            packets_per_second: rate,
+            probers: list.probers.as_ref().map(|probers| gids(probers.iter())),
+        });
     }
 
     /// Where this node's ports can be pinged.
@@ -60,6 +63,12 @@ impl Ud {
         }
         report::columns(&self.windows.reports(now), out);
     }
+}
+
+/// Probers by GID. One of IPv4 is mapped into IPv6; bare addresses are of UDP probers.
+fn gids<'a>(probers: impl Iterator<Item = &'a IpAddr>) -> Vec<String> {
+    let gids = probers.filter(|address| address.is_ipv6());
+    gids.take(PROBERS_MAX).map(ToString::to_string).collect()
 }
 
 fn announced(endpoint: &Endpoint) -> Option<v1::Endpoint> {
@@ -97,6 +106,7 @@ fn targets(list: &List) -> Vec<Target> {
             });
         }
     }
+    targets.truncate(TARGETS_MAX);
     targets
 }
 
@@ -114,16 +124,35 @@ struct Windows {
     paths: BTreeMap<String, Path>,
 }
 
-#[derive(Default)]
 struct Path {
+    target: Target,
     total: Count,
     /// With their arrivals, oldest first.
     recent: VecDeque<(Duration, Report)>,
 }
 
 impl Windows {
+    /// What is known of a target that stays is kept; one whose endpoint changed starts anew.
+    fn set_targets(&mut self, targets: &[Target]) {
+        let mut former = std::mem::take(&mut self.paths);
+        for target in targets {
+            let same = former
+                .remove(&target.id)
+                .filter(|path| path.target == *target);
+            let path = same.unwrap_or_else(|| Path {
+                target: target.clone(),
+                total: Count::default(),
+                recent: VecDeque::new(),
+            });
+            self.paths.insert(target.id.clone(), path);
+        }
+    }
+
     fn add(&mut self, report: Report, now: Duration) {
-        let path = self.paths.entry(report.id.clone()).or_default();
+        // Of a target that is none any more.
+        let Some(path) = self.paths.get_mut(&report.id) else {
+            return;
+        };
         path.total.sent += report.sent;
         path.total.lost += report.lost;
         path.recent.push_back((now, report));
@@ -287,6 +316,7 @@ mod tests {
             window: S * 30,
             paths: BTreeMap::new(),
         };
+        windows.set_targets(&targets(&list(8)));
         for second in 0..10 {
             for path in 0..4 {
                 let lost = u64::from(path == 2 && second % 2 == 0);
@@ -306,5 +336,36 @@ mod tests {
         let later = windows.reports(S * 60);
         assert_eq!(later[0].window, None);
         assert_eq!(later[0].total, Count { sent: 400, lost: 5 });
+    }
+
+    #[test]
+    fn a_peer_that_started_anew_is_measured_anew_and_who_goes_is_forgotten() {
+        let mut windows = Windows {
+            window: S * 30,
+            paths: BTreeMap::new(),
+        };
+        let mut given = targets(&list(2));
+        windows.set_targets(&given);
+        for path in 0..2 {
+            windows.add(report(path, 10, 10, 5), S);
+        }
+        given[0].qpn += 1;
+        windows.set_targets(&given);
+        let reports = windows.reports(S * 2);
+        let totals: Vec<u64> = reports[0].paths.iter().map(|p| p.total.sent).collect();
+        assert_eq!(totals, [0, 10]);
+        assert_eq!(reports[0].paths[0].window, None);
+        windows.set_targets(&[]);
+        windows.add(report(0, 10, 10, 5), S * 3);
+        assert_eq!(windows.reports(S * 3), []);
+    }
+
+    #[test]
+    fn of_the_probers_those_with_a_gid_are_answered() {
+        let probers: BTreeSet<IpAddr> = ["10.0.0.2", "::ffff:10.0.0.2", "fe80::7"]
+            .iter()
+            .map(|text| text.parse().unwrap())
+            .collect();
+        assert_eq!(gids(probers.iter()), ["::ffff:10.0.0.2", "fe80::7"]);
     }
 }

@@ -2,29 +2,28 @@
 
 use super::list::{List, Way};
 use super::local::{self, Local};
+use super::ready::Set;
 use super::responder::{Told, wire_bytes};
 use super::socket::{self, BUFFER_BYTES, Cause, Socket, wall_ns};
 use super::wake::{Sleeper, Waker};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use weir_agent_core::probe::budget::{PACKETS_PER_S_MAX, bytes_per_s};
+use weir_agent_core::probe::budget::{PACKETS_PER_S_MAX, Purpose};
 use weir_agent_core::probe::packet::{LENGTH, Malformed, Packet};
 use weir_agent_core::probe::prober::{
     Counters, Order, Prober, Settings, Stamps, Target, TargetReport,
 };
 
 /// Results are shown this often.
-const PUBLISH: Duration = Duration::from_millis(500);
+const PUBLISH: Duration = Duration::from_secs(1);
 /// Own addresses and rates are looked at again after this long.
 const REFRESH: Duration = Duration::from_secs(10);
-/// Packets taken of one socket before the next gets its turn.
-const BATCH: usize = 256;
-/// Longer than this since the sockets were looked at: what has come meanwhile is not lost.
-const STALE: Duration = Duration::from_millis(5);
+/// Packets taken of each socket before probes are given up and sent: more than come of ours meanwhile.
+const ROUNDS: usize = 256;
 
 /// Where a target is, and which address of ours its probes have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,22 +99,37 @@ impl Sockets {
         sockets.iter().map(|socket| socket.local.port()).collect()
     }
 
-    /// Every socket with the number of its path.
-    fn all(&self) -> impl Iterator<Item = (u8, &Socket)> {
-        (0..).zip(&self.v4).chain((0..).zip(&self.v6))
+    /// Every socket.
+    fn all(&self) -> impl Iterator<Item = &Socket> {
+        self.v4.iter().chain(&self.v6)
+    }
+
+    /// A socket by its place in [`Self::all`], with the number of its path.
+    fn at(&self, index: usize) -> Option<(u8, &Socket)> {
+        let v6 = || self.v6.get(index - self.v4.len());
+        let path = index.checked_sub(self.v4.len()).unwrap_or(index);
+        let socket = self.v4.get(index).or_else(v6)?;
+        Some((u8::try_from(path).ok()?, socket))
     }
 }
 
 impl Worker {
     /// Runs until the other end of the sleeper is dropped.
     pub fn run(mut self) {
+        if let Err(error) = self.work() {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.reason = format!("probes cannot be waited for: {error}");
+        }
+    }
+
+    fn work(&mut self) -> io::Result<()> {
         let start = Instant::now();
+        let set = Set::of(self.sockets.all())?;
         let mut prober = Prober::new(self.settings, self.seed, Duration::ZERO);
         let mut list = None;
         let (mut published, mut refreshed) = (Duration::ZERO, None::<Duration>);
-        let mut looked = start;
-        let mut ready = vec![true; self.sockets.all().count()];
-        while self.sleeper.goes_on() {
+        let mut told = true;
+        while !told || self.sleeper.goes_on() {
             let newest = self.lists.try_iter().last();
             let is_new = newest.is_some();
             list = newest.or(list);
@@ -124,49 +138,55 @@ impl Worker {
                 self.refresh(&mut prober, list.as_ref(), now);
                 refreshed = Some(now);
             }
-            if looked.elapsed() > STALE {
-                ready.fill(true);
-            }
-            for ((path, socket), ready) in self.sockets.all().zip(&ready) {
-                if *ready {
-                    take_errors(socket, &mut prober);
-                    take_replies(socket, path, &mut prober, start);
-                }
-            }
+            self.take(&set, &mut prober, start)?;
             prober.handle_timeout(start.elapsed());
             while let Some(order) = prober.poll_order(wall_ns(), start.elapsed()) {
-                self.send(&order, &mut prober);
+                self.send(&order, &mut prober, start);
             }
             let now = start.elapsed();
+            let due = prober.poll_timeout();
             if is_new || now.saturating_sub(published) >= PUBLISH {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 state.reports = prober.report();
                 state.counters = prober.counters;
                 published = now;
             }
-            let idle = prober.poll_timeout().is_none();
-            let others = if idle { REFRESH } else { PUBLISH };
-            let next = prober
-                .poll_timeout()
-                .map_or(others, |at| at.saturating_sub(now).min(others));
-            ready = match self.wait(next) {
-                Ok(ready) => ready,
-                Err(error) => {
-                    let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-                    state.reason = format!("probes cannot be waited for: {error}");
-                    return;
-                }
-            };
-            looked = Instant::now();
+            let others = if due.is_none() { REFRESH } else { PUBLISH };
+            let next = due.map_or(others, |at| at.saturating_sub(now));
+            let next = next.max(prober.pause()).min(others);
+            told = self.wait(prober.is_watching(now).then_some(&set), next)?;
         }
+        Ok(())
     }
 
-    fn wait(&self, timeout: Duration) -> io::Result<Vec<bool>> {
-        let mut fds: Vec<BorrowedFd<'_>> = self.sockets.all().map(|(_, s)| s.as_fd()).collect();
-        fds.push(self.sleeper.as_fd());
-        let mut ready = socket::poll(&fds, Some(timeout))?;
-        ready.pop();
-        Ok(ready)
+    /// Waits for the main loop or the time, and for packets only if there is a set; true if the main
+    /// loop said something.
+    fn wait(&self, set: Option<&Set>, timeout: Duration) -> io::Result<bool> {
+        let mut fds = vec![self.sleeper.as_fd()];
+        fds.extend(set.map(Set::as_fd));
+        let ready = socket::poll(&fds, Some(timeout))?;
+        Ok(ready.first() == Some(&true))
+    }
+
+    /// Takes all that has come: stamps of what was sent before replies to it.
+    fn take(&self, set: &Set, prober: &mut Prober<Peer>, start: Instant) -> io::Result<()> {
+        for _ in 0..ROUNDS {
+            let ready = set.take()?;
+            if ready.is_empty() {
+                break;
+            }
+            let sockets = ready
+                .iter()
+                .filter_map(|r| Some((r, self.sockets.at(r.index)?)));
+            for (ready, (path, socket)) in sockets {
+                let stamp = ready.error && take_error(socket, prober);
+                // An error that is not on the queue goes with the next packet.
+                if ready.packet || (ready.error && !stamp) {
+                    take_reply(socket, path, prober, start);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Looks up own addresses and rates, and makes targets of the list.
@@ -217,14 +237,14 @@ impl Worker {
             let packets_per_s = list
                 .share(list.targets.len() - others, self.packets_per_s)
                 .min(PACKETS_PER_S_MAX);
-            let bytes = bytes_per_s(rate_bps);
+            let bytes = Purpose::UdpProbe.bytes_per_s(rate_bps);
             left_out += prober.set_targets(targets, packets_per_s, bytes, now);
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         (state.locals, state.rate_bps, state.left_out) = (locals, rate_bps, left_out);
     }
 
-    fn send(&self, order: &Order<Peer>, prober: &mut Prober<Peer>) {
+    fn send(&self, order: &Order<Peer>, prober: &mut Prober<Peer>, start: Instant) {
         let Peer { to, from } = order.address;
         let sequence = order.packet.sequence;
         let Some(socket) = self.sockets.of(to).get(usize::from(order.path)) else {
@@ -239,63 +259,59 @@ impl Worker {
             prober.failed(sequence);
             return;
         }
-        // Most often its stamp is there already, which saves a wake-up.
-        take_errors(socket, prober);
-    }
-}
-
-/// Takes the stamps of what was sent, and what came back undelivered.
-fn take_errors(socket: &Socket, prober: &mut Prober<Peer>) {
-    for _ in 0..BATCH {
-        let mut buffer = [0; BUFFER_BYTES];
-        let Ok(Some(message)) = socket.receive(&mut buffer, true) else {
-            return;
-        };
-        let start = message.length.saturating_sub(LENGTH);
-        let Ok(packet) = Packet::decode(buffer.get(start..message.length).unwrap_or_default())
-        else {
-            continue;
-        };
-        let control = message.control;
-        match control.error {
-            Some(Cause::Stamped) => prober.stamped(&packet, control.kernel, control.nic),
-            Some(Cause::Refused) => prober.refused(&packet),
-            // The path's fault: it is lost when its time is over.
-            Some(Cause::Undelivered) | None => {}
+        // It is there at once, and would wake whoever waits for the answer.
+        if prober.is_watching(start.elapsed()) {
+            take_error(socket, prober);
         }
     }
 }
 
-fn take_replies(socket: &Socket, path: u8, prober: &mut Prober<Peer>, start: Instant) {
-    for _ in 0..BATCH {
-        let mut buffer = [0; BUFFER_BYTES];
-        let message = match socket.receive(&mut buffer, false) {
-            Ok(Some(message)) => message,
-            Ok(None) => return,
-            // What a former probe met; the next call has the packets.
-            Err(_) => continue,
-        };
-        let stamps = Stamps {
-            user: wall_ns(),
-            kernel: message.control.kernel,
-            nic: message.control.nic,
-        };
-        let bytes = buffer.get(..message.length).unwrap_or_default();
-        match (Packet::decode(bytes), message.from) {
-            (Ok(packet), Some(from)) => {
-                let expected = prober.address_of(packet.sequence);
-                let is_it = expected.filter(|peer| {
-                    peer.to == from && peer.from.is_none_or(|own| Some(own) == message.control.to)
-                });
-                // An address that is not the target's is nobody's.
-                let from = is_it.unwrap_or(Peer {
-                    to: from,
-                    from: None,
-                });
-                prober.replied(&packet, from, path, stamps, start.elapsed());
-            }
-            (Err(Malformed::Corrupt), _) => prober.corrupt(),
-            (Ok(_) | Err(Malformed::Foreign | Malformed::Version(_)), _) => prober.stray(),
+/// Takes the stamp of what was sent, or what came back undelivered; false if there is nothing.
+fn take_error(socket: &Socket, prober: &mut Prober<Peer>) -> bool {
+    let mut buffer = [0; BUFFER_BYTES];
+    let Ok(Some(message)) = socket.receive(&mut buffer, true) else {
+        return false;
+    };
+    let start = message.length.saturating_sub(LENGTH);
+    let Ok(packet) = Packet::decode(buffer.get(start..message.length).unwrap_or_default()) else {
+        return true;
+    };
+    let control = message.control;
+    match control.error {
+        Some(Cause::Stamped) => prober.stamped(&packet, control.kernel, control.nic),
+        Some(Cause::Refused) => prober.refused(&packet),
+        // The path's fault: it is lost when its time is over.
+        Some(Cause::Undelivered) | None => {}
+    }
+    true
+}
+
+fn take_reply(socket: &Socket, path: u8, prober: &mut Prober<Peer>, start: Instant) {
+    let mut buffer = [0; BUFFER_BYTES];
+    // An error is what a former probe met; the next call has the packets.
+    let Ok(Some(message)) = socket.receive(&mut buffer, false) else {
+        return;
+    };
+    let stamps = Stamps {
+        user: wall_ns(),
+        kernel: message.control.kernel,
+        nic: message.control.nic,
+    };
+    let bytes = buffer.get(..message.length).unwrap_or_default();
+    match (Packet::decode(bytes), message.from) {
+        (Ok(packet), Some(from)) => {
+            let expected = prober.address_of(packet.sequence);
+            let is_it = expected.filter(|peer| {
+                peer.to == from && peer.from.is_none_or(|own| Some(own) == message.control.to)
+            });
+            // An address that is not the target's is nobody's.
+            let from = is_it.unwrap_or(Peer {
+                to: from,
+                from: None,
+            });
+            prober.replied(&packet, from, path, stamps, start.elapsed());
         }
+        (Err(Malformed::Corrupt), _) => prober.counters.corrupt += 1,
+        (Ok(_) | Err(Malformed::Foreign | Malformed::Version(_)), _) => prober.counters.strays += 1,
     }
 }

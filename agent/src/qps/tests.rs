@@ -32,9 +32,41 @@ fn packets_that_leave_belong_to_the_pair_that_sent_them() {
         packets(77, false, 7000),
         elsewhere,
     ];
-    let sent = sent(&pairs, &seen);
-    let bytes: Vec<_> = sent.iter().map(|(id, total)| (*id, total.bytes)).collect();
+    let seen = super::seen(&pairs, &seen);
+    let bytes: Vec<_> = seen
+        .iter()
+        .map(|(id, seen)| (*id, seen.sent.bytes))
+        .collect();
     assert_eq!(bytes, [((0, 17), 100), ((0, 18), 10)]);
+}
+
+#[test]
+fn packets_that_come_in_belong_to_the_pair_that_they_are_for() {
+    let qp = pair(17).qp;
+    let back = |dest_qpn, counts| RoceSample {
+        src: qp.peer_gid.unwrap(),
+        dst: qp.local_gid.unwrap(),
+        // The peer's, which this end does not know.
+        src_port: 0xd001,
+        counts,
+        ..packets(dest_qpn, true, 0)
+    };
+    let marked = RoceTotal {
+        bytes: 4000,
+        packets: 4,
+        ce: 3,
+        cnps: 1,
+    };
+    let seen = [
+        back(17, marked),
+        back(18, RoceTotal::default()),
+        back(77, marked),
+        packets(17, true, 5000),
+    ];
+    let seen = super::seen(&[pair(17), pair(18)], &seen);
+    assert_eq!(seen[&(0, 17)].received, marked);
+    assert_eq!(seen[&(0, 17)].sent, RoceTotal::default());
+    assert_eq!((seen.len(), seen[&(0, 18)].received.ce), (2, 0));
 }
 
 #[test]
@@ -50,8 +82,15 @@ fn a_row_says_what_is_known() {
         ..older.qp
     };
     older.job.clear();
-    let sent = BTreeMap::from([((0, 17), RoceTotal::default())]);
-    let rows = rows(&[pair(17), older], &sent);
+    let sent = RoceTotal {
+        packets: 1,
+        ..RoceTotal::default()
+    };
+    let seen = Seen {
+        sent,
+        ..Seen::default()
+    };
+    let rows = rows(&[pair(17), older], &BTreeMap::from([((0, 17), seen)]));
     let [first, second] = rows.as_slice() else {
         panic!("{rows:?}")
     };
@@ -70,6 +109,32 @@ fn a_row_says_what_is_known() {
     let line = |qpn: &str| table.lines().find(|l| l.contains(qpn)).unwrap().to_owned();
     assert!(line(" 17 ").contains("10.0.3.2") && line(" 17 ").contains("49458"));
     assert!(line(" 30 ").contains(" - "));
+    assert!(line(" 17 ").contains("computed") && !line(" 30 ").contains("computed"));
+    let mut predicted = pair(17);
+    predicted.qp.src_port_predicted = true;
+    let rows = super::rows(&[predicted], &BTreeMap::new());
+    assert!(super::table(&rows).contains("predicted"));
+}
+
+#[test]
+fn the_public_page_counts_pairs_and_names_no_process() {
+    let sample = crate::sample::Sample {
+        qps: std::sync::Arc::new(vec![pair(17), pair(18)]),
+        ..Default::default()
+    };
+    let mut page = crate::metrics::Page::default();
+    page.sampled(
+        std::sync::Arc::new(sample),
+        crate::collect::Extras::default(),
+    );
+    let text = crate::metrics::render(&page);
+    let lines = text.lines().filter(|line| line.contains("rdma_qps{"));
+    let lines: Vec<&str> = lines.collect();
+    assert_eq!(
+        lines,
+        [r#"weir_rdma_qps{device="rxe1",type="RC",state="RTS"} 2"#]
+    );
+    assert!(!text.contains("pid=") && !text.contains("slurm:77"));
 }
 
 #[test]

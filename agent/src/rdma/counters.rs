@@ -3,16 +3,19 @@
 
 use super::table::{self, Driver, Merged, Row};
 use super::text;
-use crate::source::RawCounter;
+use crate::source::{RawCounter, RawKind};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 /// Counters of a directory: hfi1 has some 300 per port.
 const COUNTERS_MAX: usize = 512;
-/// Files held open by one source: half of the customary limit of a process, 1024.
+/// Files held open by all devices: half of the customary limit of a process, 1024.
 const FILES_MAX: usize = 512;
 /// Unexpected errors at one reading of a device after which the rest is not tried.
 const ERRORS_MAX: u32 = 3;
@@ -21,38 +24,68 @@ const LIFESPAN: Duration = Duration::from_millis(10);
 /// The setting beside the counters: for how many milliseconds the driver keeps what it read.
 const LIFESPAN_FILE: &str = "lifespan";
 
-/// Reads small files into one buffer and keeps count of what that costs.
+/// How many files may still be held open by those who share this.
+#[derive(Debug, Clone)]
+pub struct Files(Arc<AtomicUsize>);
+
+impl Default for Files {
+    fn default() -> Files {
+        Files(Arc::new(AtomicUsize::new(FILES_MAX)))
+    }
+}
+
+impl Files {
+    /// Holds a file open if there is room.
+    fn hold(&self, file: File) -> Option<Held> {
+        let one = |left: usize| left.checked_sub(1);
+        let room = self.0.fetch_update(Relaxed, Relaxed, one).is_ok();
+        room.then(|| Held {
+            file,
+            files: self.clone(),
+        })
+    }
+
+    #[cfg(test)]
+    pub fn left(&self) -> usize {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A file that is held open; its room is given back with it.
+#[derive(Debug)]
+struct Held {
+    file: File,
+    files: Files,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.files.0.fetch_add(1, Relaxed);
+    }
+}
+
+/// Reads small files into one buffer.
 #[derive(Debug)]
 pub struct Reader {
     buffer: [u8; 256],
-    open: usize,
+    files: Files,
     errors: u32,
 }
 
-impl Default for Reader {
-    fn default() -> Reader {
+impl Reader {
+    /// Holds open what `files` has room for.
+    #[must_use]
+    pub fn new(files: Files) -> Reader {
         Reader {
             buffer: [0; 256],
-            open: 0,
+            files,
             errors: 0,
         }
     }
-}
 
-impl Reader {
     /// Begins with another device.
     pub fn begin(&mut self) {
         self.errors = 0;
-    }
-
-    /// Says how many files are held open.
-    pub fn set_open(&mut self, open: usize) {
-        self.open = open;
-    }
-
-    /// Says that so many of them are not held open any more.
-    pub fn closed(&mut self, files: usize) {
-        self.open = self.open.saturating_sub(files);
     }
 
     /// What the file says now; `None` if it says nothing: it is missing, or its read is refused as
@@ -79,15 +112,12 @@ impl Reader {
     }
 
     fn try_read(&mut self, source: &mut Source) -> io::Result<usize> {
-        if let Some(file) = &source.file {
-            return file.read_at(&mut self.buffer, 0);
+        if let Some(held) = &source.file {
+            return held.file.read_at(&mut self.buffer, 0);
         }
         let file = File::open(&source.path)?;
         let length = file.read_at(&mut self.buffer, 0)?;
-        if self.open < FILES_MAX {
-            self.open += 1;
-            source.file = Some(file);
-        }
+        source.file = self.files.hold(file);
         Ok(length)
     }
 }
@@ -122,7 +152,7 @@ fn verdict(error: &io::Error) -> Verdict {
 #[derive(Debug)]
 struct Source {
     path: PathBuf,
-    file: Option<File>,
+    file: Option<Held>,
 }
 
 impl Source {
@@ -160,12 +190,6 @@ impl Watched {
         let line = text::line(now);
         self.last = Some(now.to_vec());
         Ok(Some(line))
-    }
-
-    /// Files held open.
-    #[must_use]
-    pub fn open(&self) -> usize {
-        usize::from(self.source.file.is_some())
     }
 }
 
@@ -326,23 +350,13 @@ impl Counters {
                 continue;
             };
             if !entry.row.is_some_and(|row| merged.tells(row)) {
-                raw.push(RawCounter {
-                    source: "rdma",
-                    device: device.to_owned(),
-                    name: entry.name.clone(),
-                    value,
-                });
+                let kind = match entry.row {
+                    Some(_) => RawKind::Counter,
+                    None => table::raw_kind(self.driver, &entry.name),
+                };
+                raw.push(RawCounter::new(kind, "rdma", device, &entry.name, value));
             }
         }
-    }
-
-    /// Files held open.
-    #[must_use]
-    pub fn open(&self) -> usize {
-        self.entries
-            .iter()
-            .filter(|e| e.source.file.is_some())
-            .count()
     }
 }
 

@@ -7,6 +7,7 @@
 //! a while, longer each time, and costs the others nothing.
 
 mod counters;
+mod expected;
 pub mod netlink;
 mod port;
 mod rows;
@@ -17,11 +18,14 @@ pub mod text;
 #[cfg(test)]
 mod tests;
 
+pub use expected::stated;
 pub use rows::ROWS;
 pub use table::lookup;
 
 use crate::source::{Event, Gathered, Severity};
+pub use counters::Files;
 use counters::Reader;
+pub use expected::{Judge, Link};
 use netlink::RdmaNetlink;
 use port::OpenDevice;
 use std::collections::BTreeMap;
@@ -52,9 +56,13 @@ pub struct Options {
     pub netlink: bool,
     /// Whether to give every counter under its own name as well.
     pub verbatim: bool,
+    /// Bits per second that the links of devices should run at; the first pattern that fits counts.
+    pub expect: Vec<(String, u64)>,
+    /// Room for files held open, which several may share.
+    pub files: Files,
 }
 
-/// The RDMA devices of this node.
+/// RDMA devices that one thread reads: while one of them hangs, so do the rest.
 pub struct Rdma {
     sysfs: PathBuf,
     filter: Filter,
@@ -64,6 +72,7 @@ pub struct Rdma {
     reader: Reader,
     merged: Merged,
     verbatim: bool,
+    expect: Vec<(String, u64)>,
 }
 
 /// RDMA netlink and the numbers that it knows devices by.
@@ -110,9 +119,10 @@ impl Rdma {
             },
             list_at: Duration::ZERO,
             known: Vec::new(),
-            reader: Reader::default(),
+            reader: Reader::new(options.files),
             merged: Merged::default(),
             verbatim: options.verbatim,
+            expect: options.expect,
         }
     }
 
@@ -131,11 +141,11 @@ impl Rdma {
                 sysfs::class(&self.sysfs).display()
             ));
         }
-        let mut read = 0;
-        for index in 0..self.known.len() {
-            read += usize::from(self.poll_device(index, now, out));
-        }
-        if read > 0 {
+        let read: Vec<bool> = (0..self.known.len())
+            .map(|index| self.poll_device(index, now, out))
+            .collect();
+        if read.contains(&true) {
+            out.links.append(&mut self.links(&read));
             return Ok(());
         }
         let reasons: Vec<String> = self.failing().map(|(n, r)| format!("{n}: {r}")).collect();
@@ -193,8 +203,6 @@ impl Rdma {
             };
             self.known.push(known);
         }
-        self.reader
-            .set_open(self.known.iter().map(Known::files).sum());
         self.list_netlink();
         Ok(())
     }
@@ -223,6 +231,31 @@ impl Rdma {
                 Netlink::Closed(Some(reason))
             }
         };
+    }
+
+    /// The links of the devices that were read.
+    fn links(&self, read: &[bool]) -> Vec<Link> {
+        let mut links = Vec::new();
+        for (known, _) in self.known.iter().zip(read).filter(|(_, read)| **read) {
+            let Some(open) = &known.open else { continue };
+            let fits = |(pattern, _): &&(String, u64)| text::matches(pattern, &known.name);
+            let stated_bps = self.expect.iter().find(fits).map(|(_, bps)| *bps);
+            let board = open
+                .device
+                .board
+                .as_deref()
+                .or(open.device.model.as_deref());
+            links.extend(open.ports().map(|(entity, port)| Link {
+                entity: entity.to_owned(),
+                kind: (
+                    board.unwrap_or_default().to_owned(),
+                    port.link_layer.clone().unwrap_or_default(),
+                ),
+                port: port.clone(),
+                stated_bps,
+            }));
+        }
+        links
     }
 
     /// Returns whether the device was read.
@@ -256,10 +289,6 @@ impl Rdma {
 }
 
 impl Known {
-    fn files(&self) -> usize {
-        self.open.as_ref().map_or(0, OpenDevice::files)
-    }
-
     fn read(
         &mut self,
         sysfs: &Path,
@@ -269,7 +298,6 @@ impl Known {
     ) -> io::Result<&OpenDevice> {
         if self.stale || self.open.is_none() {
             let device = OpenDevice::open(sysfs, &self.name, self.open.as_ref())?;
-            reader.closed(self.files());
             self.open = Some(device);
             self.stale = false;
         }

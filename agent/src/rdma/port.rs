@@ -5,10 +5,12 @@ use super::netlink::RdmaNetlink;
 use super::sysfs::{self, Device};
 use super::table::{Driver, Merged};
 use super::text;
-use crate::source::{Gathered, Info, OptionalCounter, RawCounter, Reading};
+use crate::pcie;
+use crate::source::{Gathered, Info, OptionalCounter, PortGids, RawCounter, RawKind, Reading};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use weir_wire::signal::{Entity, Signal};
 
@@ -35,6 +37,8 @@ struct OpenPort {
     /// Optional counters and whether they count; `None` until netlink was asked, once a listing.
     optional: Option<Vec<(String, bool)>>,
     info: Info,
+    /// Of the device, where no interface stands for the port and tells it.
+    pcie: Vec<(Signal, u64)>,
 }
 
 impl OpenDevice {
@@ -44,14 +48,14 @@ impl OpenDevice {
     /// A directory cannot be listed.
     pub fn open(sysfs: &Path, name: &str, old: Option<&OpenDevice>) -> io::Result<OpenDevice> {
         let device = sysfs::device(sysfs, name)?;
-        let dir = sysfs::class(sysfs).join(name);
-        let mut own = Counters::list(&dir.join("hw_counters"), device.driver)?;
+        let class = sysfs::class(sysfs).join(name);
+        let mut own = Counters::list(&class.join("hw_counters"), device.driver)?;
         if let Some(old) = old {
             own.inherit(&old.own);
         }
         let mut ports = Vec::with_capacity(device.ports.len());
         for port in &device.ports {
-            let dir = dir.join("ports").join(port.number.to_string());
+            let dir = class.join("ports").join(port.number.to_string());
             let entity = format!("{name}/{}", port.number);
             let mut hw = Counters::list(&dir.join("hw_counters"), device.driver)?;
             let before = old.and_then(|o| o.ports.iter().find(|p| p.entity == entity));
@@ -59,6 +63,10 @@ impl OpenDevice {
                 hw.inherit(&before.hw);
             }
             ports.push(OpenPort {
+                pcie: match port.netdev {
+                    Some(_) => Vec::new(),
+                    None => pcie::link(&class.join("device")),
+                },
                 info: info(&device, port, &entity),
                 entity,
                 state: Watched::new(dir.join("state")),
@@ -114,11 +122,8 @@ impl OpenDevice {
     pub fn verbatim(&self, out: &mut Vec<RawCounter>) {
         for (open, port) in self.ports.iter().zip(&self.device.ports) {
             let mut put = |name: &str, value: Option<u64>| {
-                out.extend(value.map(|value| RawCounter {
-                    source: "rdma",
-                    device: open.entity.clone(),
-                    name: name.to_owned(),
-                    value,
+                out.extend(value.map(|value| {
+                    RawCounter::new(RawKind::Unknown, "rdma", &open.entity, name, value)
                 }));
             };
             put("state", port.state.as_ref().map(|s| s.number.into()));
@@ -133,10 +138,10 @@ impl OpenDevice {
         }
     }
 
-    /// Files held open.
-    #[must_use]
-    pub fn files(&self) -> usize {
-        self.own.open() + self.ports.iter().map(OpenPort::files).sum::<usize>()
+    /// Its ports, by `DEVICE/PORT`.
+    pub fn ports(&self) -> impl Iterator<Item = (&str, &sysfs::Port)> {
+        let entities = self.ports.iter().map(|open| open.entity.as_str());
+        entities.zip(&self.device.ports)
     }
 }
 
@@ -198,6 +203,9 @@ impl OpenPort {
             put(Signal::RateBps, Reading::wide(rate.bps));
             put(Signal::Lanes, Reading::wide(u64::from(rate.lanes)));
         }
+        for (signal, value) in &self.pcie {
+            put(*signal, Reading::wide(*value));
+        }
         merged.clear();
         let all = || self.counters.iter().chain([&self.hw]);
         all().for_each(|counters| counters.merge(merged));
@@ -213,12 +221,12 @@ impl OpenPort {
             enabled: *enabled,
         });
         out.optional_counters.extend(optional);
-    }
-
-    fn files(&self) -> usize {
-        let counters: usize = self.counters.iter().map(Counters::open).sum();
-        let state = [&self.state, &self.physical, &self.rate];
-        counters + self.hw.open() + state.iter().map(|w| w.open()).sum::<usize>()
+        if !port.gids.is_empty() {
+            out.gids.push(PortGids {
+                entity: self.entity.clone(),
+                gids: Arc::clone(&port.gids),
+            });
+        }
     }
 }
 

@@ -6,9 +6,11 @@
 
 use super::table::Driver;
 use super::text::{self, Filter, Rate, State};
+pub use crate::source::Gid;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// More devices than any host has; virtual functions are devices too.
 pub const DEVICES_MAX: usize = 256;
@@ -51,18 +53,8 @@ pub struct Port {
     /// `InfiniBand` or `Ethernet`.
     pub link_layer: Option<String>,
     /// At most [`GIDS_MAX`].
-    pub gids: Vec<Gid>,
+    pub gids: Arc<[Gid]>,
     /// The network interface of the port.
-    pub netdev: Option<String>,
-}
-
-/// An address of a port.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gid {
-    pub index: usize,
-    pub gid: String,
-    /// `IB/RoCE v1` or `RoCE v2`.
-    pub kind: Option<String>,
     pub netdev: Option<String>,
 }
 
@@ -226,7 +218,7 @@ fn port(device: &Path, number: u32) -> Port {
         physical: read(&dir.join("phys_state")).and_then(|t| text::state(&t)),
         rate: read(&dir.join("rate")).and_then(|t| text::rate(&t)),
         link_layer: read(&dir.join("link_layer")),
-        gids,
+        gids: gids.into(),
         netdev,
     }
 }

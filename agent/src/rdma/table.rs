@@ -2,7 +2,7 @@
 //! register behind it and what it does at its upper end. The rows are in `rows.rs`.
 
 use super::rows::ROWS;
-use crate::source::Reading;
+use crate::source::{RawKind, Reading};
 use weir_agent_core::counter::Overflow;
 use weir_wire::signal::Signal;
 
@@ -206,6 +206,21 @@ impl Row {
 pub fn lookup(driver: Driver, raw: &str) -> Option<&'static Row> {
     let of = |driver| ROWS.iter().find(|r| r.driver == driver && r.raw == raw);
     of(driver).or_else(|| of(Driver::Iba))
+}
+
+/// How a counter behaves that the table does not know. What lies among the counters of a driver that
+/// we know counts, but for the objects that bnxt_re has at the moment and has had at most
+/// (drivers/infiniband/hw/bnxt_re/hw_counters.c).
+#[must_use]
+pub fn raw_kind(driver: Driver, raw: &str) -> RawKind {
+    let objects = ["active_", "watermark_"];
+    if driver == Driver::Other {
+        RawKind::Unknown
+    } else if driver == Driver::BnxtRe && objects.iter().any(|o| raw.starts_with(o)) {
+        RawKind::Gauge
+    } else {
+        RawKind::Counter
+    }
 }
 
 /// Heads of the columns of [`documented`].

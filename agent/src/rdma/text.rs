@@ -119,7 +119,9 @@ impl Filter {
     }
 }
 
-fn matches(pattern: &str, name: &str) -> bool {
+/// Whether a name is the pattern's; a trailing `*` stands for any end.
+#[must_use]
+pub fn matches(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(beginning) => name.starts_with(beginning),
         None => pattern == name,

@@ -5,11 +5,14 @@
 
 use super::{Finding, Level};
 use crate::source::Gathered;
+use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::str::FromStr;
+use weir_common::config::{self, Checker, ConfigError};
 use weir_wire::signal::{Entity, Signal};
 
-/// Expectations of common nodes.
+/// Expectations of common nodes: name, description, expectations.
 pub const PROFILES: [(&str, &str, &[&str]); 5] = [
     (
         "8xh100-8xcx7",
@@ -47,15 +50,26 @@ pub struct Expect {
     name: Option<String>,
 }
 
+const SYNTAX: &str = "give KIND=COUNT[@RATE][:NAME], such as rdma=8@400G or gpu=8:H100; KIND is port, rdma or gpu, RATE ends in M, G or T";
+
 /// Why an expectation is not understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ExpectError {
-    #[error(
-        "{0:?} is no expectation: give KIND=COUNT[@RATE][:NAME], such as rdma=8@400G or gpu=8:H100; KIND is port, rdma or gpu, RATE ends in M, G or T"
-    )]
+    #[error("{0:?} is no expectation: {SYNTAX}")]
     Syntax(String),
-    #[error("there is no profile {0:?}: give one of {1}, or --expect")]
-    Profile(String, String),
+}
+
+/// A profile as a file has it, in YAML: what [`PROFILES`] has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(
+    deny_unknown_fields,
+    default,
+    expecting = "keys with values, such as `expect: [\"gpu=8:H100\"]`"
+)]
+struct RawProfile {
+    name: String,
+    description: String,
+    expect: Vec<String>,
 }
 
 impl FromStr for Expect {
@@ -89,28 +103,52 @@ impl FromStr for Expect {
     }
 }
 
-/// The expectations of one of [`PROFILES`], by its name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Profile(pub Vec<Expect>);
-
-impl FromStr for Profile {
-    type Err = ExpectError;
-
-    fn from_str(name: &str) -> Result<Profile, ExpectError> {
-        let known = PROFILES
-            .iter()
-            .find(|(known, _, _)| known.eq_ignore_ascii_case(name));
-        let Some((_, _, lines)) = known else {
-            let names: Vec<&str> = PROFILES.iter().map(|(name, _, _)| *name).collect();
-            return Err(ExpectError::Profile(name.to_owned(), names.join(", ")));
-        };
-        let expected: Result<_, _> = lines.iter().map(|line| line.parse()).collect();
-        expected.map(Profile)
+/// The expectations of one of [`PROFILES`], by its name, or of a file: what has a slash, or ends in
+/// `.yaml` or `.yml`, is one.
+///
+/// # Errors
+/// There is no such profile or file, or the file is wrong.
+pub fn profile(name: &str) -> Result<Vec<Expect>, ConfigError> {
+    let path = Path::new(name);
+    let yaml = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
+    if yaml || name.contains('/') {
+        return from_file(path);
     }
+    let known = PROFILES
+        .iter()
+        .find(|(known, _, _)| known.eq_ignore_ascii_case(name));
+    let Some((_, _, lines)) = known else {
+        let names: Vec<&str> = PROFILES.iter().map(|(name, _, _)| *name).collect();
+        let remedy = format!("give a YAML file or one of {}", names.join(", "));
+        return Err(Checker(Path::new("(command line)")).wrong("profile", &name, remedy));
+    };
+    parsed(path, lines.iter().copied())
 }
 
-/// Bits per second of `400G`.
-fn rate_of(text: &str) -> Option<u64> {
+fn from_file(path: &Path) -> Result<Vec<Expect>, ConfigError> {
+    let raw: RawProfile = config::read(path)?;
+    if raw.expect.is_empty() {
+        let remedy = "list at least one expectation, such as \"rdma=8@400G\"";
+        return Err(Checker(path).wrong("expect", &"[]", remedy));
+    }
+    parsed(path, raw.expect.iter().map(String::as_str))
+}
+
+fn parsed<'a>(
+    path: &Path,
+    lines: impl Iterator<Item = &'a str>,
+) -> Result<Vec<Expect>, ConfigError> {
+    lines
+        .map(|line| {
+            let expect = line.parse();
+            expect.map_err(|_: ExpectError| Checker(path).wrong("expect", &line, SYNTAX))
+        })
+        .collect()
+}
+
+/// Bits per second of `400G`; `None` if it is not of that form.
+#[must_use]
+pub fn rate_of(text: &str) -> Option<u64> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let scale = match unit {
         "M" => 1_000_000,
@@ -266,13 +304,47 @@ mod tests {
     #[test]
     fn every_profile_is_understood_and_an_unknown_one_lists_them() {
         for (name, _, lines) in PROFILES {
-            assert_eq!(name.parse::<Profile>().unwrap().0.len(), lines.len());
+            assert_eq!(profile(name).unwrap().len(), lines.len());
         }
-        let text = "dgx".parse::<Profile>().unwrap_err().to_string();
+        let text = profile("dgx").unwrap_err().to_string();
         assert!(
-            text.contains("8xh100-8xcx7") && text.contains("--expect"),
+            text.contains("8xh100-8xcx7") && text.contains("YAML file"),
             "{text}"
         );
+    }
+
+    fn in_file(text: &str) -> Result<Vec<Expect>, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.yaml");
+        std::fs::write(&path, text).unwrap();
+        profile(path.to_str().unwrap()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_file_says_what_a_built_in_profile_says() {
+        for (name, description, lines) in PROFILES {
+            let text = format!("name: {name}\ndescription: \"{description}\"\nexpect: {lines:?}\n");
+            assert_eq!(in_file(&text), Ok(profile(name).unwrap()));
+        }
+        assert_eq!(in_file("expect: [port=2]").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_wrong_is_refused_by_file_key_and_value() {
+        for (text, words) in [
+            ("expects: [gpu=8]\n", ["node.yaml", "expects", "expect"]),
+            ("expect: [gpu=8, nic=8]\n", ["node.yaml", "expect", "nic=8"]),
+            ("expect: gpu=8\n", ["node.yaml", "expect", "sequence"]),
+            ("name: x\n", ["node.yaml", "expect", "rdma=8@400G"]),
+            ("- gpu=8\n", ["node.yaml", "keys with values", "expect"]),
+        ] {
+            let said = in_file(text).unwrap_err();
+            for word in words {
+                assert!(said.contains(word), "{text}: {word:?} is missing in {said}");
+            }
+        }
+        let said = profile("/nonexistent/node.yaml").unwrap_err().to_string();
+        assert!(said.contains("/nonexistent/node.yaml") && said.contains("existing file"));
     }
 
     proptest! {

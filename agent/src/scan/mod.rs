@@ -1,20 +1,23 @@
 //! `weir-agent scan`: one look at this node, for people and for monitoring checks.
 
 pub mod expect;
+mod history;
 mod rules;
 
-use crate::bpf::jobs;
-use crate::collect::Collector;
+use crate::bpf::{jobs, sys};
+use crate::collect::{Collector, Purpose};
 use crate::config::Config;
+use crate::devices::KMSG;
 use crate::inventory;
-use crate::kmsg::From;
 use crate::sample::{PORT_SIGNALS, Sample};
-use crate::source::{ColumnKey, Gathered, Reading};
+use crate::source::{ColumnKey, Gathered, Reading, Source};
 use comfy_table::{ContentArrangement, Table, presets};
 use expect::Expect;
+use history::History;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Duration, Instant};
 use weir_wire::signal::{Entity, Signal};
 
 /// How bad a finding is; the exit code of monitoring plugins.
@@ -41,16 +44,27 @@ pub struct Finding {
 /// # Errors
 /// Nothing at all can be read: the state is unknown.
 pub fn scan(config: &Config, expected: &[Expect]) -> anyhow::Result<Vec<Finding>> {
-    let mut collector = Collector::open(config, From::Boot, Instant::now())?;
+    let mut collector = Collector::open(config, Purpose::Look, Instant::now())?;
     let (sample, extras) = collector.collect();
     let gathered = Gathered {
         columns: columns(&sample),
         info: extras.info,
-        events: sample.events.clone(),
         ..Gathered::default()
     };
     let mut findings: Vec<Finding> = expected.iter().map(|e| e.check(&gathered)).collect();
     findings.extend(rules::findings(&gathered));
+    let now = Duration::from_nanos(sys::monotonic_ns());
+    let mut sources = collector.sources();
+    let mut history = History::default();
+    if config.collectors.kmsg {
+        let (source, read) = kmsg(now);
+        sources.push(source);
+        history = read;
+    }
+    for event in extras.events {
+        history.take(event, now);
+    }
+    findings.extend(history.findings(now, &gathered));
     let mut say = |subject: String, level, finding: String, action: &str| {
         findings.push(Finding {
             subject,
@@ -59,7 +73,7 @@ pub fn scan(config: &Config, expected: &[Expect]) -> anyhow::Result<Vec<Finding>
             action: action.into(),
         })
     };
-    for source in collector.sources() {
+    for source in sources {
         let level = if source.up { Level::Ok } else { Level::Warning };
         let text = if source.reason.is_empty() {
             "up".to_owned()
@@ -156,6 +170,20 @@ pub fn scan(config: &Config, expected: &[Expect]) -> anyhow::Result<Vec<Finding>
     say("limits".into(), Level::Ok, routes, "");
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     Ok(findings)
+}
+
+/// The kernel's log since the node started.
+fn kmsg(now: Duration) -> (Source, History) {
+    let (reason, history) = match History::read(Path::new(KMSG)) {
+        Ok(history) => (history.extent(now), Ok(history)),
+        Err(error) => (format!("cannot read {KMSG}: {error}"), Err(error)),
+    };
+    let source = Source {
+        name: "kmsg",
+        up: history.is_ok(),
+        reason,
+    };
+    (source, history.unwrap_or_default())
 }
 
 /// Everything that was read, ports and the other sources alike.

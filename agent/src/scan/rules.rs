@@ -1,9 +1,10 @@
 //! What a value means for the health of a node: a table of rules, one look, no history.
 
+use super::expect::rate_text;
 use super::{Finding, Level};
-use crate::source::{Event, Gathered, Severity};
+use crate::source::{ColumnKey, Gathered, Reading};
 use std::collections::BTreeMap;
-use weir_wire::signal::{Entity, Signal};
+use weir_wire::signal::{Entity, Kind, Signal};
 
 /// A value that is worth a line.
 struct Rule {
@@ -61,6 +62,71 @@ const RULES: &[Rule] = &[
         action: "see that the fabric manager runs, and its log",
     },
     Rule {
+        kind: Entity::Gpu,
+        signal: Signal::RecoveryAction,
+        bad: |action| action == 1 || action == 4,
+        level: Level::Critical,
+        finding: "the driver asks for a reset of the GPU",
+        action: "drain the node and reset the GPU",
+    },
+    Rule {
+        kind: Entity::Gpu,
+        signal: Signal::RecoveryAction,
+        bad: |action| action == 2,
+        level: Level::Critical,
+        finding: "the driver asks for a reboot of the node",
+        action: "drain and reboot the node",
+    },
+    Rule {
+        kind: Entity::Gpu,
+        signal: Signal::RecoveryAction,
+        bad: |action| action == 3,
+        level: Level::Warning,
+        finding: "the driver asks for an end of peer-to-peer on the GPU",
+        action: "end the jobs that use peer-to-peer on this GPU",
+    },
+    // The hardware's slowdown is set together with its two causes, where they are known.
+    Rule {
+        kind: Entity::Gpu,
+        signal: Signal::ClockReasons,
+        bad: |bits| bits & HW_SLOWDOWN != 0 && bits & (HW_THERMAL | POWER_BRAKE) == 0,
+        level: Level::Warning,
+        finding: "the hardware slows the clocks down",
+        action: "check cooling and power supply",
+    },
+    Rule {
+        kind: Entity::Gpu,
+        signal: Signal::ClockReasons,
+        bad: |bits| bits & HW_THERMAL != 0,
+        level: Level::Warning,
+        finding: "the hardware slows the clocks down: the GPU is too hot",
+        action: COOL,
+    },
+    Rule {
+        kind: Entity::Gpu,
+        signal: Signal::ClockReasons,
+        bad: |bits| bits & POWER_BRAKE != 0,
+        level: Level::Warning,
+        finding: "the power brake slows the clocks down",
+        action: "check power supplies and the node's power limit",
+    },
+    Rule {
+        kind: Entity::Gpu,
+        signal: Signal::ClockReasons,
+        bad: |bits| bits & SW_THERMAL != 0,
+        level: Level::Warning,
+        finding: "the driver slows the clocks down: the GPU or its memory is too hot",
+        action: COOL,
+    },
+    Rule {
+        kind: Entity::Gpu,
+        signal: Signal::ClockReasons,
+        bad: |bits| bits & SW_POWER_CAP != 0,
+        level: Level::Ok,
+        finding: "clocks are held to the power limit, as under full load",
+        action: "",
+    },
+    Rule {
         kind: Entity::Rdma,
         signal: Signal::LinkRecoveries,
         bad: some,
@@ -102,6 +168,100 @@ const RULES: &[Rule] = &[
     },
 ];
 
+/// Bits of nvmlClocksEventReasons (nvml.h).
+const SW_POWER_CAP: u64 = 0x4;
+const HW_SLOWDOWN: u64 = 0x8;
+const SW_THERMAL: u64 = 0x20;
+const HW_THERMAL: u64 = 0x40;
+const POWER_BRAKE: u64 = 0x80;
+
+/// A value and what the device itself, or its like, says that it should be. A warning.
+struct Pair {
+    kinds: &'static [Entity],
+    value: Signal,
+    limit: Signal,
+    bad: fn(u64, u64) -> bool,
+    finding: fn(u64, u64) -> String,
+    action: &'static str,
+}
+
+const fn below(value: u64, limit: u64) -> bool {
+    value < limit
+}
+
+const fn reached(value: u64, limit: u64) -> bool {
+    value >= limit
+}
+
+fn degrees(value: u64, limit: u64) -> String {
+    let (value, limit) = (value / 1000, limit / 1000);
+    format!("is at {value} °C, its own limit is {limit} °C")
+}
+
+const HAVE_PCIE: &[Entity] = &[Entity::Gpu, Entity::Port, Entity::Rdma];
+const RESEAT: &str = "look for PCIe errors in the kernel log; reseat the device or its riser";
+const COOL: &str = "check fans, air flow or coolant, and the temperature of what comes in";
+const CLEAN: &str = "clean or replace cable and optic; see what both ends offer";
+
+const PAIRS: &[Pair] = &[
+    Pair {
+        kinds: HAVE_PCIE,
+        value: Signal::PcieWidth,
+        limit: Signal::PcieMaxWidth,
+        bad: below,
+        finding: |width, most| format!("PCIe runs on {width} of {most} lanes"),
+        action: RESEAT,
+    },
+    Pair {
+        kinds: HAVE_PCIE,
+        value: Signal::PcieGeneration,
+        limit: Signal::PcieMaxGeneration,
+        bad: below,
+        finding: |generation, most| format!("PCIe runs at generation {generation} of {most}"),
+        action: RESEAT,
+    },
+    Pair {
+        kinds: &[Entity::Gpu],
+        value: Signal::GpuTemperature,
+        limit: Signal::GpuTemperatureLimit,
+        bad: reached,
+        finding: degrees,
+        action: COOL,
+    },
+    Pair {
+        kinds: &[Entity::Gpu],
+        value: Signal::GpuMemoryTemperature,
+        limit: Signal::GpuMemoryTemperatureLimit,
+        bad: reached,
+        finding: |value, limit| format!("memory {}", degrees(value, limit)),
+        action: COOL,
+    },
+    Pair {
+        kinds: &[Entity::Port],
+        value: Signal::ModuleTemperature,
+        limit: Signal::ModuleTemperatureLimit,
+        bad: reached,
+        finding: |value, limit| format!("transceiver module {}", degrees(value, limit)),
+        action: "check air flow around the module; replace it if others beside it are cooler",
+    },
+    Pair {
+        kinds: &[Entity::Rdma],
+        value: Signal::RateBps,
+        limit: Signal::RateExpectedBps,
+        bad: below,
+        finding: |rate, expected| format!("runs at {} of {}", rate_text(rate), rate_text(expected)),
+        action: CLEAN,
+    },
+    Pair {
+        kinds: &[Entity::Rdma],
+        value: Signal::Lanes,
+        limit: Signal::LanesExpected,
+        bad: below,
+        finding: |lanes, expected| format!("runs on {lanes} of {expected} lanes"),
+        action: CLEAN,
+    },
+];
+
 /// Lines for the values that the rules know, one for each rule and entity.
 #[must_use]
 pub fn findings(gathered: &Gathered) -> Vec<Finding> {
@@ -127,7 +287,7 @@ pub fn findings(gathered: &Gathered) -> Vec<Finding> {
         for (entity, (sum, indexes)) in bad {
             let which = match (rule.signal.index(), indexes.is_empty()) {
                 (Some(index), false) => format!(" ({index} {})", indexes.join(", ")),
-                _ if sum > 1 => format!(" ({sum})"),
+                _ if sum > 1 && rule.signal.kind() == Kind::Counter => format!(" ({sum})"),
                 _ => String::new(),
             };
             found.push(Finding {
@@ -138,8 +298,42 @@ pub fn findings(gathered: &Gathered) -> Vec<Finding> {
             });
         }
     }
-    found.extend(events(&gathered.events));
+    found.extend(PAIRS.iter().flat_map(|pair| pair.findings(gathered)));
     found
+}
+
+impl Pair {
+    fn findings(&self, gathered: &Gathered) -> Vec<Finding> {
+        let values = gathered.columns.iter();
+        let values = values.filter(|(key, _)| {
+            key.signal == self.value && key.index.is_none() && self.kinds.contains(&key.kind)
+        });
+        let finding = |(key, reading): (&ColumnKey, &Reading)| {
+            let limit = gathered.get(key.kind, &key.entity, self.limit)?;
+            if !(self.bad)(reading.value, limit) {
+                return None;
+            }
+            let idle = key.kind == Entity::Gpu
+                && self.value == Signal::PcieGeneration
+                && gathered
+                    .get(Entity::Gpu, &key.entity, Signal::GpuUtilisation)
+                    .is_none_or(|busy| busy == 0);
+            let words = (self.finding)(reading.value, limit);
+            let (level, finding, action) = if idle {
+                let words = format!("{words}, as an idle GPU may to save power");
+                (Level::Ok, words, "")
+            } else {
+                (Level::Warning, words, self.action)
+            };
+            Some(Finding {
+                subject: format!("{} {}", kind_text(key.kind), key.entity),
+                level,
+                finding,
+                action: action.into(),
+            })
+        };
+        values.filter_map(finding).collect()
+    }
 }
 
 fn kind_text(kind: Entity) -> &'static str {
@@ -152,140 +346,5 @@ fn kind_text(kind: Entity) -> &'static str {
     }
 }
 
-/// One line for each thing that happened to each subject, with how often. A link that went down and
-/// came back is no finding: links do so at every start.
-fn events(events: &[Event]) -> Vec<Finding> {
-    let mut sums: BTreeMap<(&str, &str, Option<u32>), (u32, &Event)> = BTreeMap::new();
-    let came_back = |n: usize, down: &Event| {
-        let later = events.iter().skip(n);
-        let mut later = later.filter(|e| e.source == down.source && e.subject == down.subject);
-        down.name == "link_down" && later.any(|e| e.name == "link_up")
-    };
-    let lasting = events.iter().enumerate();
-    let lasting = lasting.filter(|(n, event)| !came_back(*n, event));
-    for (_, event) in lasting.filter(|(_, e)| e.severity > Severity::Info) {
-        let key = (event.subject.as_str(), event.name, event.code);
-        sums.entry(key).or_insert((0, event)).0 += 1;
-    }
-    let line = |(times, event): &(u32, &Event)| Finding {
-        subject: format!("{} {}", event.source, event.subject),
-        level: match event.severity {
-            Severity::Info => Level::Ok,
-            Severity::Warning => Level::Warning,
-            Severity::Critical => Level::Critical,
-        },
-        finding: if *times > 1 {
-            format!("{} ({times} times since boot)", event.text)
-        } else {
-            event.text.clone()
-        },
-        action: event.action.clone(),
-    };
-    sums.values().map(line).collect()
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::source::Reading;
-
-    #[test]
-    fn a_healthy_node_gives_no_line() {
-        let mut gathered = Gathered::default();
-        for rule in RULES {
-            let good = u64::from((rule.bad)(0));
-            gathered.put(rule.kind, "x", rule.signal, None, Reading::wide(good));
-        }
-        assert!(findings(&gathered).is_empty());
-    }
-
-    #[test]
-    fn links_of_a_card_without_a_bridge_are_none() {
-        let mut gathered = Gathered::default();
-        for link in 0..12 {
-            let reading = Reading::wide(0);
-            gathered.put(
-                Entity::Gpu,
-                "0000:18:00.0",
-                Signal::NvlinkUp,
-                Some(link),
-                reading,
-            );
-        }
-        assert!(findings(&gathered).is_empty());
-    }
-
-    #[test]
-    fn a_link_that_came_back_is_no_finding() {
-        let event = |name, severity| Event {
-            source: "kmsg",
-            name,
-            subject: "eth2".into(),
-            code: None,
-            severity,
-            text: name.into(),
-            action: String::new(),
-        };
-        let (down, up) = (
-            event("link_down", Severity::Warning),
-            event("link_up", Severity::Info),
-        );
-        assert!(events(&[down.clone(), up.clone()]).is_empty());
-        assert_eq!(events(&[down.clone(), up, down]).len(), 1);
-    }
-
-    #[test]
-    fn links_that_are_down_are_one_line_that_names_them() {
-        let mut gathered = Gathered::default();
-        for link in [0, 3, 17] {
-            let reading = Reading::wide(u64::from(link == 0));
-            gathered.put(
-                Entity::Gpu,
-                "0000:18:00.0",
-                Signal::NvlinkUp,
-                Some(link),
-                reading,
-            );
-        }
-        let found = findings(&gathered);
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].finding, "NVLink is not active (link 3, 17)");
-        assert!(!found[0].action.is_empty());
-    }
-
-    #[test]
-    fn the_same_event_of_the_same_subject_is_one_line() {
-        let xid = |subject: &str| Event {
-            source: "kmsg",
-            name: "xid",
-            subject: subject.into(),
-            code: Some(79),
-            severity: Severity::Critical,
-            text: "the GPU has fallen off the bus".into(),
-            action: "reboot".into(),
-        };
-        let gathered = Gathered {
-            events: vec![xid("a"), xid("a"), xid("b")],
-            ..Gathered::default()
-        };
-        let texts: Vec<String> = findings(&gathered).into_iter().map(|f| f.finding).collect();
-        assert_eq!(
-            texts,
-            [
-                "the GPU has fallen off the bus (2 times since boot)",
-                "the GPU has fallen off the bus"
-            ]
-        );
-    }
-
-    #[test]
-    fn every_rule_is_of_a_signal_that_its_entity_has() {
-        for rule in RULES {
-            assert!(
-                rule.signal.entities().contains(&rule.kind),
-                "{}",
-                rule.finding
-            );
-        }
-    }
-}
+mod tests;

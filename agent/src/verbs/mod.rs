@@ -2,14 +2,14 @@
 //!
 //! The library that knows them is not on every node, and what it loads is the vendors': it may hang
 //! or crash, so it does so in a process of its own. Events of the names in
-//! [`weir_verbs_protocol::EVENT_NAMES`] become the agent's; whom to ping is told by [`Handle::set_targets`].
+//! [`weir_verbs_protocol::EVENT_NAMES`] become the agent's; whom to ping and to answer is told by [`Handle::order`].
 
 mod child;
 mod restart;
 #[cfg(test)]
 mod tests;
 
-use crate::source::{Event, Gathered, RawCounter, Severity};
+use crate::source::{Event, Gathered, RawCounter, RawKind, Severity};
 use child::Child;
 use restart::Restart;
 use std::collections::{BTreeMap, VecDeque};
@@ -19,8 +19,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use weir_verbs_protocol::{self as protocol, EVENT_NAMES, Failure, Line, Orders, Place, Status};
-pub use weir_verbs_protocol::{Endpoint, Report, Spread, Target, Timestamps};
+use weir_verbs_protocol::{self as protocol, EVENT_NAMES, Failure, Line, Place, Status};
+pub use weir_verbs_protocol::{
+    Endpoint, Orders, PROBERS_MAX, Report, Spread, TARGETS_MAX, Target, Timestamps,
+};
 
 /// A child that has said nothing for this long hangs; it says something every second.
 const SILENT: Duration = Duration::from_secs(15);
@@ -155,13 +157,9 @@ impl Handle {
         self.0.lock().endpoints.values().cloned().collect()
     }
 
-    /// Whom to ping, these and no others, and how many pings a second in all: at most
-    /// [`protocol::PINGS_PER_SECOND_MAX`], and 0.1 % of each port's link. A child that starts anew is told again.
-    pub fn set_targets(&self, targets: Vec<Target>, packets_per_second: u32) {
-        let orders = Orders {
-            targets,
-            packets_per_second,
-        };
+    /// Whom to ping and whom to answer, these and no others, and how many pings a second in all, of
+    /// which the child sends no more than its ceilings let it. A child that starts anew is told again.
+    pub fn order(&self, orders: Orders) {
         let mut heard = self.0.lock();
         if heard.orders.as_ref() != Some(&orders) {
             heard.orders = Some(orders);
@@ -276,12 +274,8 @@ impl Verbs {
         let mut heard = self.shared.lock();
         out.events.extend(heard.events.drain(..).map(event));
         let mut raw = |device: &str, name: &str, value| {
-            out.raw.push(RawCounter {
-                source: "verbs",
-                device: device.to_owned(),
-                name: name.to_owned(),
-                value,
-            });
+            let counter = RawCounter::new(RawKind::Counter, "verbs", device, name, value);
+            out.raw.push(counter);
         };
         let Some(status) = &heard.status else { return };
         for (device, counters) in &status.counters {

@@ -72,7 +72,7 @@ impl Rig {
 const EVENT: &str = r#"{"event":{"device":"rxe1","port":1,"name":"port_error","number":10,"severity":"warning","text":"t","action":"a"}}"#;
 const ENDPOINT: &str = r#"{"endpoint":{"device":"rxe1","port":1,"gid":"::ffff:10.0.0.1","gid_index":1,"qpn":17,"qkey":5,"queue_pairs":8,"active":true,"rate_bps":null,"timestamps":"software"}}"#;
 const REPORT: &str = r#"{"report":{"id":"a","device":"rxe1","port":1,"sent":2,"lost":1,"rtt_ns":{"samples":1,"min":5,"p50":5,"p99":5,"max":5},"host_ns":null,"responder_ns":null,"timestamps":"software","window_ms":1000}}"#;
-const STATUS: &str = r#"{"status":{"devices":["rxe1"],"stuck":[],"counters":{"rxe1":{"pings_sent":3,"pings_answered":0,"pings_refused":0,"foreign_packets":0,"pings_held_back":0,"completions_failed":0}},"lines_dropped":0}}"#;
+const STATUS: &str = r#"{"status":{"devices":["rxe1"],"stuck":[],"counters":{"rxe1":{"pings_sent":3,"pings_answered":0,"pings_refused":0,"pings_not_listed":2,"pings_too_fast":0,"foreign_packets":0,"pings_held_back":0,"pings_unknown":0,"completions_failed":0}},"lines_dropped":0}}"#;
 
 fn say(lines: &[&str]) -> String {
     lines
@@ -94,6 +94,14 @@ fn target(id: &str) -> Target {
     }
 }
 
+fn orders(targets: Vec<Target>, packets_per_second: u32) -> Orders {
+    Orders {
+        targets,
+        packets_per_second,
+        probers: Some(vec!["::ffff:10.0.0.9".into()]),
+    }
+}
+
 #[test]
 fn what_the_child_says_becomes_events_endpoints_reports_and_counters() {
     let script =
@@ -109,6 +117,7 @@ fn what_the_child_says_becomes_events_endpoints_reports_and_counters() {
     );
     let raw = |name: &str| out.raw.iter().find(|raw| raw.name == name).unwrap().value;
     assert_eq!((raw("pings_sent"), raw("lines_malformed")), (3, 1));
+    assert_eq!(raw("pings_not_listed"), 2);
     let handle = rig.verbs.handle();
     assert_eq!(handle.endpoints()[0].qpn, 17);
     assert_eq!(handle.take_reports()[0].lost, 1);
@@ -123,7 +132,7 @@ fn a_child_that_starts_anew_is_told_its_targets_again() {
     // Ends after its first orders, once.
     let script = "read line; echo \"$line\" >>orders; [ -e again ] || { touch again; exit 3; }; exec cat >/dev/null";
     let mut rig = Rig::new(script);
-    rig.verbs.handle().set_targets(vec![target("a")], 7);
+    rig.verbs.handle().order(orders(vec![target("a")], 7));
     rig.until(|rig, _, _| rig.file("orders").lines().count() == 2);
     for line in rig.file("orders").lines() {
         let orders: Orders = serde_json::from_str(line).unwrap();
@@ -131,6 +140,7 @@ fn a_child_that_starts_anew_is_told_its_targets_again() {
             (orders.targets[0].id.as_str(), orders.packets_per_second),
             ("a", 7)
         );
+        assert_eq!(orders.probers.unwrap(), ["::ffff:10.0.0.9"]);
     }
 }
 
@@ -138,7 +148,7 @@ fn a_child_that_starts_anew_is_told_its_targets_again() {
 fn new_targets_are_told_a_running_child() {
     let mut rig = Rig::new(&format!("{}exec cat >orders", say(&[STATUS])));
     rig.until(|_, _, out| !out.raw.is_empty());
-    rig.verbs.handle().set_targets(vec![target("b")], 1);
+    rig.verbs.handle().order(orders(vec![target("b")], 1));
     rig.until(|rig, _, _| rig.file("orders").contains("\"id\":\"b\""));
 }
 
@@ -146,7 +156,7 @@ fn new_targets_are_told_a_running_child() {
 fn what_a_dead_child_announced_is_no_more() {
     let mut rig = Rig::new(&format!("{}read line; exit 1", say(&[ENDPOINT, STATUS])));
     rig.until(|rig, _, _| !rig.verbs.handle().endpoints().is_empty());
-    rig.verbs.handle().set_targets(Vec::new(), 0);
+    rig.verbs.handle().order(orders(Vec::new(), 0));
     rig.until(|rig, state, _| state.is_err() && rig.verbs.handle().endpoints().is_empty());
 }
 

@@ -2,14 +2,14 @@
 
 #![expect(
     unsafe_code,
-    reason = "libibverbs is C; its calls are in this file, device.rs and queues.rs"
+    reason = "libibverbs is C; its calls are in this file, completion.rs, device.rs and queues.rs"
 )]
 
 use crate::device::{Device, last_error};
+use crate::ways::Route;
 use rdma_sys::*;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::Ipv6Addr;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -88,12 +88,4 @@ impl Drop for Address {
         // SAFETY: made by ibv_create_ah, destroyed once, before its domain.
         unsafe { ibv_destroy_ah(self.handle.as_ptr()) };
     }
-}
-
-/// Where an address handle leads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Route {
-    pub gid: Ipv6Addr,
-    pub flow_label: u32,
-    pub hop_limit: u8,
 }

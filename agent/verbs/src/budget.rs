@@ -1,86 +1,58 @@
-//! What pings may take: of a link, and of all links of a node together.
+//! What pings may take of a link, and of all links of a node together.
 
-use crate::bucket::Bucket;
 use crate::packet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use weir_verbs_protocol::PINGS_PER_SECOND_MAX;
+use weir_agent_core::probe::budget::{Bucket, Burst, PACKETS_PER_S_MAX};
 
 /// A packet on the wire: preamble, Ethernet, IPv6, UDP, BTH, DETH, the packet, ICRC, FCS, gap.
-const WIRE_BITS: u64 = 8 * (8 + 14 + 40 + 8 + 12 + 8 + packet::SIZE as u64 + 4 + 4 + 12);
-/// Share of a link that pings may take: one in so many.
-const LINK_SHARE: u64 = 1000;
+pub const WIRE_BYTES: u32 = 8 + 14 + 40 + 8 + 12 + 8 + PACKET_BYTES + 4 + 4 + 12;
+const PACKET_BYTES: u32 = 64;
+const _: () = assert!(PACKET_BYTES as usize == packet::SIZE);
+/// An answer is two packets.
+pub const ANSWER_BYTES: u32 = 2 * WIRE_BYTES;
 /// Assumed of a port that does not tell its rate.
 const RATE_UNKNOWN_BPS: u64 = 1_000_000_000;
-/// Pings a second that a link may carry.
+
+/// The rate of which pings take their share, in bits per second.
 #[must_use]
-pub fn allowance(rate_bps: Option<u64>) -> u32 {
-    let bits = rate_bps.unwrap_or(RATE_UNKNOWN_BPS) / LINK_SHARE;
-    // An answer is two packets; a ping and what it brings forth leave no more than that on either side.
-    let packets = bits / (2 * WIRE_BITS);
-    u32::try_from(packets)
-        .unwrap_or(u32::MAX)
-        .min(PINGS_PER_SECOND_MAX)
+pub fn rate(rate_bps: Option<u64>) -> Option<u64> {
+    rate_bps.or(Some(RATE_UNKNOWN_BPS))
 }
 
-/// What all ports of this process share.
+/// Own pings of all ports of this process, as ordered; no more than [`PACKETS_PER_S_MAX`] a second.
 #[derive(Debug, Clone)]
-pub struct Budget {
-    /// Own pings.
-    pings: Arc<Mutex<Bucket>>,
-    /// Answers to pings of others.
-    answers: Arc<Mutex<Bucket>>,
-}
+pub struct Budget(Arc<Mutex<Bucket>>);
 
 impl Budget {
-    /// At most [`PINGS_PER_SECOND_MAX`] of each.
     #[must_use]
     pub fn new(now: Duration) -> Budget {
-        let full = || Arc::new(Mutex::new(Bucket::new(PINGS_PER_SECOND_MAX, now)));
-        Budget {
-            pings: full(),
-            answers: full(),
-        }
+        let most = PACKETS_PER_S_MAX.into();
+        Budget(Arc::new(Mutex::new(Bucket::new(
+            most,
+            1,
+            Burst::Small,
+            now,
+        ))))
     }
 
     /// The rate of own pings, as ordered.
     pub fn set_pings(&self, per_second: u32, now: Duration) {
-        let mut pings = self.pings.lock().unwrap_or_else(PoisonError::into_inner);
-        pings.set_rate(per_second.min(PINGS_PER_SECOND_MAX), now);
+        let mut pings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pings.limit(per_second.min(PACKETS_PER_S_MAX).into(), 1, now);
     }
 
     /// Whether one more ping may leave.
     #[must_use]
     pub fn take_ping(&self, now: Duration) -> bool {
-        take(&self.pings, now)
+        let mut pings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pings.take(1, now)
     }
-
-    /// Whether one more ping of others may be answered.
-    #[must_use]
-    pub fn take_answer(&self, now: Duration) -> bool {
-        take(&self.answers, now)
-    }
-}
-
-fn take(bucket: &Mutex<Bucket>, now: Duration) -> bool {
-    let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
-    bucket.take(now)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn no_link_carries_more_than_a_thousandth_in_pings() {
-        for rate in [1_000_000, 2_500_000_000, 10_000_000_000, 400_000_000_000] {
-            let packets = u64::from(allowance(Some(rate)));
-            assert!(packets * 2 * WIRE_BITS <= rate / 1000, "{rate}");
-            assert!(packets <= 10_000);
-        }
-        assert_eq!(allowance(Some(400_000_000_000)), 10_000);
-        assert!(allowance(None) > 100);
-    }
 
     #[test]
     fn no_order_raises_the_ceiling_and_all_ports_share_it() {
@@ -90,8 +62,9 @@ mod tests {
         let mut sent = 0;
         for us in 0..2_000_000_u64 {
             let now = Duration::from_micros(us);
-            sent += u64::from(budget.take_ping(now)) + u64::from(other.take_ping(now));
+            sent += u32::from(budget.take_ping(now)) + u32::from(other.take_ping(now));
         }
-        assert!((19_990..=20_008).contains(&sent), "{sent}");
+        let most = 2 * PACKETS_PER_S_MAX;
+        assert!((most - most / 10..=most).contains(&sent), "{sent}");
     }
 }

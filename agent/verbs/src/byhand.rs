@@ -40,6 +40,9 @@ pub struct Ping {
     /// Pings a second
     #[arg(long, default_value_t = 10)]
     rate: u32,
+    /// Bytes behind each ping. Nobody answers one with any: to see that a port bears it
+    #[arg(long, default_value_t = 0)]
+    padding: u16,
 }
 
 #[derive(Serialize)]
@@ -108,6 +111,7 @@ pub fn ping(ping: &Ping) -> anyhow::Result<()> {
     let orders = Orders {
         targets: vec![target],
         packets_per_second: ping.rate,
+        probers: None,
     };
     // The same checks as for orders of the agent.
     let orders = input::orders(&serde_json::to_vec(&orders)?).map_err(anyhow::Error::msg)?;
@@ -122,6 +126,7 @@ pub fn ping(ping: &Ping) -> anyhow::Result<()> {
     let mut port = UdPort::open(&device, &seen, gid, &Budget::new(now()), now())?;
     port.set_aims(aims, orders.share(&place), now());
     port.set_limit(ping.count);
+    port.set_padding(ping.padding);
     let mut held_back = 0;
     let (mut sent, mut reports_at) = (0, now() + Duration::from_secs(1));
     while sent < ping.count {

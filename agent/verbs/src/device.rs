@@ -2,7 +2,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "libibverbs is C; its calls are in this file, queues.rs and address.rs"
+    reason = "libibverbs is C; its calls are in this file, completion.rs, queues.rs and address.rs"
 )]
 
 use crate::events::{self, Scope};

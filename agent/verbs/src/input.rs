@@ -3,7 +3,10 @@
 use crate::prober::Aim;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
-use weir_verbs_protocol::{FLOW_LABEL_MAX, ID_MAX, LINE_MAX, Orders, Place, TARGETS_MAX};
+use weir_agent_core::probe::budget::PACKETS_PER_S_MAX;
+use weir_verbs_protocol::{
+    FLOW_LABEL_MAX, ID_MAX, LINE_MAX, Orders, PROBERS_MAX, Place, TARGETS_MAX,
+};
 
 /// Cuts a stream into lines of at most `limit` bytes.
 #[derive(Debug)]
@@ -62,6 +65,8 @@ impl Lines {
 pub struct Checked {
     pub aims: BTreeMap<Place, Vec<Aim>>,
     pub packets_per_second: u32,
+    /// Whose pings are answered; `None`: everybody's.
+    pub probers: Option<BTreeSet<Ipv6Addr>>,
 }
 
 /// Reads a line of orders. One wrong target spoils the line: half of a list would look like loss.
@@ -80,6 +85,7 @@ pub fn orders(line: &[u8]) -> Result<Checked, String> {
     let mut ids = BTreeSet::new();
     let mut checked = Checked {
         packets_per_second: orders.packets_per_second,
+        probers: orders.probers.map(probers).transpose()?,
         ..Checked::default()
     };
     for target in orders.targets {
@@ -120,6 +126,17 @@ pub fn orders(line: &[u8]) -> Result<Checked, String> {
     Ok(checked)
 }
 
+fn probers(given: Vec<String>) -> Result<BTreeSet<Ipv6Addr>, String> {
+    if given.len() > PROBERS_MAX {
+        return Err(format!("{} probers, at most {PROBERS_MAX}", given.len()));
+    }
+    let gid = |text: String| {
+        text.parse()
+            .map_err(|_| format!("prober {text:?}: give a GID such as ::ffff:10.0.0.1"))
+    };
+    given.into_iter().map(gid).collect()
+}
+
 impl Checked {
     /// How many of the pings a second a port gets: as many as it has targets of all. The sum is no
     /// more than what is ordered, unless a port would get none: then one.
@@ -127,9 +144,7 @@ impl Checked {
     pub fn share(&self, place: &Place) -> u32 {
         let all: usize = self.aims.values().map(Vec::len).sum();
         let its = self.aims.get(place).map_or(0, Vec::len);
-        let rate = self
-            .packets_per_second
-            .min(weir_verbs_protocol::PINGS_PER_SECOND_MAX);
+        let rate = self.packets_per_second.min(PACKETS_PER_S_MAX);
         if all == 0 || its == 0 || rate == 0 {
             return 0;
         }
@@ -167,6 +182,27 @@ mod tests {
         assert_eq!(checked.share(&place("d")), 6);
         assert_eq!(checked.share(&place("e")), 3);
         assert_eq!(checked.share(&place("f")), 0);
+    }
+
+    #[test]
+    fn probers_are_named_by_gid_and_without_them_everybody_is_answered() {
+        let with = |probers: &str| {
+            let line = format!(r#"{{"targets":[],"packets_per_second":1{probers}}}"#);
+            orders(line.as_bytes()).map(|checked| checked.probers)
+        };
+        assert_eq!(with(""), Ok(None));
+        assert_eq!(with(r#","probers":[]"#), Ok(Some(BTreeSet::new())));
+        let gid: Ipv6Addr = "::ffff:10.0.0.2".parse().unwrap();
+        let given = with(r#","probers":["::ffff:a00:2"]"#);
+        assert_eq!(given, Ok(Some([gid].into())));
+        let bare = with(r#","probers":["10.0.0.2"]"#).unwrap_err();
+        assert!(
+            bare.contains("10.0.0.2") && bare.contains("give a GID"),
+            "{bare}"
+        );
+        let many = vec!["\"::1\""; PROBERS_MAX + 1].join(",");
+        let many = with(&format!(",\"probers\":[{many}]")).unwrap_err();
+        assert!(many.contains("at most 4096"), "{many}");
     }
 
     #[test]

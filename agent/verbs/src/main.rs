@@ -4,23 +4,27 @@
 //! libraries, which may hang or crash: `weir-agent` starts it, reads its lines and starts it again.
 
 mod address;
-mod bucket;
 mod budget;
 mod byhand;
+mod completion;
 mod device;
 mod events;
 mod input;
 mod memory;
+mod neighbours;
 mod out;
 mod packet;
 mod port;
+mod privileges;
 mod prober;
 mod queues;
 mod resolver;
 mod serve;
 mod system;
+mod ways;
 mod worker;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
@@ -63,7 +67,9 @@ struct Devices {
 }
 
 fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
+    let arguments = Arguments::parse();
+    privileges::drop_all().context("privileges cannot be given up")?;
+    match arguments.command {
         Command::List { devices } => byhand::list(&devices.device_exclude),
         // Who gives no orders only listens.
         Command::Serve { devices } | Command::Listen { devices } => {

@@ -1,28 +1,25 @@
 //! One port that pings and answers: the prober's wishes carried out on queue pairs.
 
-use crate::address::{Address, Route};
-use crate::bucket::Bucket;
-use crate::budget::{Budget, allowance};
+use crate::address::Address;
+use crate::budget::{self, ANSWER_BYTES, Budget};
 use crate::device::{Device, Gid, Port};
 use crate::packet::{self, Kind, Packet};
 use crate::prober::{Aim, Prober, Shot};
 use crate::queues::{Completion, Plan, Queues, Received, SEND_DEPTH, Sent};
 use crate::resolver::Resolver;
-use std::collections::BTreeMap;
+use crate::ways::{Look, Route, Ways};
+use std::collections::BTreeSet;
 use std::io;
+use std::net::Ipv6Addr;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
+use weir_agent_core::probe::budget::Purpose;
+use weir_agent_core::probe::gate::{Gate, Refusal};
 use weir_verbs_protocol::{Counters, Endpoint, Report};
 
-/// Ways that are kept: those of all targets of a node and of as many who ping it.
-const ROUTES_MAX: usize = 2 * weir_verbs_protocol::TARGETS_MAX;
-/// A way on which nothing was sent for this long is forgotten when there are too many; no packet takes as long to leave.
-const ROUTE_IDLE: Duration = Duration::from_secs(30);
 /// Pings whose answer waits for the way back, on which no answer went before.
 const WAITING_MAX: usize = 256;
-/// A target whose address was not found is not looked for again before: a look can take a second.
-const ROUTE_AGAIN: Duration = Duration::from_secs(10);
 /// Queue pairs that send, where the UDP source port is made of their number. Eight paths can be
 /// told apart well enough on links that a soft-RoCE host has.
 const QUEUE_PAIRS_SOFTWARE: u16 = 8;
@@ -48,18 +45,6 @@ struct Reply {
     host_delay_ns: u64,
 }
 
-enum Way {
-    Known {
-        address: Address,
-        used: Duration,
-    },
-    /// It is looked for.
-    Sought,
-    Missing {
-        until: Duration,
-    },
-}
-
 pub struct UdPort {
     queues: Queues,
     gid: Gid,
@@ -70,10 +55,11 @@ pub struct UdPort {
     session: u64,
     prober: Prober,
     budget: Budget,
-    /// Answers of this port alone: what its link allows.
-    answers: Bucket,
-    rate: u32,
-    ways: BTreeMap<Route, Way>,
+    /// Whom it answers, within what its link allows.
+    gate: Gate<Ipv6Addr>,
+    probers: Option<BTreeSet<Ipv6Addr>>,
+    rate_bps: Option<u64>,
+    ways: Ways<Address>,
     resolver: Resolver,
     waiting: Vec<Reply>,
     uses: Vec<Option<Use>>,
@@ -109,7 +95,8 @@ impl UdPort {
             clock: attributes.clock,
         };
         let queues = Queues::open(device, plan)?;
-        let rate = allowance(port.rate_bps);
+        let mut gate = Gate::new(Purpose::UdAnswer, ANSWER_BYTES, now);
+        gate.limit([(gid.gid, budget::rate(port.rate_bps))], now);
         Ok(UdPort {
             prober: Prober::new(queues.clock, now),
             gid: gid.clone(),
@@ -119,9 +106,10 @@ impl UdPort {
             qkey,
             session: random()?,
             budget: budget.clone(),
-            answers: Bucket::new(rate, now),
-            rate,
-            ways: BTreeMap::new(),
+            gate,
+            probers: None,
+            rate_bps: port.rate_bps,
+            ways: Ways::default(),
             resolver: Resolver::start(queues.domain(), port.port, gid.index)?,
             queues,
             waiting: Vec::new(),
@@ -155,20 +143,44 @@ impl UdPort {
         self.gid.index == gid.index && self.gid.gid == gid.gid
     }
 
-    /// The port's rate has changed.
+    /// The port's rate may have changed.
     pub fn set_rate(&mut self, rate_bps: Option<u64>, now: Duration) {
-        self.rate = allowance(rate_bps);
-        self.answers.set_rate(self.rate, now);
+        self.rate_bps = rate_bps;
+        let link = (self.gid.gid, budget::rate(rate_bps));
+        self.gate.limit([link], now);
     }
 
     /// Pings these, at most at this rate and at what the link allows.
     pub fn set_aims(&mut self, aims: Vec<Aim>, per_second: u32, now: Duration) {
-        self.prober.set_aims(aims, per_second.min(self.rate), now);
+        let bytes_per_s = Purpose::UdPing.bytes_per_s(budget::rate(self.rate_bps));
+        self.prober.set_aims(aims, per_second, bytes_per_s, now);
     }
 
-    /// Sends only this many pings from now on.
+    /// Answers these and no others; `None`: as before.
+    pub fn set_probers(&mut self, probers: Option<&BTreeSet<Ipv6Addr>>, now: Duration) {
+        if let Some(probers) = probers
+            && self.probers.as_ref() != Some(probers)
+        {
+            self.probers = Some(probers.clone());
+            self.gate.list(probers.clone(), now);
+        }
+    }
+
+    /// A neighbour has another address: all handles are in doubt.
+    pub fn neighbours_changed(&mut self) {
+        self.ways.neighbours_changed();
+    }
+
+    /// Sends only this many pings from now on, to a target that must know of us: each one without an
+    /// answer is lost.
     pub fn set_limit(&mut self, pings: u64) {
+        self.prober.set_grace(Duration::ZERO);
         self.prober.set_limit(pings);
+    }
+
+    /// So many bytes follow each packet from now on, which makes it nobody's.
+    pub fn set_padding(&mut self, bytes: u16) {
+        self.queues.set_padding(bytes);
     }
 
     /// As many more.
@@ -188,6 +200,7 @@ impl UdPort {
     }
 
     pub fn reports(&mut self, now: Duration) -> Vec<Report> {
+        self.counters.pings_unknown = self.prober.unknown;
         self.prober.reports(now)
     }
 
@@ -210,7 +223,12 @@ impl UdPort {
         self.completions = completions;
         drained?;
         self.take_ways(clock)?;
-        self.prober.expire(clock());
+        let now = clock();
+        self.ways.tidy(now);
+        for route in self.prober.expire(now) {
+            self.ways
+                .doubt(route, now, |route| self.resolver.ask(route));
+        }
         while let Some(shot) = self.prober.shoot(clock()) {
             self.ping(&shot, clock)?;
         }
@@ -295,9 +313,19 @@ impl UdPort {
         polled: Duration,
         clock: fn() -> Duration,
     ) -> io::Result<()> {
-        if !self.answers.take(polled) || !self.budget.take_answer(polled) {
-            self.counters.pings_refused += 1;
-            return Ok(());
+        match self
+            .gate
+            .admit(route.gid, self.gid.gid, ANSWER_BYTES, polled)
+        {
+            Ok(()) => {}
+            Err(Refusal::NotListed) => {
+                self.counters.pings_not_listed += 1;
+                return Ok(());
+            }
+            Err(Refusal::TooFast | Refusal::NoRoom) => {
+                self.counters.pings_too_fast += 1;
+                return Ok(());
+            }
         }
         let reply = Reply {
             route,
@@ -313,8 +341,8 @@ impl UdPort {
     /// Answers, now or when the way is known.
     fn reply(&mut self, mut reply: Reply, clock: fn() -> Duration) -> io::Result<()> {
         let now = clock();
-        let found = self.way(reply.route, now);
-        if matches!(found, Found::Sought) && self.waiting.len() < WAITING_MAX {
+        let look = self.look(reply.route, now);
+        if look == Look::Sought && self.waiting.len() < WAITING_MAX {
             self.waiting.push(reply);
             return Ok(());
         }
@@ -341,13 +369,7 @@ impl UdPort {
         }
         let now = clock();
         for (route, address) in found {
-            let way = match address {
-                Ok(address) => Way::Known { address, used: now },
-                Err(_) => Way::Missing {
-                    until: now.saturating_add(ROUTE_AGAIN),
-                },
-            };
-            self.ways.insert(route, way);
+            self.ways.found(route, address, now);
         }
         for reply in std::mem::take(&mut self.waiting) {
             self.reply(reply, clock)?;
@@ -357,19 +379,16 @@ impl UdPort {
 
     fn ping(&mut self, shot: &Shot, clock: fn() -> Duration) -> io::Result<()> {
         let target = &shot.aim.target;
-        let route = Route {
-            gid: shot.aim.gid,
-            flow_label: target.flow_label,
-            hop_limit: target.hop_limit,
-        };
+        let route = shot.aim.route();
         let now = clock();
-        match self.way(route, now) {
-            Found::Known => {}
-            Found::Missing => {
-                self.prober.unreachable(shot);
+        match self.look(route, now) {
+            Look::Known => {}
+            Look::Unreachable => {
+                self.prober.unreachable(shot, now);
                 return Ok(());
             }
-            Found::Sought => {
+            // Not sent, so not lost.
+            Look::Sought | Look::NoRoom => {
                 self.counters.pings_held_back += 1;
                 return Ok(());
             }
@@ -407,14 +426,9 @@ impl UdPort {
         to: (u32, u32),
         now: Duration,
     ) -> io::Result<bool> {
-        let Some(Way::Known {
-            address,
-            used: last,
-        }) = self.ways.get_mut(&route)
-        else {
+        let Some(address) = self.ways.take(route, now) else {
             return Ok(false);
         };
-        *last = now;
         let Some(slot) = self.free.pop() else {
             return Ok(false);
         };
@@ -446,39 +460,10 @@ impl UdPort {
     }
 
     /// Whether there is a way; looks for it if that is not known.
-    fn way(&mut self, route: Route, now: Duration) -> Found {
-        match self.ways.get(&route) {
-            Some(Way::Known { .. }) => return Found::Known,
-            Some(Way::Sought) => return Found::Sought,
-            Some(Way::Missing { until }) if now < *until => return Found::Missing,
-            Some(Way::Missing { .. }) | None => {}
-        }
-        self.make_room(now);
-        if self.ways.len() >= ROUTES_MAX {
-            return Found::Missing;
-        }
-        if self.resolver.ask(route) {
-            self.ways.insert(route, Way::Sought);
-        }
-        Found::Sought
+    fn look(&mut self, route: Route, now: Duration) -> Look {
+        let resolver = &self.resolver;
+        self.ways.look(route, now, |route| resolver.ask(route))
     }
-
-    fn make_room(&mut self, now: Duration) {
-        if self.ways.len() < ROUTES_MAX {
-            return;
-        }
-        self.ways.retain(|_, way| match way {
-            Way::Known { used, .. } => now.saturating_sub(*used) < ROUTE_IDLE,
-            Way::Sought => true,
-            Way::Missing { until } => now < *until,
-        });
-    }
-}
-
-enum Found {
-    Known,
-    Sought,
-    Missing,
 }
 
 /// Of the kernel, so that no one can guess the key or the session.

@@ -6,16 +6,25 @@
 //! `T4 - T3` the other host's. Without timestamps of the device T2 is T1 and T5 is T6, because a
 //! completion may be polled long after the packet left: then the fabric's part holds this host's too.
 
-use crate::bucket::Bucket;
-use std::collections::BTreeMap;
+use crate::budget::WIRE_BYTES;
+use crate::ways::Route;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 use std::time::Duration;
+use weir_agent_core::probe::budget::{Budget, Burst, PACKETS_PER_S_MAX};
+use weir_agent_core::probe::prober::TARGET_PER_S_MAX;
 use weir_verbs_protocol::{Report, Spread, Target, Timestamps};
 
 /// A ping that is not answered for this long is lost. Ten times what a congested fabric adds.
 pub const TIMEOUT: Duration = Duration::from_secs(1);
 /// Pings under way at once: what the highest rate sends in one time-out.
-const OUTSTANDING_MAX: usize = weir_verbs_protocol::PINGS_PER_SECOND_MAX as usize;
+const OUTSTANDING_MAX: usize = PACKETS_PER_S_MAX as usize;
+/// A target that has not answered since it was named, or since its endpoint changed, may not know of
+/// us yet, or may have started anew: for this long its silence is no loss. Agents tell their
+/// endpoints within a second, the controller its lists within five.
+pub const GRACE: Duration = Duration::from_secs(10);
+/// So many pings of one target lost in a row: its address is in doubt.
+const DOUBT: u32 = 3;
 
 /// What the times of completions count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +65,17 @@ pub struct Aim {
     pub gid: Ipv6Addr,
 }
 
+impl Aim {
+    #[must_use]
+    pub fn route(&self) -> Route {
+        Route {
+            gid: self.gid,
+            flow_label: self.target.flow_label,
+            hop_limit: self.target.hop_limit,
+        }
+    }
+}
+
 /// A ping to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shot {
@@ -76,6 +96,33 @@ struct Window {
 struct Goal {
     aim: Aim,
     window: Window,
+    /// When it was named.
+    since: Duration,
+    /// It has answered since.
+    answered: bool,
+    /// Pings lost since its last answer.
+    lost_in_a_row: u32,
+}
+
+impl Goal {
+    fn new(aim: Aim, now: Duration) -> Goal {
+        Goal {
+            aim,
+            window: Window::default(),
+            since: now,
+            answered: false,
+            lost_in_a_row: 0,
+        }
+    }
+
+    /// A ping without an answer. True if it is a loss, and not a target that is only just named.
+    fn lose(&mut self, grace: Duration, now: Duration) -> bool {
+        self.lost_in_a_row = self.lost_in_a_row.saturating_add(1);
+        let lost = self.answered || now.saturating_sub(self.since) >= grace;
+        self.window.sent += u64::from(lost);
+        self.window.lost += u64::from(lost);
+        lost
+    }
 }
 
 /// A ping under way; host times in nanoseconds.
@@ -97,12 +144,15 @@ pub struct Prober {
     goals: BTreeMap<String, Goal>,
     /// The target that was pinged last.
     last: Option<String>,
-    pace: Bucket,
+    pace: Budget,
     /// Pings that may still be sent; `None`: without end.
     left: Option<u64>,
     flights: BTreeMap<u64, Flight>,
     sequence: u64,
     window_from: Duration,
+    grace: Duration,
+    /// Pings without an answer that are no loss.
+    pub unknown: u64,
 }
 
 fn ns(at: Duration) -> u64 {
@@ -116,32 +166,49 @@ impl Prober {
             clock,
             goals: BTreeMap::new(),
             last: None,
-            pace: Bucket::new(0, now),
+            pace: Budget::new(0, None, WIRE_BYTES, Burst::Small, now),
             left: None,
             flights: BTreeMap::new(),
             sequence: 0,
             window_from: now,
+            grace: GRACE,
+            unknown: 0,
         }
     }
 
-    /// These targets and no others, `per_second` pings in all. What is measured of those that stay, stays.
-    pub fn set_aims(&mut self, aims: Vec<Aim>, per_second: u32, now: Duration) {
-        self.pace.set_rate(per_second, now);
+    /// These targets and no others, so many pings and bytes a second in all. What is measured of
+    /// those that stay, stays; one whose endpoint is another starts anew.
+    pub fn set_aims(
+        &mut self,
+        aims: Vec<Aim>,
+        per_second: u32,
+        bytes_per_s: Option<u64>,
+        now: Duration,
+    ) {
+        // A responder answers so many of one source.
+        let gids: BTreeSet<Ipv6Addr> = aims.iter().map(|aim| aim.gid).collect();
+        let gids = u32::try_from(gids.len()).unwrap_or(u32::MAX);
+        let per_second = per_second.min(gids.saturating_mul(TARGET_PER_S_MAX));
+        self.pace.limit(per_second, bytes_per_s, WIRE_BYTES, now);
         let mut old = std::mem::take(&mut self.goals);
+        let mut stayed = BTreeSet::new();
         for aim in aims {
-            let window = match old.remove(&aim.target.id) {
-                Some(goal) if goal.aim == aim => goal.window,
-                Some(_) | None => Window::default(),
+            let id = aim.target.id.clone();
+            let goal = match old.remove(&id) {
+                Some(goal) if goal.aim == aim => {
+                    stayed.insert(id.clone());
+                    goal
+                }
+                Some(_) | None => Goal::new(aim, now),
             };
-            self.goals
-                .insert(aim.target.id.clone(), Goal { aim, window });
+            self.goals.insert(id, goal);
         }
-        let goals = &self.goals;
-        self.flights.retain(|_, flight| {
-            goals
-                .get(&flight.id)
-                .is_some_and(|goal| goal.aim.gid == flight.gid)
-        });
+        self.flights.retain(|_, flight| stayed.contains(&flight.id));
+    }
+
+    /// How long the silence of a target that was only just named is no loss; [`GRACE`] at first.
+    pub fn set_grace(&mut self, grace: Duration) {
+        self.grace = grace;
     }
 
     /// Sends only this many pings from now on.
@@ -159,7 +226,7 @@ impl Prober {
     pub fn wake(&self) -> Option<Duration> {
         let ping = self
             .pace
-            .next()
+            .due(WIRE_BYTES)
             .filter(|_| !self.goals.is_empty() && self.left != Some(0));
         let expiry = self
             .flights
@@ -171,7 +238,7 @@ impl Prober {
     /// The next ping, if its time has come. Targets take turns.
     pub fn shoot(&mut self, now: Duration) -> Option<Shot> {
         let idle = self.goals.is_empty() || self.left == Some(0);
-        if idle || self.flights.len() >= OUTSTANDING_MAX || !self.pace.take(now) {
+        if idle || self.flights.len() >= OUTSTANDING_MAX || !self.pace.take(WIRE_BYTES, now) {
             return None;
         }
         self.left = self.left.map(|left| left - 1);
@@ -207,11 +274,10 @@ impl Prober {
         self.flights.remove(&sequence);
     }
 
-    /// There is no way to the target: its ping is lost.
-    pub fn unreachable(&mut self, shot: &Shot) {
+    /// The network has no way to the target: its ping is lost.
+    pub fn unreachable(&mut self, shot: &Shot, now: Duration) {
         if let Some(goal) = self.goals.get_mut(&shot.aim.target.id) {
-            goal.window.sent += 1;
-            goal.window.lost += 1;
+            self.unknown += u64::from(!goal.lose(self.grace, now));
         }
     }
 
@@ -231,6 +297,11 @@ impl Prober {
         };
         let at = if host { ns(now) } else { at };
         flight.answered.get_or_insert((at, ns(now)));
+        let id = flight.id.clone();
+        if let Some(goal) = self.goals.get_mut(&id) {
+            goal.answered = true;
+            goal.lost_in_a_row = 0;
+        }
         self.finish(sequence);
         true
     }
@@ -277,19 +348,28 @@ impl Prober {
         }
     }
 
-    /// Gives up what was not answered in time.
-    pub fn expire(&mut self, now: Duration) {
+    /// Gives up what was not answered in time; returns ways that several pings in a row were lost on.
+    pub fn expire(&mut self, now: Duration) -> Vec<Route> {
         let limit = ns(now.saturating_sub(TIMEOUT));
+        let mut doubtful = Vec::new();
         while let Some(entry) = self.flights.first_entry() {
             if entry.get().posted > limit || now < TIMEOUT {
-                return;
+                break;
             }
             let flight = entry.remove();
-            if let Some(goal) = self.goals.get_mut(&flight.id) {
+            let Some(goal) = self.goals.get_mut(&flight.id) else {
+                continue;
+            };
+            if flight.answered.is_some() {
                 goal.window.sent += 1;
-                goal.window.lost += u64::from(flight.answered.is_none());
+                continue;
+            }
+            self.unknown += u64::from(!goal.lose(self.grace, now));
+            if goal.lost_in_a_row >= DOUBT {
+                doubtful.push(goal.aim.route());
             }
         }
+        doubtful
     }
 
     /// What the window that ends now met, and begins the next.

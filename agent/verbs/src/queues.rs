@@ -2,10 +2,11 @@
 
 #![expect(
     unsafe_code,
-    reason = "libibverbs is C; its calls are in this file, device.rs and address.rs"
+    reason = "libibverbs is C; its calls are in this file, completion.rs, device.rs and address.rs"
 )]
 
 use crate::address::{Address, Domain};
+use crate::completion::{CompletionQueue, POLL_AT_ONCE, RECEIVE, Raw};
 use crate::device::{Device, check, last_error, set_nonblocking};
 use crate::memory::Memory;
 use crate::packet::{GRH, SIZE};
@@ -22,15 +23,16 @@ const RECEIVE_DEPTH: u32 = 128;
 /// Packets that are on their way out at once, of all queue pairs together.
 pub const SEND_DEPTH: usize = 128;
 const RECEIVE_BYTES: usize = 128;
-const _: () = assert!(GRH + SIZE <= RECEIVE_BYTES);
-/// Tells completions of receives from those of sends.
-const RECEIVE: u64 = 1 << 32;
-const POLL_AT_ONCE: usize = 32;
+const _: () = assert!(GRH + SIZE < RECEIVE_BYTES);
+/// What of a packet does not fit goes here, for all receives alike: nobody reads it. With it every
+/// datagram fits that the largest MTU (4,096) lets through: one that does not would put the queue
+/// pair into an error state (local length error).
+const OVERFLOW_BYTES: usize = 4096;
+const OVERFLOW_LENGTH: u32 = 4096;
+const _: () = assert!(OVERFLOW_LENGTH as usize == OVERFLOW_BYTES);
 // The same as the library's types have them.
-const POLL_AT_ONCE_C: i32 = 32;
 const RECEIVE_LENGTH: u32 = 128;
 const PACKET_LENGTH: u32 = 64;
-const _: () = assert!(POLL_AT_ONCE_C as usize == POLL_AT_ONCE);
 const _: () = assert!(RECEIVE_LENGTH as usize == RECEIVE_BYTES && PACKET_LENGTH as usize == SIZE);
 
 /// How queue pairs are to be made.
@@ -70,31 +72,6 @@ pub enum Completion {
     Received(Received),
 }
 
-#[derive(Debug, Clone, Copy)]
-enum CompletionQueue {
-    Plain(NonNull<ibv_cq>),
-    Stamped(NonNull<ibv_cq_ex>),
-}
-
-impl CompletionQueue {
-    fn plain(self) -> *mut ibv_cq {
-        match self {
-            CompletionQueue::Plain(cq) => cq.as_ptr(),
-            // The extended struct begins with the plain one.
-            CompletionQueue::Stamped(cq) => cq.as_ptr().cast(),
-        }
-    }
-}
-
-/// One word of a completion, before its buffer is looked at.
-struct Raw {
-    id: u64,
-    ok: bool,
-    bytes: u32,
-    from_qpn: u32,
-    at: u64,
-}
-
 /// All of it; taken down in the right order when dropped.
 pub struct Queues {
     plan: Plan,
@@ -105,6 +82,8 @@ pub struct Queues {
     domain: Arc<Domain>,
     channel: Option<NonNull<ibv_comp_channel>>,
     memory: Memory,
+    /// Of the overflow, sent behind each packet.
+    padding: u32,
     raw: Vec<Raw>,
 }
 
@@ -118,7 +97,8 @@ impl Queues {
     /// What the device refuses, such as more locked memory than the limit allows.
     pub fn open(device: &Arc<Device>, plan: Plan) -> io::Result<Queues> {
         let receives = RECEIVE_DEPTH as usize * usize::from(plan.queue_pairs);
-        let memory = Memory::new(receives * RECEIVE_BYTES + SEND_DEPTH * SIZE)?;
+        let sends = receives * RECEIVE_BYTES + OVERFLOW_BYTES;
+        let memory = Memory::new(sends + SEND_DEPTH * SIZE)?;
         // From here on a failure takes down what is there.
         let mut queues = Queues {
             plan,
@@ -129,6 +109,7 @@ impl Queues {
             domain: Domain::new(device)?,
             channel: None,
             memory,
+            padding: 0,
             raw: Vec::with_capacity(POLL_AT_ONCE),
         };
         queues.allocate()?;
@@ -205,8 +186,8 @@ impl Queues {
         init.recv_cq = cq.plain();
         init.cap.max_send_wr = u32::try_from(SEND_DEPTH).unwrap_or(u32::MAX);
         init.cap.max_recv_wr = RECEIVE_DEPTH;
-        init.cap.max_send_sge = 1;
-        init.cap.max_recv_sge = 1;
+        init.cap.max_send_sge = 2;
+        init.cap.max_recv_sge = 2;
         init.qp_type = ibv_qp_type::IBV_QPT_UD;
         init.sq_sig_all = 1;
         // SAFETY: the domain and the queue are of this context; the struct is read during the call.
@@ -289,10 +270,7 @@ impl Queues {
         let Some(cq) = self.cq else { return Ok(0) };
         let mut raw = std::mem::take(&mut self.raw);
         raw.clear();
-        match cq {
-            CompletionQueue::Plain(cq) => poll_plain(cq, &mut raw)?,
-            CompletionQueue::Stamped(cq) => poll_stamped(cq, &mut raw)?,
-        }
+        cq.poll(&mut raw)?;
         let count = raw.len();
         for raw in &raw {
             out.push(self.completion(raw));
@@ -342,25 +320,35 @@ impl Queues {
         self.post_receive(received.slot)
     }
 
+    /// Buffers for packets that come.
+    fn receives(&self) -> usize {
+        RECEIVE_DEPTH as usize * usize::from(self.plan.queue_pairs)
+    }
+
     fn post_receive(&mut self, slot: usize) -> io::Result<()> {
         let (Some(mr), Some(pair)) = (self.mr, self.pairs.get(slot / RECEIVE_DEPTH as usize))
         else {
             return Err(io::ErrorKind::NotConnected.into());
         };
         // SAFETY: the slot lies in the region (there are RECEIVE_DEPTH for each pair) and is not
-        // posted; the structs are read during the call; every driver with queue pairs has the function.
+        // posted, the overflow lies behind the slots and is never read; the structs are read during
+        // the call; every driver with queue pairs has the function.
         check(unsafe {
-            let start = self.memory.start.as_ptr().add(slot * RECEIVE_BYTES);
-            let mut piece = ibv_sge {
-                addr: start as u64,
-                length: RECEIVE_LENGTH,
+            let start = self.memory.start.as_ptr();
+            let mut pieces = [
+                (slot * RECEIVE_BYTES, RECEIVE_LENGTH),
+                (self.receives() * RECEIVE_BYTES, OVERFLOW_LENGTH),
+            ]
+            .map(|(at, length)| ibv_sge {
+                addr: start.add(at) as u64,
+                length,
                 lkey: mr.as_ref().lkey,
-            };
+            });
             let mut request = ibv_recv_wr {
                 wr_id: RECEIVE | slot as u64,
                 next: null_mut(),
-                sg_list: &raw mut piece,
-                num_sge: 1,
+                sg_list: pieces.as_mut_ptr(),
+                num_sge: 2,
             };
             ibv_post_recv(pair.as_ptr(), &raw mut request, &mut null_mut())
         })
@@ -370,6 +358,11 @@ impl Queues {
     #[must_use]
     pub fn domain(&self) -> Arc<Domain> {
         Arc::clone(&self.domain)
+    }
+
+    /// So many bytes follow each packet from now on, [`OVERFLOW_BYTES`] at most.
+    pub fn set_padding(&mut self, bytes: u16) {
+        self.padding = u32::from(bytes).min(OVERFLOW_LENGTH);
     }
 
     /// Posts a packet from one of [`SEND_DEPTH`] buffers, which is the device's until it has left.
@@ -393,21 +386,25 @@ impl Queues {
         if slot >= SEND_DEPTH {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let receives = RECEIVE_DEPTH as usize * usize::from(self.plan.queue_pairs);
-        // SAFETY: the slot lies in the region behind the receives; the structs are read during the call.
+        let overflow = self.receives() * RECEIVE_BYTES;
+        let own = overflow + OVERFLOW_BYTES + slot * SIZE;
+        // SAFETY: the slot lies in the region behind the overflow, of which at most all is sent; the
+        // structs are read during the call.
         check(unsafe {
             let start = self.memory.start.as_ptr();
-            let start = start.add(receives * RECEIVE_BYTES + slot * SIZE);
-            start.copy_from_nonoverlapping(bytes.as_ptr(), SIZE);
-            let mut piece = ibv_sge {
-                addr: start as u64,
-                length: PACKET_LENGTH,
-                lkey: mr.as_ref().lkey,
-            };
+            start
+                .add(own)
+                .copy_from_nonoverlapping(bytes.as_ptr(), SIZE);
+            let mut pieces =
+                [(own, PACKET_LENGTH), (overflow, self.padding)].map(|(at, length)| ibv_sge {
+                    addr: start.add(at) as u64,
+                    length,
+                    lkey: mr.as_ref().lkey,
+                });
             let mut request: ibv_send_wr = MaybeUninit::zeroed().assume_init();
             request.wr_id = slot as u64;
-            request.sg_list = &raw mut piece;
-            request.num_sge = 1;
+            request.sg_list = pieces.as_mut_ptr();
+            request.num_sge = if self.padding == 0 { 1 } else { 2 };
             request.opcode = ibv_wr_opcode::IBV_WR_SEND;
             request.send_flags = ibv_send_flags::IBV_SEND_SIGNALED.0;
             request.wr.ud = ud_t {
@@ -417,69 +414,6 @@ impl Queues {
             };
             ibv_post_send(pair.as_ptr(), &raw mut request, &mut null_mut())
         })
-    }
-}
-
-fn poll_plain(cq: NonNull<ibv_cq>, out: &mut Vec<Raw>) -> io::Result<()> {
-    let mut completions: [MaybeUninit<ibv_wc>; POLL_AT_ONCE] =
-        [const { MaybeUninit::uninit() }; POLL_AT_ONCE];
-    // SAFETY: there is room for as many as are asked for.
-    let count =
-        unsafe { ibv_poll_cq(cq.as_ptr(), POLL_AT_ONCE_C, completions.as_mut_ptr().cast()) };
-    let count = usize::try_from(count).map_err(|_| last_error())?;
-    for completion in completions.iter().take(count) {
-        // SAFETY: the library has written `count` of them.
-        let completion = unsafe { completion.assume_init_ref() };
-        out.push(Raw {
-            id: completion.wr_id,
-            ok: completion.status == ibv_wc_status::IBV_WC_SUCCESS,
-            bytes: completion.byte_len,
-            from_qpn: completion.src_qp,
-            at: 0,
-        });
-    }
-    Ok(())
-}
-
-fn poll_stamped(cq: NonNull<ibv_cq_ex>, out: &mut Vec<Raw>) -> io::Result<()> {
-    let mut attr = ibv_poll_cq_attr { comp_mask: 0 };
-    let cq = cq.as_ptr();
-    // SAFETY: the queue is ours, and was made with the fields that are read; they are read between
-    // the start and the end of the poll, and those of receives only where it succeeded.
-    unsafe {
-        let mut result = ibv_start_poll(cq, &raw mut attr);
-        if result == libc::ENOENT {
-            return Ok(());
-        }
-        check(result)?;
-        loop {
-            let (id, ok) = ((*cq).wr_id, (*cq).status == ibv_wc_status::IBV_WC_SUCCESS);
-            let received = ok && id & RECEIVE != 0;
-            out.push(Raw {
-                id,
-                ok,
-                bytes: if received {
-                    ibv_wc_read_byte_len(cq)
-                } else {
-                    0
-                },
-                from_qpn: if received { ibv_wc_read_src_qp(cq) } else { 0 },
-                at: if ok { ibv_wc_read_completion_ts(cq) } else { 0 },
-            });
-            if out.len() >= POLL_AT_ONCE {
-                break;
-            }
-            result = ibv_next_poll(cq);
-            if result != 0 {
-                break;
-            }
-        }
-        ibv_end_poll(cq);
-        if result == libc::ENOENT {
-            Ok(())
-        } else {
-            check(result)
-        }
     }
 }
 

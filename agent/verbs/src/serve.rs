@@ -4,6 +4,7 @@ use crate::budget::Budget;
 use crate::device::{self, Name};
 use crate::events;
 use crate::input::{self, Checked, Lines};
+use crate::neighbours::Neighbours;
 use crate::out::Out;
 use crate::system::{self, now};
 use crate::worker::Worker;
@@ -75,6 +76,14 @@ pub fn serve(exclude: Vec<String>) -> io::Result<()> {
         listed: false,
         said: String::new(),
     };
+    let mut neighbours = match Neighbours::open() {
+        Ok(neighbours) => Some(neighbours),
+        Err(error) => {
+            let text = format!("neighbours that move are found by their losses only: {error}");
+            serve.out.fail(None, text);
+            None
+        }
+    };
     let (mut list_at, mut status_at) = (Duration::ZERO, now() + STATUS_EVERY);
     let mut lines = Lines::default();
     let mut bytes = vec![0; 64 << 10];
@@ -89,7 +98,14 @@ pub fn serve(exclude: Vec<String>) -> io::Result<()> {
             status_at = at + STATUS_EVERY;
         }
         let next = list_at.min(status_at).saturating_sub(now());
-        if !system::wait(&[0], next)?.contains(&true) {
+        let fds = [0, neighbours.as_ref().map_or(-1, Neighbours::fd)];
+        let ready = system::wait(&fds, next)?;
+        if ready.get(1) == Some(&true) && neighbours.as_mut().is_some_and(Neighbours::changed) {
+            for worker in serve.open.values() {
+                worker.neighbours_changed();
+            }
+        }
+        if ready.first() != Some(&true) {
             continue;
         }
         let read = match io::stdin().lock().read(&mut bytes) {

@@ -40,6 +40,8 @@ struct Shared {
     closing: AtomicBool,
     /// It told its own end.
     fatal: AtomicBool,
+    /// A neighbour has another address.
+    neighbours_changed: AtomicBool,
     /// Milliseconds of the clock at the last turn of its loop.
     turned_ms: AtomicU64,
     counters: Mutex<Counters>,
@@ -85,6 +87,14 @@ impl Worker {
         let told = self.orders.try_send(Arc::clone(orders)).is_ok();
         self.bell.ring();
         told
+    }
+
+    /// Tells it that a neighbour of this host has another address.
+    pub fn neighbours_changed(&self) {
+        self.shared
+            .neighbours_changed
+            .store(true, Ordering::Relaxed);
+        self.bell.ring();
     }
 
     /// Asks it to close its device and end.
@@ -179,6 +189,10 @@ impl<'a> Open<'a> {
                 break Err(error);
             }
             self.take_orders(inbox);
+            if shared.neighbours_changed.swap(false, Ordering::Relaxed) {
+                let uds = self.ports.values_mut().filter_map(|port| port.ud.as_mut());
+                uds.for_each(UdPort::neighbours_changed);
+            }
             for port in self.port_numbers() {
                 self.step(port);
             }
@@ -252,13 +266,14 @@ impl<'a> Open<'a> {
         }
     }
 
-    /// Gives a port its targets.
+    /// Gives a port its targets, and whom to answer.
     fn aim(&mut self, port: u8) {
         let place = self.place(port);
         let aims = self.orders.aims.get(&place).cloned().unwrap_or_default();
         let share = self.orders.share(&place);
         if let Some(ud) = self.ports.get_mut(&port).and_then(|port| port.ud.as_mut()) {
             ud.set_aims(aims, share, now());
+            ud.set_probers(self.orders.probers.as_ref(), now());
         }
     }
 
@@ -380,7 +395,10 @@ fn add(sum: &mut Counters, more: &Counters) {
     sum.pings_sent += more.pings_sent;
     sum.pings_answered += more.pings_answered;
     sum.pings_refused += more.pings_refused;
+    sum.pings_not_listed += more.pings_not_listed;
+    sum.pings_too_fast += more.pings_too_fast;
     sum.foreign_packets += more.foreign_packets;
     sum.pings_held_back += more.pings_held_back;
+    sum.pings_unknown += more.pings_unknown;
     sum.completions_failed += more.completions_failed;
 }

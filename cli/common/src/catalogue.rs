@@ -6,6 +6,8 @@ pub enum Type {
     Gauge,
     Counter,
     Histogram,
+    /// Nobody knows.
+    Untyped,
 }
 
 impl Type {
@@ -16,6 +18,7 @@ impl Type {
             Type::Gauge => "gauge",
             Type::Counter => "counter",
             Type::Histogram => "histogram",
+            Type::Untyped => "untyped",
         }
     }
 }

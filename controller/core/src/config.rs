@@ -73,6 +73,9 @@ pub struct Hotspot {
     pub gain_min: f64,
     /// Share of a link's traffic that the known flows must explain before it is judged.
     pub explained_min: f64,
+    /// What both ends of a cable count is compared over windows of this length: a minute is sixty times what may be
+    /// on its way between two readings.
+    pub cable_window: Duration,
     /// An incident ends when its links were not hot for this long.
     pub clear_after: Duration,
 }
@@ -156,6 +159,7 @@ impl Default for Config {
                 incast_senders: 3,
                 gain_min: 1.2,
                 explained_min: 0.5,
+                cable_window: Duration::from_secs(60),
                 clear_after: Duration::from_secs(5),
             },
             trial: Trial {

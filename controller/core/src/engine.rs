@@ -1,5 +1,6 @@
 //! The core itself: facts in, commands out.
 
+use crate::cables::Cables;
 use crate::config::{Config, Mode};
 use crate::flows::Flows;
 use crate::health::Health;
@@ -9,6 +10,8 @@ use crate::incident::Incidents;
 use crate::io::{Command, Input, LeaseOutcome, NodeSample, PinChange, Role};
 use crate::jobs::Jobs;
 use crate::links::{Interval, Links};
+use crate::silent::Silent;
+use crate::straggler::{self, Stragglers};
 use crate::topology::{Plan, Topology};
 use crate::trial::{Cause, Proposal, STALLED_MIN, State, Trial};
 use crate::verdict::Verdict;
@@ -48,6 +51,9 @@ pub struct Core {
     flows: Flows,
     jobs: Jobs,
     health: Health,
+    silent: Silent,
+    cables: Cables,
+    stragglers: Stragglers,
     incidents: Incidents,
     trials: VecDeque<Trial>,
     given_back: BTreeMap<Cause, u64>,
@@ -64,12 +70,15 @@ impl Core {
     pub fn new(config: Config, plan: Plan, frozen: bool, lease_base: u64) -> Core {
         Core {
             health: Health::new(config.health.clone()),
+            cables: Cables::new(config.hotspot.cable_window),
             config,
             topology: Topology::new(plan),
             nodes: BTreeMap::new(),
             links: Links::default(),
             flows: Flows::default(),
             jobs: Jobs::default(),
+            silent: Silent::default(),
+            stragglers: Stragglers::default(),
             incidents: Incidents::default(),
             trials: VecDeque::new(),
             given_back: BTreeMap::new(),
@@ -103,6 +112,7 @@ impl Core {
             }
             Input::ColumnsDeclared { node, columns } => {
                 if self.nodes.contains_key(&node) {
+                    self.silent.declared(&node, &columns);
                     self.health.declared(&node, columns, &self.topology);
                 }
             }
@@ -163,6 +173,7 @@ impl Core {
         }
         self.flows.expire(now);
         self.jobs.expire(now, self.config.trial.job_gone);
+        self.stragglers.expire(now, self.config.trial.job_gone);
         self.forget_nodes(now);
         self.detect(now);
         for id in self.incidents.expire(now, self.config.hotspot.clear_after) {
@@ -213,12 +224,13 @@ impl Core {
 
     fn forget_nodes(&mut self, now: Duration) {
         let gone = |n: &Node| !n.connected && now.saturating_sub(n.last_seen) >= NODE_GONE;
-        let (topology, health) = (&mut self.topology, &mut self.health);
+        let (topology, health, silent) = (&mut self.topology, &mut self.health, &mut self.silent);
         self.nodes.retain(|id, node| {
             let keep = !gone(node);
             if !keep {
                 topology.node_forgotten(id);
                 health.forget(id);
+                silent.forget(id);
             }
             keep
         });
@@ -239,10 +251,22 @@ impl Core {
             return;
         };
         known.last_seen = now;
+        let known_role = known.role;
         self.jobs.sampled(node, sample, now);
+        self.stragglers.sampled(sample, now);
+        let sent = sample.flows.iter().map(|f| f.bytes).sum();
+        self.silent.sampled(node, &sample.values, sent, now);
         let job = sample.job();
         self.health
             .sampled(node, &sample.values, sample.elapsed, job, now);
+        if known_role == Role::Switch {
+            let links = self.topology.links_of(node);
+            for port in &sample.ports {
+                if let Ok(n) = links.binary_search_by(|(name, _)| name.cmp(&port.port)) {
+                    self.cables.sampled(links[n].1, port, sample.elapsed, now);
+                }
+            }
+        }
         let Some(elapsed) = sample.elapsed else {
             return;
         };
@@ -278,6 +302,9 @@ impl Core {
             self.config.trial.changes_max,
             now,
         );
+        let silent = self
+            .silent
+            .verdicts(&mut self.flows, &self.links, &self.topology, now);
         for (node, keys) in self.flows.take_questions(now) {
             if self.nodes.get(&node).is_some_and(|n| n.connected) {
                 self.commands.push_back(Command::QueryPaths { node, keys });
@@ -285,7 +312,11 @@ impl Core {
         }
         let verdicts = verdicts
             .into_iter()
-            .chain(self.health.verdicts(&self.topology, now));
+            .chain(self.health.verdicts(&self.topology, now))
+            .chain(silent)
+            .chain(self.cables.verdicts(&self.topology, now).iter().cloned())
+            .chain(straggler::verdicts(&self.stragglers, &self.jobs, now));
+        let verdicts: Vec<Verdict> = verdicts.collect();
         let mut news = false;
         for verdict in verdicts {
             news |= self.judged(verdict, now);

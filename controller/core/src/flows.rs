@@ -5,6 +5,7 @@
 
 use crate::ids::{FlowKey, JobId, NodeId, PortId};
 use crate::io::{FlowSample, ResolvedHop};
+use crate::silent::{self, Tally};
 use crate::topology::Topology;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -37,6 +38,7 @@ pub struct Flow {
     pub retransmitted_at: Option<Duration>,
     pub srtt_us: u32,
     pub delivered_ce: u64,
+    tally: Tally,
 }
 
 /// Where a node sends a flow that comes in by a port.
@@ -102,7 +104,10 @@ impl Flows {
             .job
             .clone()
             .or_else(|| self.flows.get(&sample.key)?.job.clone());
-        let before = self.flows.get(&sample.key).and_then(|f| f.retransmitted_at);
+        let known = self.flows.get(&sample.key);
+        let before = known.and_then(|f| f.retransmitted_at);
+        let mut tally = known.map(|f| f.tally).unwrap_or_default();
+        tally.add(sample.bytes / silent::PACKET_BYTES, sample.retransmits, at);
         let flow = Flow {
             retransmitted_at: if sample.retransmits > 0 {
                 Some(at)
@@ -115,6 +120,7 @@ impl Flows {
             retransmits: sample.retransmits,
             srtt_us: sample.srtt_us,
             delivered_ce: sample.delivered_ce,
+            tally,
         };
         self.flows.insert(sample.key, flow);
     }
@@ -211,6 +217,13 @@ impl Flows {
         self.flows.iter().filter(move |(_, f)| {
             f.rate_bps >= ACTIVE_BPS && now.saturating_sub(f.at) <= RATE_AGE_MAX
         })
+    }
+
+    /// Packets that each flow sent, and sent again, lately; flows without any are left out.
+    #[must_use]
+    pub fn tallies(&self, now: Duration) -> Vec<(FlowKey, (u64, u64))> {
+        let tallies = self.flows.iter().map(|(k, f)| (*k, f.tally.total(now)));
+        tallies.filter(|(_, total)| total.0 > 0).collect()
     }
 
     /// Jobs with active flows over one of `ports`, or from or to one of `nodes`, as far as paths are known.

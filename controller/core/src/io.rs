@@ -154,6 +154,8 @@ pub struct PortSample {
     pub queue_bytes_max: Option<u64>,
     pub drops: Option<u64>,
     pub tx_packets: Option<u64>,
+    pub rx_bytes: Option<u64>,
+    pub rx_packets: Option<u64>,
     /// Packets marked Congestion Experienced on the way out.
     pub ecn_marked: Option<u64>,
     /// Time for which the peer kept our transmitter paused, in microseconds; of the priority that was longest.
@@ -192,7 +194,12 @@ pub struct FlowSample {
     pub bytes: u64,
     pub retransmits: u64,
     pub srtt_us: u32,
+    /// Segments delivered with Congestion Experienced, as far as the sender heard: of a RoCE flow the
+    /// CNPs that came back.
     pub delivered_ce: u64,
+    /// Of a RoCE flow: packets of its peer's data that arrived marked, and CNPs sent for them.
+    pub received_ce: u64,
+    pub cnps_sent: u64,
 }
 
 /// A switch's own answer to "where would you send this?".

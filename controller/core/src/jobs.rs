@@ -23,6 +23,8 @@ use std::time::Duration;
 const ITERATIONS_MAX: usize = 256;
 /// Ranks whose series is kept: the lowest that report; one is used, the others stand by.
 const RANKS_MAX: usize = 4;
+/// Ranks of a job whose host is remembered: those that stragglers are looked for among.
+const HOSTS_MAX: usize = crate::straggler::RANKS_MAX;
 /// Jobs held at once.
 const JOBS_MAX: usize = 4096;
 /// A largest collective that was not called for this long gives way to the next.
@@ -96,6 +98,8 @@ pub struct Job {
     by_flows: BTreeMap<NodeId, VecDeque<Iteration>>,
     /// Arrival of the newest report of calls that run, and the longest of them.
     running: Option<(Duration, Duration)>,
+    /// Host of each rank, as far as their agents know its number.
+    hosts: BTreeMap<u32, NodeId>,
     /// Samples of a node's flows that were passed over, up to [`WARM_UP`].
     warm_up: BTreeMap<NodeId, u32>,
 }
@@ -239,6 +243,12 @@ impl Job {
         (now.saturating_sub(seen) <= RUNNING_AGE_MAX).then_some(running)
     }
 
+    /// The host that a rank runs on; `None` if its agent does not tell.
+    #[must_use]
+    pub fn host_of(&self, rank: u32) -> Option<&NodeId> {
+        self.hosts.get(&rank)
+    }
+
     /// What the job has lost since `began`: how much longer its iterations take than the median of those before.
     /// `None` if too few are known on either side, or they are measured on the progress of flows.
     #[must_use]
@@ -354,6 +364,12 @@ impl Jobs {
         for done in &sample.collectives {
             if let Some(job) = self.entry(&done.job, at) {
                 job.collective_done(done, at);
+                if let Some(rank) = done.rank
+                    && (job.hosts.len() < HOSTS_MAX || job.hosts.contains_key(&rank))
+                    && job.hosts.get(&rank) != Some(node)
+                {
+                    job.hosts.insert(rank, node.clone());
+                }
             }
         }
         for running in &sample.running {

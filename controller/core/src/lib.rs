@@ -12,6 +12,7 @@
 //! Time is a [`std::time::Duration`] since the controller started and always an argument, so that
 //! a recorded run gives the same verdicts and commands again, byte for byte.
 
+pub mod cables;
 pub mod cause;
 pub mod config;
 pub mod engine;
@@ -20,6 +21,7 @@ pub mod health;
 pub mod hotspot;
 pub mod ids;
 pub mod incident;
+pub mod infer;
 pub mod io;
 pub mod jobs;
 pub mod links;
@@ -27,6 +29,7 @@ pub mod localise;
 pub mod maxmin;
 pub mod pinglist;
 pub mod plan;
+pub mod silent;
 pub mod straggler;
 pub mod topology;
 pub mod trial;

@@ -172,8 +172,10 @@ pub fn make(
     plan
 }
 
-/// Probes that a link may carry in a second: 0.05 % of its rate, as the agents keep to where they know
-/// it, and their replies as much again. At 150 bytes on the wire.
+/// Probes that a node is told to send in a second over such a link. Agents send at most a
+/// five-thousandth of its rate, so that all that probes bring forth takes a thousandth, and answer as
+/// much; they are told a third of it, because an endpoint may have twice as many probers as
+/// targets ([`ACROSS_IN`]), and what is not answered looks like loss. At 150 bytes on the wire.
 fn packets_of_link(rate_bps: f64) -> u32 {
     // A float turns into the nearest number that there is, and into 0 below it.
     #[expect(
@@ -181,7 +183,7 @@ fn packets_of_link(rate_bps: f64) -> u32 {
         clippy::cast_sign_loss,
         reason = "saturates, which is meant"
     )]
-    let packets = (rate_bps / 2000.0 / 8.0 / 150.0) as u32;
+    let packets = (rate_bps / 5000.0 / 3.0 / 8.0 / 150.0) as u32;
     packets
 }
 

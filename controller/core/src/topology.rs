@@ -137,6 +137,20 @@ impl Topology {
         self.of_node.get(node).map_or(&[], Vec::as_slice)
     }
 
+    /// The link of a number as [`LinkIx::index`] gives it.
+    #[must_use]
+    pub fn link_at(&self, index: usize) -> Option<LinkIx> {
+        let ix = u32::try_from(index).ok()?;
+        (index < self.links.len()).then_some(LinkIx(ix))
+    }
+
+    /// Nodes with links, in order, each with the links that leave it.
+    pub fn nodes(&self) -> impl Iterator<Item = (&NodeId, &[(Arc<str>, LinkIx)])> {
+        self.of_node
+            .iter()
+            .map(|(node, links)| (node, links.as_slice()))
+    }
+
     /// The port that a link leaves by.
     #[must_use]
     pub fn port(&self, link: LinkIx) -> &PortId {

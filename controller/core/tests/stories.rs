@@ -171,6 +171,8 @@ fn a_kept_change_under_which_a_call_does_not_end_is_given_back() {
             retransmits: u64::from(stalled.is_power_of_two()),
             srtt_us: 500,
             delivered_ce: 0,
+            received_ce: 0,
+            cnps_sent: 0,
         });
         let sample = NodeSample {
             elapsed: Some(SECOND),

@@ -190,6 +190,8 @@ fn identities(sections: &Sections, listed: &[Value], pids: &[u32]) {
             assert_eq!(row["job"], "slurm:77", "{row}");
             assert_eq!(row["dscp"], 26, "{row}");
             assert_eq!(row["older"], false, "{row}");
+            // The kernel chose it, and no firmware.
+            assert_eq!(row["src_port_predicted"], false, "{row}");
         }
     }
 }

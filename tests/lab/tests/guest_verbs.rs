@@ -139,6 +139,8 @@ fn verbs_devices_ping_over_every_path_and_say_what_befalls_them() {
     each_label_is_a_path(&sections);
     the_lossy_path_and_the_slow_one_are_found(&sections);
     orders_are_bounded(&sections);
+    only_the_listed_are_answered(&sections);
+    an_oversized_datagram_costs_nothing(&sections);
     events_reach_the_agent(&sections);
     a_crash_costs_a_restart_and_no_orphan(&sections);
     without_the_program_the_agent_runs(&sections);
@@ -231,11 +233,8 @@ fn orders_are_bounded(sections: &Sections) {
     let lines: Vec<&str> = sections["ceiling"].lines().collect();
     let figures = numbers(lines[0]);
     let (sent, seconds) = (figures[1] - figures[0], figures[3] - figures[2]);
-    // A thousandth of 10 Gbit/s, with the answers; the counter may be a second younger than the clock.
-    assert!(
-        sent > 0.0 && sent <= 3400.0 * (seconds + 1.0),
-        "{figures:?}"
-    );
+    // A hundred of one target; the counter may be a second younger than the clock.
+    assert!(sent > 0.0 && sent <= 100.0 * (seconds + 1.0), "{figures:?}");
     let unanswered: Value = serde_json::from_str(lines[1]).unwrap();
     assert_eq!(
         unanswered["report"]["sent"], unanswered["report"]["lost"],
@@ -252,6 +251,36 @@ fn orders_are_bounded(sections: &Sections) {
         .sum();
     assert_eq!(sent, 7);
     assert_eq!(sections["end of input"].trim(), "ended 0");
+}
+
+fn only_the_listed_are_answered(sections: &Sections) {
+    let lines: Vec<&str> = sections["listed"].lines().collect();
+    let of = |line: &str| numbers(line.split_once(' ').unwrap().1);
+    let (third, fourth) = (of(lines[0]), of(lines[1]));
+    assert!(third[0] > 20.0, "host 1 is refused: {lines:?}");
+    assert_eq!(fourth[0], 0.0, "host 2 is not: {lines:?}");
+    assert!(fourth[1] > numbers(lines[2])[0] + 20.0, "{lines:?}");
+}
+
+fn an_oversized_datagram_costs_nothing(sections: &Sections) {
+    let section = &sections["oversized"];
+    let (padded, rest) = section.split_once("padding 0\n").unwrap();
+    let (plain, counters) = rest.split_once("counters\n").unwrap();
+    let sum = |reports: &str, name: &str| -> u64 {
+        let reports = reports.lines().filter(|line| line.starts_with('{'));
+        let reports = reports.map(|line| serde_json::from_str::<Value>(line).unwrap());
+        reports.map(|r| r[name].as_u64().unwrap()).sum()
+    };
+    assert_eq!(
+        (sum(padded, "sent"), sum(padded, "lost")),
+        (10, 10),
+        "{section}"
+    );
+    assert_eq!(sum(plain, "sent"), 10, "{section}");
+    assert!(sum(plain, "lost") < 10, "the port goes on: {section}");
+    let counters = numbers(counters);
+    assert!(counters[1] > counters[0], "they came: {section}");
+    assert_eq!(counters[2], 0.0, "{section}");
 }
 
 fn events_reach_the_agent(sections: &Sections) {
@@ -283,6 +312,9 @@ fn a_crash_costs_a_restart_and_no_orphan(sections: &Sections) {
         "restarted",
         "weir_agent_source_up{source=\"verbs\"} 1",
         "alone",
+        "CapPrm:\t0000000000000000",
+        "CapEff:\t0000000000000000",
+        "NoNewPrivs:\t1",
     ] {
         assert!(crash.lines().any(|line| line == said), "{said}: {crash}");
     }

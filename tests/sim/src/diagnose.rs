@@ -4,6 +4,7 @@
 //! the core, capacities and times are scaled with it, and shares and ratios stay what they are.
 
 use crate::num::index;
+use crate::port::HostCounters;
 use crate::scenario::Scenario;
 use crate::sim::{Sample, Sim};
 use crate::time::{NS, Time};
@@ -13,15 +14,19 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 use weir_controller_core::ids::{FlowKey, JobId, NodeId, PortId};
 use weir_controller_core::io::{
-    CollectiveDone, EcmpGroup, FlowSample, Inventory, NodeSample, PortInventory, PortSample,
-    ResolvedHop, Role,
+    CollectiveDone, Column, EcmpGroup, FlowSample, Inventory, NodeSample, PortInventory,
+    PortSample, ResolvedHop, Role,
 };
 use weir_controller_core::topology::{Cable, Plan};
 use weir_controller_core::verdict::Class;
 use weir_controller_core::{Command, Config, Core, Input};
+use weir_wire::signal::{Entity, Signal};
 
 /// Interval in which a trace is looked at: about a fifth of an iteration, as a second is of a large model's.
 const INTERVAL_NS: u64 = 500_000;
+
+/// All ports are read at the same moment: a few intervals are enough to compare both ends of a cable.
+const CABLE_WINDOW: Duration = Duration::from_secs(5);
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -30,12 +35,23 @@ const SECOND: Duration = Duration::from_secs(1);
 struct PortCount {
     tx_bytes: u64,
     tx_packets: u64,
+    rx_bytes: u64,
+    rx_packets: Option<u64>,
     marked: u64,
     queue_bytes_max: u64,
     drops: u64,
     /// Shares of the interval in millionths.
     paused_us: u64,
     pausing_us: u64,
+}
+
+/// What the verbs device of a host counted in one interval, for all its queue pairs.
+#[derive(Debug, Clone, Copy, Default)]
+struct Device {
+    /// Packets sent.
+    sent: u64,
+    /// Negative acknowledgements received.
+    naks: u64,
 }
 
 /// A queue pair as its sender's agent sees it.
@@ -91,6 +107,7 @@ impl Fabric {
         let mut config = Config::default();
         let queue = config.hotspot.queue_delay_hot.as_secs_f64() * stretch;
         config.hotspot.queue_delay_hot = Duration::from_secs_f64(queue);
+        config.hotspot.cable_window = CABLE_WINDOW;
         let topology = sim.topology();
         let mut plan = Plan::default();
         for (n, node) in topology.nodes.iter().enumerate() {
@@ -121,7 +138,20 @@ impl Fabric {
                 role,
                 held_leases: Vec::new(),
             });
-            fabric.input(Input::InventoryReported { node, inventory });
+            fabric.input(Input::InventoryReported {
+                node: node.clone(),
+                inventory,
+            });
+            if role == Role::Host {
+                let columns = [Signal::TxPackets, Signal::SequenceNaks].map(|signal| Column {
+                    entity: Entity::Rdma,
+                    subject: "roce0/1".into(),
+                    index: None,
+                    signal,
+                });
+                let columns = columns.into();
+                fabric.input(Input::ColumnsDeclared { node, columns });
+            }
         }
         fabric
     }
@@ -205,7 +235,13 @@ impl Fabric {
     }
 
     /// One interval: what each port, queue pair and collective did.
-    fn interval(&mut self, ports: &BTreeMap<u32, PortCount>, flows: &[(u64, u64)], done: &[Done]) {
+    fn interval(
+        &mut self,
+        ports: &BTreeMap<u32, PortCount>,
+        flows: &[u64],
+        devices: &[Device],
+        done: &[Done],
+    ) {
         self.now += SECOND;
         let mut samples: BTreeMap<NodeId, NodeSample> = BTreeMap::new();
         for (port, count) in ports {
@@ -216,21 +252,29 @@ impl Fabric {
                 queue_bytes_max: Some(count.queue_bytes_max),
                 drops: Some(count.drops),
                 tx_packets: Some(count.tx_packets),
+                rx_bytes: Some(count.rx_bytes),
+                rx_packets: count.rx_packets,
                 ecn_marked: Some(count.marked),
                 pause_rx_us: Some(count.paused_us),
                 pause_tx_us: Some(count.pausing_us),
                 up: Some(true),
             });
         }
-        for (flow, (bytes, retransmits)) in self.flows.iter().zip(flows) {
+        for (host, device) in (0..self.sim.topology().hosts).zip(devices) {
+            let host = NodeId::new(&self.sim.topology().nodes[host as usize].name);
+            samples.entry(host).or_default().values = vec![Some(device.sent), Some(device.naks)];
+        }
+        for (flow, bytes) in self.flows.iter().zip(flows) {
             let host = NodeId::new(&self.sim.topology().nodes[flow.src as usize].name);
             samples.entry(host).or_default().flows.push(FlowSample {
                 key: flow.key,
                 job: Some(flow.job.clone()),
                 bytes: *bytes,
-                retransmits: *retransmits,
+                retransmits: 0,
                 srtt_us: 0,
                 delivered_ce: 0,
+                received_ce: 0,
+                cnps_sent: 0,
             });
         }
         for done in done {
@@ -312,8 +356,16 @@ fn flows(sim: &Sim) -> Vec<Flow> {
     by_qp.into_iter().map(flow).collect()
 }
 
+/// The rows of a trace at one time.
+#[derive(Default)]
+struct Rows {
+    ports: BTreeMap<(u32, u32), PortRow>,
+    sent: BTreeMap<u32, u64>,
+    naks: BTreeMap<u32, u64>,
+}
+
 /// What the core finds in an independent trace. Paths are those of our `model` of it, which [`crate::infer`] found in its
-/// counters; a host's traffic and retransmissions are shared out evenly among its queue pairs.
+/// counters; a host's traffic is shared out evenly among its queue pairs.
 #[must_use]
 pub fn in_trace(model: &Scenario, trace: &Trace) -> Option<Vec<Found>> {
     let mut sim = model.build().ok()?;
@@ -328,7 +380,7 @@ pub fn in_trace(model: &Scenario, trace: &Trace) -> Option<Vec<Found>> {
         .copied()
         .collect();
     let mut fabric = Fabric::new(sim, step_ns * NS);
-    let mut last: (BTreeMap<(u32, u32), PortRow>, BTreeMap<u32, u64>) = Default::default();
+    let mut last = Rows::default();
     let mut ended: BTreeMap<u64, Vec<Done>> = BTreeMap::new();
     for (at, (job, duration_us)) in &trace.ends {
         // One that ends after the last row is nobody's news.
@@ -354,13 +406,19 @@ pub fn in_trace(model: &Scenario, trace: &Trace) -> Option<Vec<Found>> {
         let rise = |now: u64, before: u64| now.saturating_sub(before);
         let mut ports = BTreeMap::new();
         for ((node, number), row) in rows {
-            let before = last.0.get(&(*node, *number)).copied().unwrap_or_default();
+            let before = last
+                .ports
+                .get(&(*node, *number))
+                .copied()
+                .unwrap_or_default();
             let info = fabric.sim.topology().nodes.get(*node as usize)?;
             let port = *info.ports.get((*number as usize).checked_sub(1)?)?;
             let share = |ns: u64| ns.min(step_ns) * 1_000_000 / step_ns;
             let count = PortCount {
                 tx_bytes: rise(row.tx_bytes, before.tx_bytes),
                 tx_packets: rise(row.tx_packets, before.tx_packets),
+                rx_bytes: rise(row.rx_bytes, before.rx_bytes),
+                rx_packets: None,
                 marked: rise(row.ecn, before.ecn),
                 queue_bytes_max: deepest.remove(&(*node, *number)).unwrap_or(0),
                 drops: rise(row.drop, before.drop),
@@ -376,13 +434,29 @@ pub fn in_trace(model: &Scenario, trace: &Trace) -> Option<Vec<Found>> {
         }
         let of_flow = |flow: &Flow| {
             let now = hosts.get(&flow.src).copied().unwrap_or(0);
-            let sent = rise(now, last.1.get(&flow.src).copied().unwrap_or(0));
-            (sent / per_host[&flow.src], 0)
+            let sent = rise(now, last.sent.get(&flow.src).copied().unwrap_or(0));
+            sent / per_host[&flow.src]
         };
-        let flows: Vec<(u64, u64)> = fabric.flows.iter().map(of_flow).collect();
+        let flows: Vec<u64> = fabric.flows.iter().map(of_flow).collect();
+        let naks = trace.host_naks.get(at).cloned().unwrap_or_default();
+        let of_host = |host: u32| {
+            let rise = |now: &BTreeMap<u32, u64>, before: &BTreeMap<u32, u64>| {
+                let at = |rows: &BTreeMap<u32, u64>| rows.get(&host).copied().unwrap_or(0);
+                at(now).saturating_sub(at(before))
+            };
+            Device {
+                sent: rise(&hosts, &last.sent) / u64::from(model.config.transport.mtu),
+                naks: rise(&naks, &last.naks),
+            }
+        };
+        let devices: Vec<Device> = (0..fabric.sim.topology().hosts).map(of_host).collect();
         let done = ended.remove(at).unwrap_or_default();
-        fabric.interval(&ports, &flows, &done);
-        last = (rows.clone(), hosts);
+        fabric.interval(&ports, &flows, &devices, &done);
+        last = Rows {
+            ports: rows.clone(),
+            sent: hosts,
+            naks,
+        };
     }
     Some(fabric.found())
 }
@@ -405,6 +479,8 @@ pub fn in_run(scenario: &Scenario, interval: Time) -> Option<Vec<Found>> {
             let one = PortCount {
                 tx_bytes: count.tx_bytes - before.tx_bytes,
                 tx_packets: count.tx_packets - before.tx_packets,
+                rx_bytes: count.rx_bytes - before.rx_bytes,
+                rx_packets: Some(count.rx_packets - before.rx_packets),
                 marked: count.ecn_marked_tx - before.ecn_marked_tx,
                 queue_bytes_max: count.queue_bytes_max,
                 drops: count.tx_discards - before.tx_discards,
@@ -415,7 +491,15 @@ pub fn in_run(scenario: &Scenario, interval: Time) -> Option<Vec<Found>> {
         }
         let now: Vec<u64> = (0..sim.qp_count()).map(|qp| sim.qp_delivered(qp)).collect();
         let sent = |qp: usize| now[qp] - delivered.get(qp).copied().unwrap_or(0);
-        let rows: Vec<(u64, u64)> = (0..now.len()).map(|qp| (sent(qp), 0)).collect();
+        let rows: Vec<u64> = (0..now.len()).map(sent).collect();
+        let device = |(n, count): (usize, &HostCounters)| {
+            let before = last.as_ref().map(|l| l.hosts[n]).unwrap_or_default();
+            Device {
+                sent: count.tx_packets - before.tx_packets,
+                naks: count.sequence_naks - before.sequence_naks,
+            }
+        };
+        let devices: Vec<Device> = sample.hosts.iter().enumerate().map(device).collect();
         finished.resize(sim.jobs().len(), 0);
         let mut done = Vec::new();
         for (n, job) in sim.jobs().iter().enumerate() {
@@ -429,7 +513,7 @@ pub fn in_run(scenario: &Scenario, interval: Time) -> Option<Vec<Found>> {
             }
             finished[n] = job.iterations.len();
         }
-        fabric.interval(&ports, &rows, &done);
+        fabric.interval(&ports, &rows, &devices, &done);
         (delivered, last) = (now, Some(sample));
     });
     Some(fabric.found())

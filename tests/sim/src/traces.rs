@@ -78,6 +78,8 @@ pub struct Trace {
     pub ports: BTreeMap<u64, BTreeMap<(u32, u32), PortRow>>,
     /// Payload sent by each host, by time in ns.
     pub host_tx: BTreeMap<u64, BTreeMap<u32, u64>>,
+    /// Negative acknowledgements that each host received, by time in ns.
+    pub host_naks: BTreeMap<u64, BTreeMap<u32, u64>>,
     /// Job, iteration and duration in us.
     pub iterations: Vec<(u32, u32, f64)>,
     /// End in ns, job and duration in us of the same.
@@ -161,6 +163,8 @@ impl Trace {
                     .entry(n(1)?)
                     .or_default()
                     .insert(small(2)?, n(3)?);
+                let naks = self.host_naks.entry(n(1)?).or_default();
+                naks.insert(small(2)?, n(11)?);
             }
             "J" => {
                 let us = words.get(4)?.parse().ok()?;

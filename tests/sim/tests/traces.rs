@@ -165,7 +165,7 @@ const fn truth(trace: &'static str, found: Option<(Class, &'static str, u64)>) -
     }
 }
 
-const TRUTHS: [Truth; 6] = [
+const TRUTHS: [Truth; 7] = [
     truth("ring-clean-16h", None),
     truth("incast-8to1-16h", Some((Class::Incast, "leaf0:p1", 1))),
     truth("a2a-16h", None),
@@ -177,6 +177,11 @@ const TRUTHS: [Truth; 6] = [
     Truth {
         trace: "ring-linkrate-16h",
         found: Some((Class::DegradedLink, "leaf0:p5", 6)),
+        beside: Some(Class::EcmpCollision),
+    },
+    Truth {
+        trace: "ring-linkerr-16h",
+        found: Some((Class::SilentLoss, "spine1:p2", 6)),
         beside: Some(Class::EcmpCollision),
     },
 ];

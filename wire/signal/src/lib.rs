@@ -108,7 +108,7 @@ signals! {
     RxPackets = 4, "rx_packets", "packets", Counter, "receive_packets_total", 1.0, [Port Rdma];
     /// Packets dropped on the way out, by the stack or the driver.
     TxDrops = 5, "tx_drops", "packets", Counter, "transmit_drops_total", 1.0, [Port];
-    /// Packets dropped on the way in, by the stack or the driver.
+    /// Packets dropped on the way in: by the stack, the driver, or the device for want of a buffer.
     RxDrops = 6, "rx_drops", "packets", Counter, "receive_drops_total", 1.0, [Port];
     /// Packets that could not be sent.
     TxErrors = 7, "tx_errors", "packets", Counter, "transmit_errors_total", 1.0, [Port Rdma];
@@ -196,6 +196,20 @@ signals! {
     ModuleTemperature = 48, "module_temperature", "millidegrees Celsius", Gauge, "module_temperature_celsius", 1e-3, [Port];
     /// Power that the transceiver module may draw at most.
     ModulePower = 49, "module_power", "milliwatts", Gauge, "module_power_watts", 1e-3, [Port];
+    /// Temperature from which the transceiver module says that it is too hot.
+    ModuleTemperatureLimit = 50, "module_temperature_limit", "millidegrees Celsius", Gauge, "module_temperature_limit_celsius", 1e-3, [Port];
+    /// Packets that an EC2 instance's inbound bandwidth allowance queued or dropped.
+    RxAllowanceExceeded = 51, "rx_allowance_exceeded", "packets", Counter, "receive_allowance_exceeded_total", 1.0, [Port];
+    /// Packets that an EC2 instance's outbound bandwidth allowance queued or dropped.
+    TxAllowanceExceeded = 52, "tx_allowance_exceeded", "packets", Counter, "transmit_allowance_exceeded_total", 1.0, [Port];
+    /// Packets that an EC2 instance's allowance of packets per second, of both directions, queued or dropped.
+    PacketAllowanceExceeded = 53, "packet_allowance_exceeded", "packets", Counter, "packet_allowance_exceeded_total", 1.0, [Port];
+    /// Rate that the port is expected to run at: its best since the agent started, or what most ports of its kind run at.
+    RateExpectedBps = 54, "rate_expected_bps", "bits per second", Gauge, "rate_expected_bits_per_second", 1.0, [Rdma];
+    /// Lanes that the port is expected to run on, by the same rule.
+    LanesExpected = 55, "lanes_expected", "lanes", Gauge, "lanes_expected", 1.0, [Rdma];
+    /// 1 while the port is up below its expected rate or lanes, otherwise 0; absent while it is down.
+    LinkDowngraded = 56, "link_downgraded", "bool", Gauge, "link_downgraded", 1.0, [Rdma];
     /// Temperature of the GPU.
     GpuTemperature = 60, "gpu_temperature", "millidegrees Celsius", Gauge, "temperature_celsius", 1e-3, [Gpu];
     /// Temperature of the GPU's memory.
@@ -224,10 +238,10 @@ signals! {
     RowRemapPending = 72, "row_remap_pending", "bool", Gauge, "row_remap_pending", 1.0, [Gpu];
     /// 1 after a row could not be remapped.
     RowRemapFailure = 73, "row_remap_failure", "bool", Gauge, "row_remap_failure", 1.0, [Gpu];
-    /// Generation at which the GPU's PCIe link runs.
-    PcieGeneration = 74, "pcie_generation", "generation", Gauge, "pcie_generation", 1.0, [Gpu];
-    /// Lanes at which the GPU's PCIe link runs.
-    PcieWidth = 75, "pcie_width", "lanes", Gauge, "pcie_lanes", 1.0, [Gpu];
+    /// Generation at which the device's PCIe link runs; of a verbs port only where no interface tells it.
+    PcieGeneration = 74, "pcie_generation", "generation", Gauge, "pcie_generation", 1.0, [Gpu Port Rdma];
+    /// Lanes at which the device's PCIe link runs; of a verbs port only where no interface tells it.
+    PcieWidth = 75, "pcie_width", "lanes", Gauge, "pcie_lanes", 1.0, [Gpu Port Rdma];
     /// PCIe packets sent again.
     PcieReplays = 76, "pcie_replays", "packets", Counter, "pcie_replays_total", 1.0, [Gpu];
     /// Why the clocks are not at their highest: a bit set of nvmlClocksEventReasons.
@@ -244,6 +258,16 @@ signals! {
     FabricState = 82, "fabric_state", "state", Gauge, "fabric_state", 1.0, [Gpu];
     /// Critical XIDs since the agent started.
     Xids = 83, "xids", "events", Counter, "xids_total", 1.0, [Gpu];
+    /// Highest generation that the PCIe link can run at, as far as the device and its slot tell.
+    PcieMaxGeneration = 84, "pcie_max_generation", "generation", Gauge, "pcie_max_generation", 1.0, [Gpu Port Rdma];
+    /// Most lanes that the PCIe link can run on, as far as the device and its slot tell.
+    PcieMaxWidth = 85, "pcie_max_width", "lanes", Gauge, "pcie_max_lanes", 1.0, [Gpu Port Rdma];
+    /// Temperature at which the GPU slows its clocks down (AMD: its critical temperature).
+    GpuTemperatureLimit = 86, "gpu_temperature_limit", "millidegrees Celsius", Gauge, "temperature_limit_celsius", 1e-3, [Gpu];
+    /// The same of the GPU's memory.
+    GpuMemoryTemperatureLimit = 87, "gpu_memory_temperature_limit", "millidegrees Celsius", Gauge, "memory_temperature_limit_celsius", 1e-3, [Gpu];
+    /// What the driver asks for: 0 nothing, 1 reset, 2 reboot of the node, 3 drain of peer-to-peer, 4 drain and reset.
+    RecoveryAction = 88, "recovery_action", "action", Gauge, "recovery_action", 1.0, [Gpu];
     /// Time to a target and back without the responder's delay, median of the last window. Of one path, or of all.
     ProbeRttNs = 90, "probe_rtt_ns", "nanoseconds", Gauge, "rtt_seconds", 1e-9, [Probe] by "path";
     /// Probes that were not answered in time. Of one path, or of all.

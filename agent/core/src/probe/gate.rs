@@ -3,13 +3,13 @@
 //! A reply is as large as its request, a source gets a few in a second, all sources together stay
 //! within the link's share, and where a controller has named the probers nobody else gets any.
 
-use super::budget::{Bucket, Budget, Burst, PACKETS_PER_S_MAX, bytes_per_s};
+use super::budget::{Bucket, Budget, Burst, PACKETS_PER_S_MAX, Purpose};
 use super::prober::TARGET_PER_S_MAX;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Replies to one address in a second: a prober sends at most [`TARGET_PER_S_MAX`] to one target, and
-/// a large burst of a bucket leaves half of its limit.
+/// Replies to one address in a second: what a prober sends to one target at most ([`TARGET_PER_S_MAX`]),
+/// with room for probes that come together, of which a bucket lets a quarter of its limit pass.
 const SOURCE_PER_S: u64 = 3 * TARGET_PER_S_MAX as u64;
 /// Sources remembered. Forged ones fill this table, so whoever is named by a controller comes first.
 const SOURCES_MAX: usize = 4096;
@@ -17,8 +17,6 @@ const SOURCES_MAX: usize = 4096;
 const IDLE: Duration = Duration::from_secs(10);
 /// The silent are looked for this often at most.
 const SWEEP: Duration = Duration::from_secs(1);
-/// Longest reply on the wire, over IPv6.
-const WIRE_BYTES_MAX: u32 = 150;
 /// Own addresses with a budget of their own.
 const LINKS_MAX: usize = 256;
 /// Probers of the former list are answered for this long: theirs changes a little later.
@@ -38,9 +36,12 @@ pub enum Refusal {
 /// The decision, for sources of type `A`.
 #[derive(Debug)]
 pub struct Gate<A> {
+    purpose: Purpose,
+    /// Longest answer on the wire.
+    wire_bytes_max: u32,
     listed: Option<BTreeSet<A>>,
-    former: BTreeSet<A>,
-    former_until: Duration,
+    /// Of lists before, and until when they are answered.
+    former: BTreeMap<A, Duration>,
     sources: BTreeMap<A, (Bucket, Duration)>,
     /// The silent were looked for last: a flood must not make us look for every packet of it.
     swept: Duration,
@@ -51,39 +52,39 @@ pub struct Gate<A> {
 }
 
 impl<A: Ord + Copy> Gate<A> {
-    /// Answers everybody, within the rates.
+    /// Answers everybody, within the rates; no answer has more than `wire_bytes_max` on the wire.
     #[must_use]
-    pub fn new(now: Duration) -> Gate<A> {
+    pub fn new(purpose: Purpose, wire_bytes_max: u32, now: Duration) -> Gate<A> {
         Gate {
+            purpose,
+            wire_bytes_max,
             listed: None,
-            former: BTreeSet::new(),
-            former_until: Duration::ZERO,
+            former: BTreeMap::new(),
             sources: BTreeMap::new(),
             swept: now,
             links: BTreeMap::new(),
-            other: Budget::new(PACKETS_PER_S_MAX, None, WIRE_BYTES_MAX, Burst::Large, now),
+            other: Budget::new(PACKETS_PER_S_MAX, None, wire_bytes_max, Burst::Large, now),
         }
     }
 
     /// The controller named who may ask.
     pub fn list(&mut self, sources: BTreeSet<A>, now: Duration) {
-        if let Some(former) = self.listed.replace(sources) {
-            if now >= self.former_until {
-                self.former.clear();
-            }
-            self.former.extend(former);
-            self.former_until = now + GRACE;
-        }
+        self.former.retain(|_, until| now < *until);
+        let before = self.listed.iter().flatten();
+        let left = before.filter(|source| !sources.contains(source));
+        self.former
+            .extend(left.map(|source| (*source, now + GRACE)));
+        self.listed = Some(sources);
     }
 
     /// Our own addresses and the rates of their links in bits per second, where they are known.
     pub fn limit(&mut self, links: impl IntoIterator<Item = (A, Option<u64>)>, now: Duration) {
         let mut former = std::mem::take(&mut self.links);
         for (address, rate_bps) in links.into_iter().take(LINKS_MAX) {
-            let bytes = bytes_per_s(rate_bps);
-            let new = || Budget::new(PACKETS_PER_S_MAX, bytes, WIRE_BYTES_MAX, Burst::Large, now);
+            let (bytes, unit) = (self.purpose.bytes_per_s(rate_bps), self.wire_bytes_max);
+            let new = || Budget::new(PACKETS_PER_S_MAX, bytes, unit, Burst::Large, now);
             let mut budget = former.remove(&address).unwrap_or_else(new);
-            budget.limit(PACKETS_PER_S_MAX, bytes, WIRE_BYTES_MAX, now);
+            budget.limit(PACKETS_PER_S_MAX, bytes, unit, now);
             self.links.insert(address, budget);
         }
     }
@@ -94,7 +95,7 @@ impl<A: Ord + Copy> Gate<A> {
     /// [`Refusal`].
     pub fn admit(&mut self, source: A, local: A, bytes: u32, now: Duration) -> Result<(), Refusal> {
         let listed = self.listed.as_ref().is_none_or(|listed| {
-            let formerly = now < self.former_until && self.former.contains(&source);
+            let formerly = self.former.get(&source).is_some_and(|until| now < *until);
             listed.contains(&source) || formerly
         });
         if !listed {
@@ -133,7 +134,7 @@ mod tests {
     const OWN: u32 = u32::MAX;
 
     fn gate() -> Gate<u32> {
-        let mut gate = Gate::new(Duration::ZERO);
+        let mut gate = Gate::new(Purpose::UdpReply, 150, Duration::ZERO);
         gate.limit([(OWN, None)], Duration::ZERO);
         gate
     }
@@ -162,10 +163,13 @@ mod tests {
         gate.list([2].into(), 2 * S);
         assert_eq!(gate.admit(1, OWN, 130, 3 * S), Ok(()));
         assert_eq!(gate.admit(2, OWN, 130, 3 * S), Ok(()));
+        // Another list does not make the while longer.
+        gate.list([3].into(), 20 * S);
         assert_eq!(
-            gate.admit(1, OWN, 130, 3 * S + GRACE),
+            gate.admit(1, OWN, 130, 2 * S + GRACE),
             Err(Refusal::NotListed)
         );
+        assert_eq!(gate.admit(2, OWN, 130, 2 * S + GRACE), Ok(()));
     }
 
     #[test]
@@ -182,7 +186,7 @@ mod tests {
     #[test]
     fn all_replies_together_stay_within_the_link_s_share() {
         let mut gate = gate();
-        gate.limit([(OWN, Some(1300 * 8 * 2000))], Duration::ZERO);
+        gate.limit([(OWN, Some(1300 * 8 * 5000))], Duration::ZERO);
         let mut answered = 0;
         for ms in 0..1000u32 {
             let now = 10 * S + Duration::from_millis(ms.into());

@@ -13,15 +13,21 @@
 //! in bursts nor keep step with an all-reduce. Where the budget gives less than the interval asks
 //! for, all paths get the same share of it.
 //!
+//! Stamps of the kernel say when a packet came, so nobody has to be awake for it: the caller sleeps
+//! for [`Prober::pause`] at least and takes all that came meanwhile at once. A few probes a second are
+//! waited for ([`Prober::is_watching`]), because how long this host takes to wake up is a measure too.
+//!
 //! `A` is where a target is reached; the caller knows what it means.
 
 use super::budget::{Budget, Burst};
 use super::packet::{Kind, Packet};
-use super::window::{Count, Samples, Summary};
+use super::window::{Count, Samples};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+mod state;
 mod types;
+use state::{Answer, Flight, Path, TargetState};
 pub use types::{
     Counters, Order, PathReport, Settings, Stamps, Target, TargetReport, TargetSummary,
 };
@@ -38,45 +44,14 @@ pub const TARGET_PER_S_MAX: u32 = 100;
 const FLIGHT_MAX: usize = 2048;
 /// A NIC's or kernel's own stamp of a probe may come so much after the reply.
 const HOLD: Duration = Duration::from_millis(50);
+/// A probe is watched so often, and for so long.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
+const WATCH_FOR: Duration = Duration::from_millis(100);
+/// Time between two wake-ups, at least; with as much again by chance, so that they keep step with
+/// nothing. Ten in a second cost little, and can send all that a second may hold.
+const PAUSE: Duration = Duration::from_millis(66);
 /// A new target's agent hears of us at about the time at which we hear of it.
 pub const SETTLE: Duration = Duration::from_secs(2);
-
-#[derive(Debug)]
-struct Answer {
-    rx: Stamps,
-    held: Option<Duration>,
-    until: Duration,
-}
-
-#[derive(Debug)]
-struct Flight {
-    target: u32,
-    path: u8,
-    nonce: u64,
-    sent: Duration,
-    tx: Stamps,
-    answer: Option<Answer>,
-    /// Its outcome is counted; it stays so that a second answer is known.
-    counted: bool,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Path {
-    total: Count,
-    window: Count,
-    rtts: Samples,
-    last: Option<Summary>,
-}
-
-#[derive(Debug)]
-struct TargetState<A> {
-    target: Target<A>,
-    paths: Vec<Path>,
-    total: Count,
-    own: Samples,
-    theirs: Samples,
-    last: Option<TargetSummary>,
-}
 
 /// The state machine.
 #[derive(Debug)]
@@ -96,6 +71,12 @@ pub struct Prober<A> {
     random: u64,
     window_ends: Duration,
     put_off: bool,
+    /// What came last had a stamp of the kernel or the NIC.
+    stamped: bool,
+    /// The next probe from then on is watched.
+    watch_at: Duration,
+    /// All flights before it are counted.
+    first_open: u64,
     pub counters: Counters,
 }
 
@@ -117,6 +98,9 @@ impl<A: Copy + PartialEq> Prober<A> {
             random: seed,
             window_ends: now + settings.window,
             put_off: false,
+            stamped: false,
+            watch_at: now,
+            first_open: 0,
             counters: Counters::default(),
         };
         prober.sequence = prober.random() >> 1;
@@ -225,6 +209,11 @@ impl<A: Copy + PartialEq> Prober<A> {
         self.due.insert((next, id, path));
         self.sequence = self.sequence.wrapping_add(1);
         let nonce = self.random();
+        // Without stamps the time at which we see the answer is all there is.
+        let watched = !self.stamped || now >= self.watch_at;
+        if watched {
+            self.watch_at = now + WATCH_EVERY;
+        }
         let flight = Flight {
             target: id,
             path,
@@ -235,6 +224,7 @@ impl<A: Copy + PartialEq> Prober<A> {
                 ..Stamps::default()
             },
             answer: None,
+            watched,
             counted: false,
         };
         self.flights.insert(self.sequence, flight);
@@ -266,12 +256,35 @@ impl<A: Copy + PartialEq> Prober<A> {
             }
             Some(*due)
         });
-        let expiry = self.flights.values().next();
+        let expiry = self.open().next();
         let expiry = expiry.map(|flight| flight.sent + self.settings.timeout);
         let waiting = self.waiting.front().and_then(|s| self.flights.get(s));
         let held = waiting.and_then(|flight| Some(flight.answer.as_ref()?.until));
         let window = (!self.targets.is_empty()).then_some(self.window_ends);
         [first, expiry, held, window].into_iter().flatten().min()
+    }
+
+    /// Flights whose outcome is open, oldest first.
+    fn open(&self) -> impl Iterator<Item = &Flight> {
+        let flights = self.flights.range(self.first_open..);
+        flights.map(|(_, flight)| flight).filter(|f| !f.counted)
+    }
+
+    /// Whether what comes in is to be handed over at once: an answer is waited for.
+    #[must_use]
+    pub fn is_watching(&self, now: Duration) -> bool {
+        let patience = if self.stamped {
+            WATCH_FOR
+        } else {
+            self.settings.timeout
+        };
+        self.open()
+            .any(|f| f.watched && f.answer.is_none() && now.saturating_sub(f.sent) < patience)
+    }
+
+    /// How long the caller sleeps at least, unless it is watching and something comes.
+    pub fn pause(&mut self) -> Duration {
+        PAUSE + self.share(PAUSE)
     }
 
     /// Whom a probe that is out was sent to.
@@ -283,7 +296,9 @@ impl<A: Copy + PartialEq> Prober<A> {
 
     /// The probe could not be sent.
     pub fn failed(&mut self, sequence: u64) {
-        if self.flights.remove(&sequence).is_some() {
+        let open = |flight: &Flight| flight.answer.is_none();
+        if self.flights.get(&sequence).is_some_and(open) {
+            self.flights.remove(&sequence);
             self.counters.failed += 1;
         }
     }
@@ -339,6 +354,17 @@ impl<A: Copy + PartialEq> Prober<A> {
             self.counters.duplicates += 1;
             return;
         }
+        self.stamped = rx.nic.is_some() || rx.kernel.is_some();
+        // By both clocks, as one of them may step.
+        let took = rx.kernel.unwrap_or(rx.user).saturating_sub(flight.tx.user);
+        let timeout = self.settings.timeout;
+        if now.saturating_sub(flight.sent) > timeout && Duration::from_nanos(took) > timeout {
+            self.counters.late += 1;
+            self.lose(packet.sequence);
+            return;
+        }
+        // We may have slept while it waited.
+        flight.watched &= now.saturating_sub(flight.sent) < WATCH_FOR || !self.stamped;
         let stamped = match rx.nic {
             Some(_) => flight.tx.nic.is_some(),
             None => flight.tx.kernel.is_some() || rx.kernel.is_none(),
@@ -351,16 +377,6 @@ impl<A: Copy + PartialEq> Prober<A> {
         } else {
             self.waiting.push_back(packet.sequence);
         }
-    }
-
-    /// What came in was ours once and is damaged.
-    pub fn corrupt(&mut self) {
-        self.counters.corrupt += 1;
-    }
-
-    /// What came in is no probe.
-    pub fn stray(&mut self) {
-        self.counters.strays += 1;
     }
 
     /// Time passed: what was not answered is lost, a window may be over. To be called after
@@ -378,32 +394,39 @@ impl<A: Copy + PartialEq> Prober<A> {
             if entry.get().sent + self.settings.timeout > now {
                 break;
             }
-            let (sequence, flight) = entry.remove_entry();
-            if flight.counted {
-                continue;
-            }
-            if flight.answer.is_some() {
-                self.flights.insert(sequence, flight);
+            let sequence = *entry.key();
+            if entry.get().answer.is_some() {
                 self.count(sequence);
                 self.flights.remove(&sequence);
-                continue;
-            }
-            self.counters.lost += 1;
-            if self.expired.len() >= FLIGHT_MAX {
-                self.expired.pop_front();
-            }
-            self.expired.push_back((sequence, flight.nonce));
-            if let Some(state) = self.targets.get_mut(&flight.target) {
-                state.total.add(true);
-                if let Some(path) = state.paths.get_mut(usize::from(flight.path)) {
-                    path.total.add(true);
-                    path.window.add(true);
-                }
+            } else {
+                self.lose(sequence);
             }
         }
+        let open = self.flights.range(self.first_open..);
+        let mut open = open.filter(|(_, flight)| !flight.counted);
+        self.first_open = open.next().map_or(self.sequence, |(sequence, _)| *sequence);
         if now >= self.window_ends {
             self.targets.values_mut().for_each(TargetState::close);
             self.window_ends = now + self.settings.window;
+        }
+    }
+
+    /// A probe was not answered in time.
+    fn lose(&mut self, sequence: u64) {
+        let Some(flight) = self.flights.remove(&sequence) else {
+            return;
+        };
+        self.counters.lost += 1;
+        if self.expired.len() >= FLIGHT_MAX {
+            self.expired.pop_front();
+        }
+        self.expired.push_back((sequence, flight.nonce));
+        if let Some(state) = self.targets.get_mut(&flight.target) {
+            state.total.add(true);
+            if let Some(path) = state.paths.get_mut(usize::from(flight.path)) {
+                path.total.add(true);
+                path.window.add(true);
+            }
         }
     }
 
@@ -422,7 +445,8 @@ impl<A: Copy + PartialEq> Prober<A> {
         let (elapsed, by) = match (tx.nic, rx.nic, tx.kernel, rx.kernel) {
             (Some(tx), Some(rx), _, _) => (rx.checked_sub(tx), &mut self.counters.by_nic),
             (_, _, Some(tx), Some(rx)) => (rx.checked_sub(tx), &mut self.counters.by_kernel),
-            _ => (rx.user.checked_sub(tx.user), &mut self.counters.by_user),
+            _ if flight.watched => (rx.user.checked_sub(tx.user), &mut self.counters.by_user),
+            _ => (None, &mut self.counters.by_user),
         };
         let rtt = elapsed.map(Duration::from_nanos);
         let rtt = rtt.zip(answer.held).and_then(|(e, h)| e.checked_sub(h));
@@ -434,7 +458,8 @@ impl<A: Copy + PartialEq> Prober<A> {
         }
         let out = tx.kernel.and_then(|kernel| kernel.checked_sub(tx.user));
         let back = rx.kernel.and_then(|kernel| rx.user.checked_sub(kernel));
-        let own = out.zip(back).map(|(out, back)| out.saturating_add(back));
+        let own = out.zip(back).filter(|_| flight.watched);
+        let own = own.map(|(out, back)| out.saturating_add(back));
         let Some(state) = self.targets.get_mut(&flight.target) else {
             return;
         };
@@ -457,47 +482,10 @@ impl<A: Copy + PartialEq> Prober<A> {
     /// What is known of every target, by name.
     #[must_use]
     pub fn report(&self) -> Vec<TargetReport> {
-        let target = |state: &TargetState<A>| TargetReport {
-            name: state.target.name.clone(),
-            total: state.total,
-            window: state.last,
-            paths: (0..)
-                .zip(&state.paths)
-                .map(|(path, known)| PathReport {
-                    path,
-                    total: known.total,
-                    window: known.last,
-                })
-                .collect(),
-        };
-        let mut reports: Vec<TargetReport> = self.targets.values().map(target).collect();
+        let reports = self.targets.values().map(TargetState::report);
+        let mut reports: Vec<TargetReport> = reports.collect();
         reports.sort_by(|a, b| a.name.cmp(&b.name));
         reports
-    }
-}
-
-impl<A> TargetState<A> {
-    /// Ends a window.
-    fn close(&mut self) {
-        let mut count = Count::default();
-        let mut rtts = Samples::default();
-        for path in &mut self.paths {
-            count.sent += path.window.sent;
-            count.lost += path.window.lost;
-            rtts.extend(&path.rtts);
-            path.last = Some(Summary {
-                count: std::mem::take(&mut path.window),
-                rtt: std::mem::take(&mut path.rtts).quantiles(),
-            });
-        }
-        self.last = Some(TargetSummary {
-            all: Summary {
-                count,
-                rtt: rtts.quantiles(),
-            },
-            own_delay: std::mem::take(&mut self.own).quantiles(),
-            their_delay: std::mem::take(&mut self.theirs).quantiles(),
-        });
     }
 }
 

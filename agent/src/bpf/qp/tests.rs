@@ -1,6 +1,10 @@
+use super::listing::Answer;
 use super::*;
 use crate::bpf::sport::driver;
+use crate::rdma::netlink::Qp;
 use proptest::prelude::*;
+use std::collections::BTreeMap;
+use weir_ebpf_abi::qp_state;
 
 const NOW: (u32, u32) = (6, 1);
 const KEY: QpKey = QpKey { device: 2, qpn: 17 };
@@ -34,7 +38,19 @@ fn a_connected_pair_has_a_peer_and_a_source_port() {
     assert_eq!((qp.pid, qp.process_start_ns), (Some(42), Some(7)));
     // 17 * 18, by the numbers alone.
     assert_eq!(qp.src_port, Some(0xc000 | 306));
-    assert!(!qp.older);
+    assert!(!qp.older && !qp.src_port_predicted);
+    // There the firmware has the last word.
+    let mlx5 = QpRecord {
+        driver: driver::MLX5,
+        ..record()
+    };
+    let qp = qp_sample(&KEY, &mlx5, NOW);
+    assert_eq!(
+        (qp.src_port, qp.src_port_predicted),
+        (Some(0xc000 | 306), true)
+    );
+    let alone = QpRecord { known: 0, ..mlx5 };
+    assert!(!qp_sample(&KEY, &alone, NOW).src_port_predicted);
 }
 
 #[test]
@@ -65,20 +81,78 @@ fn what_is_not_known_is_absent() {
     }
 }
 
-#[test]
-fn a_pair_of_netlink_is_older_until_it_is_modified() {
-    let found = Found {
-        device_index: 2,
+fn found(device_index: u32, lqpn: u32) -> Found {
+    Found {
+        device_index,
         device: "rxe1".into(),
         qp: Qp {
-            lqpn: 17,
+            lqpn,
             rqpn: Some(18),
             kind: Some(2),
             state: Some(3),
             pid: Some(42),
             comm: None,
         },
+    }
+}
+
+#[test]
+fn a_device_that_does_not_answer_keeps_its_pairs() {
+    let key = |device, qpn| QpKey { device, qpn };
+    let listing = Listing {
+        found: vec![found(1, 17)],
+        failed: [(2, "rxe2: Input/output error".to_owned())].into(),
     };
+    let entered = vec![key(1, 17), key(1, 18), key(2, 17), key(3, 17)];
+    assert_eq!(gone(entered, &listing), [key(1, 18), key(3, 17)]);
+
+    let all = Listing {
+        found: vec![found(1, 17), found(1, 18), found(2, 17), found(3, 17)],
+        failed: BTreeMap::new(),
+    };
+    let former = table(&[], &all, NOW);
+    let left = table(&former, &listing, NOW);
+    let left: Vec<(u32, u32)> = left.iter().map(|qp| (qp.device_index, qp.qpn)).collect();
+    assert_eq!(left, [(1, 17), (2, 17)]);
+}
+
+#[test]
+fn a_listing_that_failed_is_said_and_asked_again() {
+    fn fails() -> Answer {
+        Err("no memory".to_owned())
+    }
+    fn holds() -> Answer {
+        Ok(Listing::default())
+    }
+    let mut qps = QueuePairs::new(Err("no programs".to_owned()));
+    // As if its probes were attached.
+    qps.origin = Origin::Probes(Vec::new());
+    qps.dump.read = fails;
+    qps.ask(Asked::Older);
+    let started = Instant::now();
+    let poll = |qps: &mut QueuePairs, now: Instant, done: fn(&QueuePairs) -> bool| {
+        while !done(qps) {
+            qps.poll(now, &mut BpfSample::default());
+            assert!(started.elapsed() < Duration::from_secs(20));
+            std::thread::yield_now();
+        }
+    };
+    poll(&mut qps, started, |qps| qps.dump.failure.is_some());
+    let state = qps.state();
+    assert!(state.up && state.reason.is_some_and(|why| why.contains("no memory")));
+    // Not at once.
+    qps.poll(started, &mut BpfSample::default());
+    assert!(!qps.dump.waiting);
+    qps.dump.read = holds;
+    qps.dump.channels = None;
+    let later = started + 2 * DUMP_EVERY;
+    poll(&mut qps, later, |qps| qps.dump.failure.is_none());
+    assert_eq!(qps.state().reason, None);
+}
+
+#[test]
+fn a_pair_of_netlink_is_older_until_it_is_modified() {
+    let found = found(2, 17);
     assert_eq!(found.key(), KEY);
     let qp = qp_sample(&found.key(), &found.record(), NOW);
     assert!(qp.older && qp.peer_gid.is_none() && qp.src_port.is_none());

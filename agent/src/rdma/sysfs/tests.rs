@@ -9,7 +9,7 @@ fn port(state: &str, physical: &str, rate: &str) -> Port {
         physical: text::state(physical),
         rate: text::rate(rate),
         link_layer: None,
-        gids: Vec::new(),
+        gids: [].into(),
         netdev: None,
     }
 }

@@ -159,3 +159,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn raw_counters_count_but_for_objects_that_are_there() {
+    for (driver, name, kind) in [
+        (Driver::BnxtRe, "active_qps", RawKind::Gauge),
+        (Driver::BnxtRe, "watermark_mrs", RawKind::Gauge),
+        (Driver::BnxtRe, "resize_cq_count", RawKind::Counter),
+        (Driver::Mlx5, "active_qps", RawKind::Counter),
+        (Driver::Efa, "submitted_cmds", RawKind::Counter),
+        (Driver::Other, "anything", RawKind::Unknown),
+    ] {
+        assert_eq!(raw_kind(driver, name), kind, "{driver:?} {name}");
+    }
+}

@@ -4,7 +4,7 @@ mod captures;
 mod poll;
 mod traps;
 
-use super::{Options, Rdma};
+use super::{Files, Options, Rdma};
 use crate::source::{ColumnKey, Gathered, Reading};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -56,13 +56,19 @@ fn fixtures(capture: &str) -> Option<PathBuf> {
 }
 
 fn rdma(sysfs: &Path) -> Rdma {
-    Rdma::open(Options {
+    Rdma::open(options(sysfs))
+}
+
+fn options(sysfs: &Path) -> Options {
+    Options {
         sysfs: sysfs.to_owned(),
         include: Vec::new(),
         exclude: Vec::new(),
         netlink: false,
         verbatim: false,
-    })
+        expect: Vec::new(),
+        files: Files::default(),
+    }
 }
 
 /// What one poll gives.

@@ -1,7 +1,8 @@
 //! What happens over time: devices that come, go and fail, and how often they are read.
 
-use super::{Rdma, gather, port, raw, rdma, tree, value};
-use crate::rdma::Options;
+use super::{Rdma, gather, options, port, raw, rdma, tree, value};
+use crate::rdma::Judge;
+use crate::rdma::{Files, Options};
 use crate::source::Gathered;
 use proptest::prelude::*;
 use std::fs;
@@ -233,11 +234,9 @@ fn a_device_that_the_filter_keeps_out_is_not_touched() {
     let root = port("mlx5_0", &[("state", "4: ACTIVE\n")]);
     fs::write(root.path().join("class/infiniband/mlx5_1"), "not a device").unwrap();
     let mut rdma = Rdma::open(Options {
-        sysfs: root.path().to_owned(),
-        include: Vec::new(),
         exclude: vec!["mlx5_1*".into()],
-        netlink: false,
         verbatim: true,
+        ..options(root.path())
     });
     let (result, out) = poll(&mut rdma, MS(0));
     assert_eq!(result, Ok(()));
@@ -264,12 +263,17 @@ fn more_counters_than_files_may_be_open_are_all_read() {
         .collect();
     let files: Vec<(&str, &str)> = names.iter().map(|n| (n.as_str(), "1\n")).collect();
     let root = tree(&files);
-    let mut rdma = rdma(root.path());
+    let files = Files::default();
+    let mut rdma = Rdma::open(Options {
+        files: files.clone(),
+        ..options(root.path())
+    });
     for now in [MS(0), MS(1000), MS(40_000)] {
         assert_eq!(poll(&mut rdma, now).1.raw.len(), 800);
-        let open: usize = rdma.known.iter().map(crate::rdma::Known::files).sum();
-        assert_eq!(open, 512);
+        assert_eq!(files.left(), 0);
     }
+    drop(rdma);
+    assert_eq!(files.left(), 512);
 }
 
 proptest! {
@@ -289,4 +293,140 @@ proptest! {
         let out = gather(root.path());
         prop_assert_eq!(out.info.len(), 1);
     }
+}
+
+/// Eight ports of one board at these rates, in Gbit/s.
+fn boards(rates: [u64; 8]) -> tempfile::TempDir {
+    let root = tree(&[]);
+    for (n, rate) in rates.into_iter().enumerate() {
+        let device = format!("mlx5_{n}");
+        let dir = root.path().join("class/infiniband").join(&device);
+        fs::create_dir_all(dir.join("ports/1")).unwrap();
+        fs::write(dir.join("board_id"), "MT_0000000838\n").unwrap();
+        fs::write(file(root.path(), &device, "state"), "4: ACTIVE\n").unwrap();
+        set_rate(root.path(), &device, rate);
+    }
+    root
+}
+
+fn set_rate(root: &Path, device: &str, gigabits: u64) {
+    let rate = format!("{gigabits} Gb/sec (4X NDR)\n");
+    fs::write(file(root, device, "rate"), rate).unwrap();
+}
+
+#[test]
+fn a_link_that_comes_back_slower_is_told_as_a_value_and_as_an_event() {
+    let root = boards([400; 8]);
+    let mut rdma = rdma(root.path());
+    let mut judge = Judge::default();
+    let mut poll = |rdma: &mut Rdma, now| {
+        let (result, mut out) = poll(rdma, now);
+        judge.take(&mut out);
+        (result, out)
+    };
+    let (_, out) = poll(&mut rdma, MS(0));
+    assert_eq!(value(&out, "mlx5_3/1", Signal::LinkDowngraded), Some(0));
+    assert_eq!(out.events, []);
+    set_rate(root.path(), "mlx5_3", 200);
+    let (_, out) = poll(&mut rdma, MS(1_000));
+    let events: Vec<_> = out.events.iter().map(|e| (e.name, &*e.text)).collect();
+    let words = "mlx5_3/1 runs at 200 of 400 Gb/s";
+    assert_eq!(events, [("link_downgraded", words)]);
+    assert_eq!(value(&out, "mlx5_3/1", Signal::LinkDowngraded), Some(1));
+    let expected = value(&out, "mlx5_3/1", Signal::RateExpectedBps);
+    assert_eq!(expected, Some(400_000_000_000));
+    assert_eq!(value(&out, "mlx5_2/1", Signal::LinkDowngraded), Some(0));
+    // A new listing forgets nothing; down is down, not slow.
+    let (_, out) = poll(&mut rdma, MS(40_000));
+    assert_eq!(out.events, []);
+    fs::write(file(root.path(), "mlx5_3", "state"), "1: DOWN\n").unwrap();
+    let (_, out) = poll(&mut rdma, MS(41_000));
+    assert_eq!(value(&out, "mlx5_3/1", Signal::LinkDowngraded), None);
+    fs::write(file(root.path(), "mlx5_3", "state"), "4: ACTIVE\n").unwrap();
+    set_rate(root.path(), "mlx5_3", 400);
+    let (_, out) = poll(&mut rdma, MS(42_000));
+    assert_eq!(out.events.len(), 1);
+    assert_eq!(out.events[0].name, "link_restored");
+}
+
+#[test]
+fn a_link_slower_than_its_like_is_told_at_the_first_look_unless_it_should_be() {
+    let root = boards([400, 400, 400, 400, 400, 400, 400, 200]);
+    let downgraded = |expect: &[(&str, u64)]| {
+        let mut rdma = Rdma::open(Options {
+            expect: expect
+                .iter()
+                .map(|(p, bps)| ((*p).to_owned(), *bps))
+                .collect(),
+            ..options(root.path())
+        });
+        let (_, mut out) = poll(&mut rdma, MS(0));
+        Judge::default().take(&mut out);
+        assert_eq!(out.events, [], "nothing happened");
+        value(&out, "mlx5_7/1", Signal::LinkDowngraded)
+    };
+    assert_eq!(downgraded(&[]), Some(1));
+    assert_eq!(
+        downgraded(&[("mlx5_7", 200_000_000_000), ("mlx5_*", 400_000_000_000)]),
+        Some(0)
+    );
+    assert_eq!(downgraded(&[("mlx5_*", 400_000_000_000)]), Some(1));
+}
+
+#[test]
+fn addresses_of_a_port_are_listed_with_their_types() {
+    let root = port(
+        "mlx5_0",
+        &[
+            ("state", "4: ACTIVE\n"),
+            ("gids/0", "fe80:0000:0000:0000:0a00:00ff:fe00:0001\n"),
+            ("gids/1", "fe80:0000:0000:0000:0a00:00ff:fe00:0001\n"),
+            ("gids/2", "0000:0000:0000:0000:0000:0000:0000:0000\n"),
+            ("gids/3", "0000:0000:0000:0000:0000:ffff:0a00:0102\n"),
+            ("gid_attrs/types/0", "IB/RoCE v1\n"),
+            ("gid_attrs/types/1", "RoCE v2\n"),
+            ("gid_attrs/types/3", "RoCE v2\n"),
+            ("gid_attrs/ndevs/3", "eth2\n"),
+        ],
+    );
+    let out = gather(root.path());
+    let [of_port] = out.gids.as_slice() else {
+        panic!("{:?}", out.gids)
+    };
+    assert_eq!(of_port.entity, "mlx5_0/1");
+    let gids: Vec<_> = of_port
+        .gids
+        .iter()
+        .map(|g| (g.index, g.kind.as_deref(), g.netdev.as_deref()))
+        .collect();
+    let expected = [
+        (0, Some("IB/RoCE v1"), None),
+        (1, Some("RoCE v2"), None),
+        (3, Some("RoCE v2"), Some("eth2")),
+    ];
+    assert_eq!(gids, expected);
+}
+
+#[test]
+fn the_pcie_link_of_a_port_without_an_interface_is_read() {
+    let root = port("mlx5_0", &[("state", "4: ACTIVE\n")]);
+    let device = root.path().join("class/infiniband/mlx5_0/device");
+    fs::create_dir_all(&device).unwrap();
+    for (name, text) in [
+        ("current_link_width", "8\n"),
+        ("max_link_width", "16\n"),
+        ("current_link_speed", "32.0 GT/s PCIe\n"),
+    ] {
+        fs::write(device.join(name), text).unwrap();
+    }
+    let out = gather(root.path());
+    let of = |signal| value(&out, "mlx5_0/1", signal);
+    assert_eq!(
+        (of(Signal::PcieWidth), of(Signal::PcieMaxWidth)),
+        (Some(8), Some(16))
+    );
+    assert_eq!(
+        (of(Signal::PcieGeneration), of(Signal::PcieMaxGeneration)),
+        (Some(5), None)
+    );
 }

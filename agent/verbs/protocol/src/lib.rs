@@ -4,12 +4,11 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Pings per second of one node, whatever it is told. About 12 Mbit/s on the wire: 0.1 % of a link
-/// of 12 Gbit/s. Slower ports are held to 0.1 % of their own rate.
-pub const PINGS_PER_SECOND_MAX: u32 = 10_000;
 /// Targets of one node: a fleet of 1,000 hosts with eight ports each asks for far fewer per node.
 pub const TARGETS_MAX: usize = 4096;
-/// Longest line that is read: all targets at 250 bytes each, with room.
+/// Sources of pings that are answered: one for each port of as many peers as are pinged.
+pub const PROBERS_MAX: usize = 4096;
+/// Longest line that is read: all targets at 250 bytes and all probers at 45, with room.
 pub const LINE_MAX: usize = 2 << 20;
 /// Longest name that a target goes by, in bytes.
 pub const ID_MAX: usize = 128;
@@ -124,8 +123,11 @@ pub enum Timestamps {
 #[serde(deny_unknown_fields)]
 pub struct Orders {
     pub targets: Vec<Target>,
-    /// Of all targets together; no more than [`PINGS_PER_SECOND_MAX`] count.
+    /// Of all targets together; 1,000 at most count, and a five-thousandth of each port's link.
     pub packets_per_second: u32,
+    /// GIDs whose pings are answered, as IPv6 addresses; `None`: everybody's who has the key, within the rates.
+    #[serde(default)]
+    pub probers: Option<Vec<String>>,
 }
 
 /// Whom to ping, on which path.
@@ -164,9 +166,10 @@ pub struct Report {
     pub id: String,
     pub device: String,
     pub port: u8,
-    /// Pings whose outcome is known: answered, or given up.
+    /// Pings whose outcome is known: answered, or given up. Without those to a target that has not
+    /// answered yet since it was named, for some seconds: it may not know of us.
     pub sent: u64,
-    /// Pings that nobody answered in time, or that could not be sent for want of an address.
+    /// Pings that nobody answered in time, or to which the network has no way.
     pub lost: u64,
     /// From the sender's device to the other's and back, the other's delay taken out.
     pub rtt_ns: Option<Spread>,
@@ -206,25 +209,34 @@ pub struct Status {
 pub struct Counters {
     pub pings_sent: u64,
     pub pings_answered: u64,
-    /// Pings of others beyond what this node answers, or that no buffer was left for.
+    /// Pings of others that no way or no buffer was left for.
     pub pings_refused: u64,
+    /// Pings of those whom the orders do not name.
+    pub pings_not_listed: u64,
+    /// Pings beyond what a source, or all of them together, may ask for.
+    pub pings_too_fast: u64,
     /// Packets that are none of ours, or answers that nobody waits for.
     pub foreign_packets: u64,
-    /// Own pings that no buffer was left for.
+    /// Own pings that no buffer or no room for an address was left for: they were not sent.
     pub pings_held_back: u64,
+    /// Own pings without an answer, to targets that have not answered yet since they were named: not lost.
+    pub pings_unknown: u64,
     pub completions_failed: u64,
 }
 
 impl Counters {
     /// Names and values, for raw counters.
     #[must_use]
-    pub fn named(&self) -> [(&'static str, u64); 6] {
+    pub fn named(&self) -> [(&'static str, u64); 9] {
         [
             ("pings_sent", self.pings_sent),
             ("pings_answered", self.pings_answered),
             ("pings_refused", self.pings_refused),
+            ("pings_not_listed", self.pings_not_listed),
+            ("pings_too_fast", self.pings_too_fast),
             ("foreign_packets", self.foreign_packets),
             ("pings_held_back", self.pings_held_back),
+            ("pings_unknown", self.pings_unknown),
             ("completions_failed", self.completions_failed),
         ]
     }

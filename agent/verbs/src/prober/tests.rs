@@ -32,12 +32,35 @@ fn peer() -> Ipv6Addr {
 }
 
 /// A prober with one target, and its first ping.
-fn fired(clock: Clock) -> (Prober, Shot) {
+fn first(clock: Clock) -> (Prober, Shot) {
     let mut prober = Prober::new(clock, at(0));
-    prober.set_aims(vec![aim("a", "::1")], 1, at(0));
-    let shot = prober.shoot(at(0)).unwrap();
+    aims(&mut prober, vec![aim("a", "::1")], 0);
+    let shot = ready(&mut prober);
     prober.posted(&shot, at(0));
     (prober, shot)
+}
+
+/// The same once the target has answered: its second ping.
+fn fired(clock: Clock) -> (Prober, Shot) {
+    let (mut prober, shot) = first(clock);
+    assert!(prober.answered(shot.sequence, peer(), 0, at(0)));
+    prober.departed(shot.sequence, 0);
+    assert!(prober.delayed(shot.sequence, peer(), 0));
+    assert_eq!(prober.reports(at(0)).len(), 1);
+    let shot = ready(&mut prober);
+    prober.posted(&shot, at(0));
+    (prober, shot)
+}
+
+/// Targets at a rate that is no matter.
+fn aims(prober: &mut Prober, aims: Vec<Aim>, now: u64) {
+    prober.set_aims(aims, PACKETS_PER_S_MAX, None, at(now));
+}
+
+/// The next ping, once its time has come.
+fn ready(prober: &mut Prober) -> Shot {
+    let due = prober.pace.due(WIRE_BYTES).unwrap();
+    prober.shoot(due).unwrap()
 }
 
 fn only(mut prober: Prober, now: u64) -> Report {
@@ -82,7 +105,10 @@ fn without_times_of_the_device_the_hosts_part_is_absent() {
 #[test]
 fn a_ping_is_lost_once_its_time_is_over_and_what_comes_later_is_nobodys() {
     let (mut prober, shot) = fired(Clock::Host);
-    assert_eq!(prober.wake(), Some(at(0)));
+    // Of the next ping.
+    assert!(prober.wake() < Some(at(100)));
+    prober.set_limit(0);
+    assert_eq!(prober.wake(), Some(at(1000)));
     prober.expire(at(999));
     assert_eq!(prober.reports(at(999)), []);
     prober.expire(at(1000));
@@ -122,26 +148,97 @@ fn a_delay_longer_than_the_time_away_is_not_believed() {
 #[test]
 fn targets_take_turns() {
     let mut prober = Prober::new(Clock::Host, at(0));
-    let aims = vec![aim("a", "::1"), aim("b", "::2"), aim("c", "::3")];
-    prober.set_aims(aims, 1000, at(0));
-    let ids: Vec<String> = (0..7)
-        .map(|_| prober.shoot(at(0)).unwrap().aim.target.id)
-        .collect();
+    let three = vec![aim("a", "::1"), aim("b", "::2"), aim("c", "::3")];
+    aims(&mut prober, three, 0);
+    let ids: Vec<String> = (0..7).map(|_| ready(&mut prober).aim.target.id).collect();
     assert_eq!(ids, ["a", "b", "c", "a", "b", "c", "a"]);
     // The turn goes on where it was when the targets change.
-    prober.set_aims(vec![aim("a", "::1"), aim("bb", "::2")], 1000, at(0));
-    assert_eq!(prober.shoot(at(10)).unwrap().aim.target.id, "bb");
+    aims(&mut prober, vec![aim("a", "::1"), aim("bb", "::2")], 100);
+    assert_eq!(ready(&mut prober).aim.target.id, "bb");
 }
 
 #[test]
 fn what_was_measured_of_a_target_that_stays_stays() {
     let (mut prober, shot) = fired(Clock::Host);
-    prober.set_aims(vec![aim("a", "::1"), aim("b", "::2")], 1, at(1));
+    aims(&mut prober, vec![aim("a", "::1"), aim("b", "::2")], 1);
     assert!(prober.answered(shot.sequence, peer(), 0, at(2)));
     prober.delayed(shot.sequence, peer(), 0);
     // Another address under the same name is another target.
-    prober.set_aims(vec![aim("a", "::9")], 1, at(3));
+    aims(&mut prober, vec![aim("a", "::9")], 3);
     assert_eq!(prober.reports(at(4)), []);
+}
+
+#[test]
+fn a_target_whose_endpoint_changed_starts_anew() {
+    let (mut prober, old) = fired(Clock::Host);
+    prober.expire(at(1000));
+    let shot = ready(&mut prober);
+    prober.posted(&shot, at(1000));
+    // It has started anew: another queue pair, another key.
+    let mut moved = aim("a", "::1");
+    moved.target.qpn += 1;
+    aims(&mut prober, vec![moved], 1500);
+    assert_eq!(prober.reports(at(1500)), [], "the loss was of the old one");
+    prober.expire(at(3000));
+    assert_eq!(prober.reports(at(3000)), [], "so was the ping under way");
+    assert!(!prober.answered(old.sequence, peer(), 0, at(3000)));
+    assert!(!prober.answered(shot.sequence, peer(), 0, at(3000)));
+}
+
+#[test]
+fn silence_of_a_target_that_was_only_just_named_is_no_loss_for_a_while() {
+    let (mut prober, _) = first(Clock::Host);
+    prober.expire(at(1000));
+    assert_eq!((prober.reports(at(1000)), prober.unknown), (vec![], 1));
+    let shot = ready(&mut prober);
+    prober.unreachable(&shot, at(2000));
+    assert_eq!((prober.reports(at(2000)), prober.unknown), (vec![], 2));
+    // It never comes: then that is a loss.
+    let shot = ready(&mut prober);
+    let grace = u64::try_from(GRACE.as_millis()).unwrap();
+    prober.posted(&shot, at(grace - 1000));
+    prober.expire(at(grace));
+    let report = only(prober, grace);
+    assert_eq!((report.sent, report.lost), (1, 1));
+    // One that has answered is known.
+    let (mut prober, _) = fired(Clock::Host);
+    prober.expire(at(1000));
+    assert_eq!(prober.unknown, 0);
+    assert_eq!(only(prober, 1000).lost, 1);
+}
+
+#[test]
+fn a_way_is_in_doubt_once_three_pings_in_a_row_are_lost() {
+    let (mut prober, _) = fired(Clock::Host);
+    let route = aim("a", "::1").route();
+    let mut doubtful = Vec::new();
+    for second in 1..=5 {
+        doubtful.push(prober.expire(at(second * 1000)));
+        let shot = ready(&mut prober);
+        prober.posted(&shot, at(second * 1000));
+    }
+    assert_eq!(
+        doubtful,
+        [vec![], vec![], vec![route], vec![route], vec![route]]
+    );
+    let (last, _) = prober.flights.last_key_value().unwrap();
+    assert!(prober.answered(*last, peer(), 0, at(5500)));
+    assert_eq!(prober.expire(at(7000)), []);
+}
+
+#[test]
+fn no_target_is_pinged_more_often_than_it_answers_and_no_link_is_filled() {
+    let sent = |aims: Vec<Aim>, bytes_per_s| {
+        let mut prober = Prober::new(Clock::Host, at(0));
+        prober.set_aims(aims, u32::MAX, bytes_per_s, at(0));
+        let shots = (0..1000).map(|ms| std::iter::from_fn(|| prober.shoot(at(ms))).count());
+        u32::try_from(shots.sum::<usize>()).unwrap()
+    };
+    // Two paths of one source are one source.
+    let paths = vec![aim("a#0", "::1"), aim("a#1", "::1")];
+    let most = TARGET_PER_S_MAX;
+    assert!((most * 9 / 10..=most).contains(&sent(paths.clone(), None)));
+    assert!((5..=7).contains(&sent(paths, Some(7 * u64::from(WIRE_BYTES)))));
 }
 
 #[test]
@@ -168,7 +265,7 @@ proptest! {
         steps in prop::collection::vec((0_u64..400, 0_u8..5, 0_u64..40), 1..400),
     ) {
         let mut prober = Prober::new(Clock::Host, at(0));
-        prober.set_aims(vec![aim("a", "::1"), aim("b", "::1")], 1000, at(0));
+        aims(&mut prober, vec![aim("a", "::1"), aim("b", "::1")], 0);
         let (mut now, mut shots, mut sent, mut lost, mut timed) = (0, 0, 0, 0, 0);
         let mut count = |reports: Vec<Report>| {
             for report in reports {
@@ -186,14 +283,14 @@ proptest! {
                 },
                 1 => { prober.answered(sequence, peer(), 0, at(now)); }
                 2 => { prober.delayed(sequence, peer(), ms); }
-                3 => prober.expire(at(now)),
+                3 => drop(prober.expire(at(now))),
                 _ => count(prober.reports(at(now))),
             }
         }
         prober.expire(at(now + 2000));
         prop_assert!(prober.flights.is_empty());
         count(prober.reports(at(now + 2000)));
-        prop_assert_eq!(sent, shots);
+        prop_assert_eq!(sent + prober.unknown, shots);
         prop_assert!(lost + timed <= sent);
     }
 }

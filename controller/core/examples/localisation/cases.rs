@@ -1,5 +1,6 @@
 //! Labelled cases: a fabric, flows over it with what they sent and lost, and what is really at fault.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use weir_controller_core::localise::Observations;
 
@@ -153,31 +154,6 @@ impl Fabric {
 
     pub fn hosts(&self) -> usize {
         self.pods * self.edges * self.hosts_per_edge
-    }
-
-    /// What each link and each switch cannot be told from, as the first of its class. Where no path is known,
-    /// ECMP's candidates stay the same if spines (or aggregation switches with their cores) change places: the links
-    /// between an edge switch and them are one class, and so are they.
-    fn classes(&self, symmetric: bool) -> (Vec<usize>, Vec<usize>) {
-        let (hosts, all_edges) = (self.hosts(), self.pods * self.edges);
-        let all = all_edges * self.uppers;
-        let cores = self.uppers * self.uppers;
-        let link = |l: usize| match l - (2 * hosts).min(l) {
-            _ if l < 2 * hosts => l,
-            n if n < 2 * all => l - n % self.uppers,
-            n => l - (n - 2 * all) % cores,
-        };
-        let device = |d: usize| match (d - all_edges.min(d), self.shape) {
-            _ if d < all_edges => d,
-            (_, Shape::LeafSpine) => all_edges,
-            (n, Shape::ThreeTier) if n < self.pods * self.uppers => d - n % self.uppers,
-            (_, Shape::ThreeTier) => all_edges + self.pods * self.uppers,
-        };
-        let devices = self.leaves.iter().flatten().max().map_or(0, |d| d + 1);
-        let class = |n: usize, of: &dyn Fn(usize) -> usize| -> Vec<usize> {
-            (0..n).map(|x| if symmetric { of(x) } else { x }).collect()
-        };
-        (class(self.leaves.len(), &link), class(devices, &device))
     }
 
     /// Links that a packet passes whatever ECMP does, and the ways between them.
@@ -355,14 +331,45 @@ pub fn case(kind: Kind, seed: u64) -> Case {
         }
         tell(&mut seen, flow, bad);
     }
-    let symmetric = kind.paths == Paths::Unknown;
-    let (link_class, device_class) = fabric.classes(symmetric);
+    let (link_class, device_class) = classes(&fabric, &flows);
     Case {
         seen,
         truth,
         link_class,
         device_class,
     }
+}
+
+/// What each link and each switch cannot be told from, as the first of its class: those that the same flows cross
+/// on as many of their candidate paths, since nothing else of an element enters the likelihood of a fault.
+fn classes(fabric: &Fabric, flows: &[Flow]) -> (Vec<usize>, Vec<usize>) {
+    let devices = fabric.leaves.iter().flatten().max().map_or(0, |d| d + 1);
+    let mut links: Vec<BTreeMap<usize, usize>> = vec![BTreeMap::new(); fabric.leaves.len()];
+    let mut switches = vec![BTreeMap::new(); devices];
+    for (n, flow) in flows.iter().enumerate() {
+        let ways = if flow.told || flow.ways.is_empty() {
+            vec![flow.links()]
+        } else {
+            let whole = |way: &Vec<usize>| flow.known.iter().chain(way).copied().collect();
+            flow.ways.iter().map(whole).collect()
+        };
+        for way in ways {
+            for link in way {
+                *links[link].entry(n).or_default() += 1;
+                if let Some(device) = fabric.leaves[link] {
+                    *switches[device].entry(n).or_default() += 1;
+                }
+            }
+        }
+    }
+    let first = |all: Vec<BTreeMap<usize, usize>>| {
+        let mut firsts: BTreeMap<BTreeMap<usize, usize>, usize> = BTreeMap::new();
+        (0..)
+            .zip(all)
+            .map(|(n, crossed)| *firsts.entry(crossed).or_insert(n))
+            .collect()
+    };
+    (first(links), first(switches))
 }
 
 fn flows(fabric: &Fabric, paths: Paths, rng: &mut Rng) -> Vec<Flow> {

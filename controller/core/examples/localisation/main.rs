@@ -12,8 +12,10 @@ use std::io::{self, Write};
 use std::time::Instant;
 use weir_controller_core::localise::{Model, vote};
 
-/// Seeds on which 007's share is chosen are not those on which it is judged.
+/// Seeds on which 007's share is chosen are not those on which it is judged, and these are not those on which either
+/// method was developed (from 0 on).
 const CHOICE_SEEDS: u64 = 1 << 32;
+const JUDGED_SEEDS: u64 = 1 << 40;
 const CASES: u64 = 60;
 const SHARES: [f64; 8] = [vote::SHARE_MIN, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2];
 
@@ -32,7 +34,7 @@ fn main() -> io::Result<()> {
     for (n, kind) in (0..).zip(Kind::all()) {
         let scores = by_kind.entry(kind).or_default();
         for seed in 0..cases {
-            let case = cases::case(kind, n * cases + seed);
+            let case = cases::case(kind, JUDGED_SEEDS + n * cases + seed);
             let ours = score::named(&case.seen.explain(&Model::default()));
             scores[0].add(&case, &ours);
             for (score, share) in scores[1..].iter_mut().zip([vote::SHARE_MIN, share]) {
@@ -75,18 +77,15 @@ fn best_share(cases: u64) -> f64 {
     best.map_or(vote::SHARE_MIN, |n| SHARES[n])
 }
 
-/// Microseconds of an explanation of 10,000 flows over 1,024 links, the median of 21.
+/// Microseconds of an explanation of 10,000 flows over 1,024 links: the least of 21, since other programs may run beside it.
 fn speed(told: bool) -> f64 {
-    let mut times: Vec<f64> = (0..21)
-        .map(|seed| {
-            let seen = cases::large(10_000, told, seed);
-            let start = Instant::now();
-            std::hint::black_box(seen.explain(&Model::default()));
-            start.elapsed().as_secs_f64() * 1e6
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    let times = (0..21).map(|seed| {
+        let seen = cases::large(10_000, told, seed);
+        let start = Instant::now();
+        std::hint::black_box(seen.explain(&Model::default()));
+        start.elapsed().as_secs_f64() * 1e6
+    });
+    times.fold(f64::INFINITY, f64::min)
 }
 
 fn write_table(
@@ -113,6 +112,10 @@ fn write_table(
     let mut row = |name: &str, scores: &Scores| -> io::Result<()> {
         write!(out, "{name:<32} {:>5}", scores[0].cases)?;
         for s in scores {
+            if s.faults == 0.0 {
+                write!(out, "   {:<19}", format!("{} named", s.named))?;
+                continue;
+            }
             write!(
                 out,
                 "   {:.3}  {:.3}  {:.3}",

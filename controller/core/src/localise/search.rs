@@ -11,6 +11,9 @@ const LEVELS: usize = LOSSES.len() + 1;
 /// Moves of one search. A fault takes one or two; more faults than this are no longer single faults.
 const MOVES_MAX: usize = 128;
 
+/// Factors of a loss over which it is averaged: together they reach from one of [`LOSSES`] to the next.
+const WIDTH: [f64; 3] = [0.6, 1.0, 1.7];
+
 /// A gain below this is rounding (log-likelihoods of 100,000 flows are summed).
 const GAIN_MIN: f64 = 1e-6;
 
@@ -107,19 +110,29 @@ impl<'a> Search<'a> {
             log: vec![[0.0; LEVELS]; flows],
             moves: 0,
         };
-        let logs: [(f64, f64); LEVELS] = std::array::from_fn(|level| {
-            let loss = if level == 0 {
-                noise
-            } else {
-                noise + LOSSES[level - 1]
-            };
-            (loss.ln(), (-loss).ln_1p())
+        // The loss of a link is anywhere between two of the sizes, and not the same for each flow.
+        let logs: [[(f64, f64); WIDTH.len()]; LEVELS] = std::array::from_fn(|level| {
+            WIDTH.map(|width| {
+                let loss = noise
+                    + if level == 0 {
+                        0.0
+                    } else {
+                        LOSSES[level - 1] * width
+                    };
+                (loss.ln(), (-loss).ln_1p())
+            })
         });
         for (n, flow) in seen.flows.iter().enumerate() {
             let (bad, good) = (flow.bad as f64, (flow.sent - flow.bad) as f64);
-            let logs = logs.map(|(lost, kept)| bad * lost + good * kept);
-            let top = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let likelihood = logs.map(|l| (l - top).exp());
+            let logs = logs.map(|level| level.map(|(lost, kept)| bad * lost + good * kept));
+            let top = logs
+                .iter()
+                .flatten()
+                .copied()
+                .fold(f64::NEG_INFINITY, f64::max);
+            let likelihood = logs.map(|level| {
+                level.iter().map(|l| (l - top).exp()).sum::<f64>() / WIDTH.len() as f64
+            });
             let own = likelihood.iter().sum::<f64>() / LEVELS as f64;
             search.likelihood.push(likelihood);
             search.own.push(model.outliers * own);
@@ -209,47 +222,57 @@ impl<'a> Search<'a> {
         of.iter().map(level).max().unwrap_or(0)
     }
 
-    /// What the likelihood and the prior would gain, were an element at another level.
-    pub(super) fn gain(&mut self, element: Number, to: usize) -> f64 {
-        self.likelihood_gain(element, to) + self.cost(element, self.level[element])
-            - self.cost(element, to)
-    }
-
-    fn likelihood_gain(&mut self, element: Number, to: usize) -> f64 {
-        let mut gain = 0.0;
+    /// What the likelihood and the prior would gain, were an element at each of the levels.
+    pub(super) fn gains(&mut self, element: Number) -> [f64; LEVELS] {
         let from = self.level[element];
+        let mut gains: [f64; LEVELS] =
+            std::array::from_fn(|to| self.cost(element, from) - self.cost(element, to));
         for flow in &self.flows_of[element] {
             let known = self.known[*flow];
-            let then = if to >= known {
-                to
-            } else if from < known {
+            let rest = if known == 0 || from < known {
                 known
             } else {
-                self.worst(&self.seen.flows[*flow].known, element, to)
+                self.worst(&self.seen.flows[*flow].known, element, 0)
             };
-            gain += self.log[*flow][then] - self.log[*flow][known];
+            let log = &self.log[*flow];
+            for (to, gain) in gains.iter_mut().enumerate() {
+                *gain += log[to.max(rest)] - log[known];
+            }
         }
         for n in 0..self.stages_of[element].len() {
             let (stage, ref through) = self.stages_of[element][n];
-            let mut counts = self.counts[stage];
+            // Its paths by the level of what else is on them, and all others by their level.
+            let (mut rest, mut others) = ([0; LEVELS], self.counts[stage]);
             for path in through {
-                counts[self.paths[stage][*path]] -= 1;
-                counts[self.worst(&self.seen.stages[stage][*path], element, to)] += 1;
+                let level = self.paths[stage][*path];
+                others[level] -= 1;
+                let alone = level == 0 || from < level;
+                rest[if alone {
+                    level
+                } else {
+                    self.worst(&self.seen.stages[stage][*path], element, 0)
+                }] += 1;
             }
-            gain +=
-                self.stage_log(stage, &counts) - self.stage_log(stage, &self.counts[stage].clone());
+            let now = self.stage_log(stage, self.counts[stage]);
+            for (to, gain) in gains.iter_mut().enumerate() {
+                let mut counts = others;
+                for (level, paths) in rest.iter().enumerate() {
+                    counts[level.max(to)] += paths;
+                }
+                *gain += self.stage_log(stage, counts) - now;
+            }
         }
-        gain
+        gains
     }
 
     /// Log-likelihood of all flows of a stage with such paths.
-    fn stage_log(&mut self, stage: usize, counts: &Counts) -> f64 {
-        if let Some((_, log)) = self.weighed[stage].iter().find(|(c, _)| c == counts) {
+    fn stage_log(&mut self, stage: usize, counts: Counts) -> f64 {
+        if let Some((_, log)) = self.weighed[stage].iter().find(|(c, _)| *c == counts) {
             return *log;
         }
         let flows = self.flows_in[stage].iter();
-        let log = flows.map(|f| self.log(*f, self.known[*f], counts)).sum();
-        self.weighed[stage].push((*counts, log));
+        let log = flows.map(|f| self.log(*f, self.known[*f], &counts)).sum();
+        self.weighed[stage].push((counts, log));
         log
     }
 
@@ -259,7 +282,7 @@ impl<'a> Search<'a> {
             Element::Link(_) => self.model.prior_link,
             Element::Device(_) => self.model.prior_device,
         };
-        if level == 0 {
+        if level == 0 || self.given[element] {
             0.0
         } else {
             ((1.0 - prior) / prior).ln() + (LOSSES.len() as f64).ln()
@@ -274,12 +297,11 @@ impl<'a> Search<'a> {
         };
         let from = self.level[element];
         // Where nothing was lost there is nothing to gain.
-        if self.given[element] || (from == 0 && !self.suspect[element]) {
+        if from == 0 && !self.suspect[element] {
             return best;
         }
-        for to in (0..LEVELS).filter(|to| *to != from) {
-            let gain = self.gain(element, to);
-            if gain > best.gain {
+        for (to, gain) in self.gains(element).into_iter().enumerate() {
+            if to != from && gain > best.gain {
                 best = Move { to, gain };
             }
         }

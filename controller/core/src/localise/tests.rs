@@ -191,7 +191,7 @@ proptest! {
                 break;
             }
             let element = element % seen.elements.len();
-            expected += search.gain(element, to);
+            expected += search.gains(element)[to];
             search.apply(element, to);
             prop_assert!((search.total() - expected).abs() < 1e-6 * expected.abs().max(1.0));
             search.check();

@@ -3,6 +3,7 @@
 use super::{
     CALIBRATED, ITERATIONS_MIN, Kind, LATE_MIN, RANKS_MAX, SHARE_MIN, SPREADS, Straggler, WINDOW,
 };
+use crate::ids::NodeId;
 use crate::io::CollectiveDone;
 use crate::jobs::{moves_data, only_queues};
 use std::collections::{BTreeMap, VecDeque};
@@ -44,6 +45,7 @@ impl Call {
 
 #[derive(Debug, Clone, Default)]
 struct Track {
+    node: Option<NodeId>,
     calls: VecDeque<Call>,
     seen: Duration,
     /// End of the newest call (its start, where calls only queue work), and the longest gap of late.
@@ -93,13 +95,17 @@ pub struct Ranks {
     lengths: VecDeque<f64>,
     iterations: VecDeque<Iteration>,
     last_seen: Duration,
+    /// Ranks of the communicator, if they are known.
+    size: Option<u32>,
+    /// When two nodes last called one rank theirs.
+    mixed: Option<Duration>,
     refused: u64,
     unmatched: u64,
 }
 
 impl Ranks {
     /// Takes a finished call, in the order of each rank.
-    pub fn done(&mut self, done: &CollectiveDone, at: Duration) {
+    pub fn done(&mut self, node: &NodeId, done: &CollectiveDone, at: Duration) {
         self.last_seen = at;
         let Some(rank) = done.rank.filter(|_| moves_data(&done.op)) else {
             return;
@@ -115,6 +121,7 @@ impl Ranks {
                 *self = Ranks {
                     collective: Some((done.op.clone(), bytes)),
                     last_seen: at,
+                    mixed: self.mixed,
                     ..Ranks::default()
                 };
             }
@@ -130,7 +137,18 @@ impl Ranks {
             self.count_ready();
         }
         let queued = self.only_queues();
+        self.size = done.ranks.or(self.size);
         let track = self.tracks.entry(rank).or_default();
+        if track.node.as_ref() != Some(node) {
+            if track.node.is_some() {
+                self.mixed = Some(at);
+                self.ready -= usize::from(!track.calls.is_empty());
+            }
+            *track = Track {
+                node: Some(node.clone()),
+                ..Track::default()
+            };
+        }
         let start = at.saturating_sub(done.started_before).as_secs_f64();
         let seconds = if queued {
             0.0
@@ -304,11 +322,14 @@ impl Ranks {
     }
 
     /// The job's stragglers, the latest first. `None` while nothing can be said: too few iterations or
-    /// ranks, or calls that only queue work and starts that are not calibrated yet.
+    /// ranks, calls that only queue work and starts that are not calibrated yet, or several communicators in one
+    /// (a rank on two nodes in the last minute, more ranks than there are): they do not wait for each other.
     #[must_use]
     pub fn stragglers(&self) -> Option<Vec<Straggler>> {
         let iterations = self.iterations.len();
-        if iterations < ITERATIONS_MIN {
+        let recent = |at: Duration| self.last_seen.saturating_sub(at) < GONE;
+        let too_many = self.size.is_some_and(|n| self.tracks.len() > n as usize);
+        if iterations < ITERATIONS_MIN || too_many || self.mixed.is_some_and(recent) {
             return None;
         }
         let mut late: BTreeMap<(u32, Kind), Vec<f64>> = BTreeMap::new();
@@ -357,7 +378,7 @@ impl Ranks {
         lost.sum::<f64>() / self.iterations.len().max(1) as f64
     }
 
-    /// Forgets a rank's usual start, when its node or its path to the controller has changed.
+    /// Forgets a rank's usual start, when its path to the controller has changed. (A new node is noticed.)
     pub fn forget_start(&mut self, rank: u32) {
         if let Some(track) = self.tracks.get_mut(&rank) {
             track.starts.clear();

@@ -36,6 +36,10 @@ const JOB: Job = Job {
     lost: |_, _| false,
 };
 
+fn node(rank: u32) -> NodeId {
+    NodeId::new(&format!("n{rank}"))
+}
+
 fn noise(a: u32, b: u32) -> f64 {
     f64::from(
         (a.wrapping_mul(2_654_435_761) ^ b.wrapping_mul(40_503)).wrapping_mul(2_246_822_519) >> 16,
@@ -78,6 +82,7 @@ impl Job {
                 for (_, start, end) in of {
                     let queued = self.op.starts_with("nccl");
                     ranks.done(
+                        &node(rank),
                         &CollectiveDone {
                             job: JobId::new("j"),
                             rank: Some(rank),
@@ -145,7 +150,7 @@ fn a_rank_that_changes_each_time_is_jitter() {
     assert_eq!(Job { late_s, ..JOB }.found(), []);
     // Late in two of three: a straggler, though not always.
     let late_s = |iteration: u32, rank: u32| {
-        if rank == 5 && iteration % 3 > 0 {
+        if rank == 5 && !iteration.is_multiple_of(3) {
             0.2
         } else {
             0.0
@@ -299,6 +304,58 @@ fn a_straggler_that_recovers_is_forgotten() {
     assert_eq!(Job { late_s, ..JOB }.found(), []);
 }
 
+#[test]
+fn jobs_are_kept_apart_and_forgotten_when_nobody_reports_them() {
+    let mut stragglers = Stragglers::default();
+    for iteration in 0..20u32 {
+        for rank in 0..8u32 {
+            // Rank 2 of job `a` and rank 5 of job `b` arrive last.
+            let done = |job: &str, last| CollectiveDone {
+                job: JobId::new(job),
+                rank: Some(rank),
+                ranks: Some(8),
+                op: "MPI_Allreduce".into(),
+                bytes: Some(1 << 20),
+                started_before: Duration::from_millis(if rank == last { 200 } else { 300 }),
+                duration: Duration::from_millis(if rank == last { 200 } else { 300 }),
+            };
+            let sample = NodeSample {
+                collectives: vec![done("a", 2), done("b", 5)],
+                ..NodeSample::default()
+            };
+            let at = Duration::from_millis(1000 + 500 * u64::from(iteration));
+            stragglers.sampled(&node(rank), &sample, at);
+        }
+    }
+    let found = stragglers
+        .iter()
+        .map(|(job, ranks)| (job.as_str(), ranks.stragglers().unwrap()[0].rank));
+    assert_eq!(found.collect::<Vec<_>>(), [("a", 2), ("b", 5)]);
+    stragglers.expire(Duration::from_secs(100), Duration::from_secs(60));
+    assert!(stragglers.get(&JobId::new("a")).is_none());
+}
+
+#[test]
+fn several_communicators_in_one_are_not_compared() {
+    let mut ranks = JOB.run();
+    assert_eq!(ranks.stragglers(), Some(vec![]));
+    let at = ranks.last_seen() + Duration::from_millis(1);
+    let call = |rank, ranks| CollectiveDone {
+        job: JobId::new("j"),
+        rank: Some(rank),
+        ranks: Some(ranks),
+        op: "MPI_Allreduce".into(),
+        bytes: Some(1 << 20),
+        started_before: Duration::from_millis(200),
+        duration: Duration::from_millis(200),
+    };
+    let mut larger = ranks.clone();
+    larger.done(&node(8), &call(8, 8), at);
+    assert_eq!(larger.stragglers(), None, "nine ranks of eight");
+    ranks.done(&node(9), &call(3, 8), at);
+    assert_eq!(ranks.stragglers(), None, "rank 3 on two nodes");
+}
+
 proptest! {
     #[test]
     fn any_calls_are_taken_and_what_is_held_is_bounded(
@@ -309,7 +366,7 @@ proptest! {
         let mut at = Duration::from_secs(1);
         for (rank, bytes, before, ms, later) in calls {
             at += Duration::from_millis(later);
-            ranks.done(&CollectiveDone {
+            ranks.done(&node(rank), &CollectiveDone {
                 job: JobId::new("j"),
                 rank: (rank < 5).then_some(rank),
                 ranks: None,
@@ -340,7 +397,7 @@ proptest! {
                     let start = 10.0 + f64::from(iteration) * 0.6 + late;
                     let end = 10.0 + f64::from(iteration) * 0.6 + 0.3;
                     let at = end + 0.05;
-                    job.done(&CollectiveDone {
+                    job.done(&node(rank), &CollectiveDone {
                         job: JobId::new("j"),
                         rank: Some(rank),
                         ranks: Some(8),

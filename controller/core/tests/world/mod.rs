@@ -358,6 +358,8 @@ impl World {
                 retransmits: 0,
                 srtt_us: 500,
                 delivered_ce: 0,
+                received_ce: 0,
+                cnps_sent: 0,
             };
             samples.entry(host(l, h)).or_default().flows.push(flow);
         }
