@@ -1,5 +1,7 @@
 //! `weir`, the operator's command: tables for people, `--json` for programs, all through the API.
 
+mod replay;
+
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use comfy_table::{ContentArrangement, Table, presets};
@@ -60,6 +62,9 @@ enum Command {
         #[arg(long = "pin", required = true, value_parser = parse_pin)]
         pins: Vec<Value>,
     },
+    /// Rebuild what a flight recording led to, and compare it with what was done: 0 the same, 1 different, 2 parts
+    /// are missing. `--config` shows what another configuration would have led to. Needs no controller.
+    Replay(replay::Args),
     /// End a lease: its routes return to the baseline.
     End {
         /// Number of the lease; see `weir leases`.
@@ -149,22 +154,23 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
-    let text = match run(&args) {
-        Ok(text) => text,
+    let (text, code) = match run(&args) {
+        Ok(done) => done,
         Err(error) => {
             let written = writeln!(std::io::stderr(), "weir: {}", said(&error));
             drop(written);
-            return ExitCode::FAILURE;
+            return replay::failure(&error);
         }
     };
     match writeln!(std::io::stdout(), "{}", text.trim_end()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => code,
         // The reader of a pipe went away: nothing more to say.
         Err(_) => ExitCode::FAILURE,
     }
 }
 
-fn run(args: &Args) -> anyhow::Result<String> {
+/// The text to print, and the code to end with.
+fn run(args: &Args) -> anyhow::Result<(String, ExitCode)> {
     let api = Api::new(&args.controller);
     let nothing = json!({});
     let (value, show): (Value, fn(&Value) -> String) = match &args.command {
@@ -199,12 +205,14 @@ fn run(args: &Args) -> anyhow::Result<String> {
             api.post(&format!("/api/v1/leases/{lease}/end"), &nothing)?,
             |v| format!("lease {} ends", v["lease"]),
         ),
+        Command::Replay(replay) => return replay::run(replay, args.json),
     };
-    Ok(if args.json {
+    let text = if args.json {
         serde_json::to_string_pretty(&value)?
     } else {
         show(&value)
-    })
+    };
+    Ok((text, ExitCode::SUCCESS))
 }
 
 fn explained(api: &Api, id: &str) -> anyhow::Result<Value> {

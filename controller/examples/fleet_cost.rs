@@ -1,6 +1,6 @@
 //! What a large fleet costs the controller: frames of thousands of agents through the real decoder
 //! and the real core, on one thread. Prints figures; `NODES` (default 10,000) and `SECONDS_RUN` (5)
-//! choose the size.
+//! choose the size. With `RECORD=DIRECTORY` all of it goes through the flight recorder too, and is replayed.
 //!
 //! Pods of 64 hosts with eight rails: eight leaves in each pod, eight spines over all.
 
@@ -10,8 +10,10 @@
     reason = "a measurement, for a person at a terminal"
 )]
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use weir_controller::brain::{Brain, Event};
+use weir_controller::record::{About, Ask, Recorder, Settings, replay};
 use weir_controller_core::Config;
 use weir_controller_core::ids::{NodeId, PortId};
 use weir_controller_core::io::Role;
@@ -172,7 +174,133 @@ fn fabric(nodes: usize) -> (Vec<Agent>, Plan) {
     (agents, plan)
 }
 
-/// CPU time of this process: the machine may be busy with other things.
+/// The plan as the file that an operator would write.
+fn topology_text(plan: &Plan) -> String {
+    let nodes = plan.nodes.iter().map(|(name, role)| {
+        let role = if *role == Role::Host {
+            "host"
+        } else {
+            "switch"
+        };
+        format!("  - {{name: {name}, role: {role}}}\n")
+    });
+    let links = plan.cables.iter();
+    let links = links.map(|c| format!("  - {{a: \"{}\", b: \"{}\", rate: 400Gbit}}\n", c.a, c.b));
+    format!(
+        "nodes:\n{}links:\n{}",
+        nodes.collect::<String>(),
+        links.collect::<String>()
+    )
+}
+
+/// The controller's task without its queue: records, decides, records again.
+struct Controller {
+    brain: Brain,
+    recorder: Option<Recorder>,
+}
+
+impl Controller {
+    fn new(plan: Plan, record: Option<&Path>) -> Controller {
+        let recorder = record.map(|directory| Self::recorder(directory, &plan));
+        Controller {
+            brain: Brain::new(Config::default(), plan, false, 1 << 20),
+            recorder,
+        }
+    }
+
+    fn recorder(directory: &Path, plan: &Plan) -> Recorder {
+        let settings = Settings {
+            directory: directory.to_owned(),
+            segment_bytes: 64 << 20,
+            total_bytes: 1 << 40,
+        };
+        let about = About {
+            lease_base: 1 << 20,
+            frozen: false,
+            started: Duration::ZERO,
+            config: Config::default(),
+            plan: plan.clone(),
+            config_text: String::new(),
+            topology_text: topology_text(plan),
+        };
+        Recorder::create(settings, about).unwrap()
+    }
+
+    fn event(&mut self, event: Event, now: Duration) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.append(now, &event);
+        }
+        for action in self.brain.handle(event, now) {
+            if let Some(recorder) = &mut self.recorder {
+                recorder.acted(now, &action);
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Duration) {
+        if now < self.brain.core.poll_timeout().0 {
+            return;
+        }
+        self.event(Event::Tick, now);
+        let memory = || self.brain.core.memory().to_bytes();
+        if let Some(event) = self.recorder.as_mut().and_then(|r| r.tick(now, memory)) {
+            self.event(event, now);
+        }
+    }
+}
+
+/// Prints what appending a frame takes, without what the brain does with it.
+fn appended(agents: &mut [Agent], seq: u64, directory: &Path) {
+    let mut recorder = Controller::recorder(directory, &Plan::default());
+    let at = Duration::from_secs(seq);
+    let frames: Vec<Event> = agents
+        .iter_mut()
+        .map(|a| Event::Message {
+            node: a.name.clone(),
+            message: v1::AgentMessage {
+                body: Some(Body::Frame(a.frame(seq))),
+            },
+        })
+        .collect();
+    let start = cpu();
+    for frame in &frames {
+        recorder.append(at, frame);
+    }
+    let took = cpu() - start;
+    let each = took.as_secs_f64() * 1e9 / frames.len() as f64;
+    println!("recorder: {each:.0} ns of CPU a frame on the brain's task");
+}
+
+/// Prints what the recording takes, and how fast it is replayed.
+fn replayed(
+    controller: Controller,
+    directory: &Path,
+    node_seconds: f64,
+    [connected, first]: [u64; 2],
+) {
+    let recorded = controller.recorder.as_ref().unwrap().recorded();
+    drop(controller);
+    println!(
+        "recording: {:.0} bytes a node and second; {} KiB of topology, Hellos and inventories, {} KiB of first key frames; {} records lost",
+        (recorded.bytes - first) as f64 / node_seconds,
+        connected >> 10,
+        (first - connected) >> 10,
+        recorded.lost
+    );
+    let start = cpu();
+    let report = replay(directory, &Ask::default(), |_, _| {}).unwrap();
+    let took = (cpu() - start).as_secs_f64();
+    println!(
+        "replay: {} records of {} segments in {took:.2} s of CPU, {:.0} a second; {} actions compared, {} differ",
+        report.records,
+        report.segments,
+        report.records as f64 / took,
+        report.compared,
+        report.differences_total
+    );
+}
+
+/// CPU time of this thread: the machine may be busy with other things.
 fn cpu() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/schedstat").unwrap();
     Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap())
@@ -191,32 +319,26 @@ fn main() {
     let seconds = number("SECONDS_RUN", 5) as u64;
     let (mut agents, plan) = fabric(number("NODES", 10_000));
     let links = plan.cables.len() * 2;
-    let mut brain = Brain::new(Config::default(), plan, false, 0);
+    let record: Option<PathBuf> = std::env::var_os("RECORD").map(Into::into);
+    let mut controller = Controller::new(plan, record.as_deref());
     let before = resident_mib();
     let (start, wall) = (cpu(), Instant::now());
     let mut now = Duration::ZERO;
     let step = Duration::from_nanos(1_000_000_000 / agents.len() as u64);
-    let tick = |brain: &mut Brain, now: Duration| {
-        if now >= brain.core.poll_timeout().0 {
-            brain.handle(Event::Tick, now);
-        }
-    };
     for agent in &agents {
         now += step;
         let node = agent.name.clone();
         let hello = agent.hello();
-        brain.handle(
-            Event::Connected {
-                node: node.clone(),
-                hello,
-            },
-            now,
-        );
+        let connected = Event::Connected {
+            node: node.clone(),
+            hello,
+        };
+        controller.event(connected, now);
         let message = v1::AgentMessage {
             body: Some(Body::Inventory(agent.inventory())),
         };
-        brain.handle(Event::Message { node, message }, now);
-        tick(&mut brain, now);
+        controller.event(Event::Message { node, message }, now);
+        controller.tick(now);
     }
     println!(
         "{} nodes, {links} directed links: connected in {:.2} s of CPU ({:.2} s)",
@@ -224,6 +346,16 @@ fn main() {
         (cpu() - start).as_secs_f64(),
         wall.elapsed().as_secs_f64()
     );
+    let recorded = |controller: &mut Controller, now| {
+        let recorder = controller.recorder.as_mut();
+        recorder.map_or(0, |recorder| {
+            // What is measured is the cost, not the disk: this clock is faster than it.
+            recorder.wait(now);
+            recorder.recorded().bytes
+        })
+    };
+    let connected = recorded(&mut controller, now);
+    let mut first = 0;
     for seq in 1..=seconds {
         let frames: Vec<(String, v1::AgentMessage)> = agents
             .iter_mut()
@@ -235,32 +367,41 @@ fn main() {
                 (a.name.clone(), message)
             })
             .collect();
-        let samples = brain.samples;
+        let samples = controller.brain.samples;
         let start = cpu();
         let mut ticks = Duration::ZERO;
         for (node, message) in frames {
             now += step;
-            brain.handle(Event::Message { node, message }, now);
-            let at = cpu_if_due(&brain, now);
-            tick(&mut brain, now);
+            controller.event(Event::Message { node, message }, now);
+            let at = cpu_if_due(&controller.brain, now);
+            controller.tick(now);
             if let Some(at) = at {
                 ticks += cpu() - at;
             }
         }
         let took = cpu() - start;
-        let samples = brain.samples - samples;
+        let samples = controller.brain.samples - samples;
         println!(
             "second {seq}: {:.3} s of CPU, {:.3} s of it in the detector's ticks; {:.0} ns a sample ({samples})",
             took.as_secs_f64(),
             ticks.as_secs_f64(),
             took.as_secs_f64() * 1e9 / samples as f64
         );
+        let bytes = recorded(&mut controller, now);
+        if seq == 1 {
+            first = bytes;
+        }
     }
     let after = resident_mib();
     println!(
         "memory: {after:.0} MiB, {:.1} KiB a node",
         (after - before) * 1024.0 / agents.len() as f64
     );
+    if let Some(directory) = record {
+        let node_seconds = agents.len() as f64 * (seconds - 1) as f64;
+        replayed(controller, &directory, node_seconds, [connected, first]);
+        appended(&mut agents, seconds + 1, &directory.join("cost"));
+    }
 }
 
 fn cpu_if_due(brain: &Brain, now: Duration) -> Option<Duration> {

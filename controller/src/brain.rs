@@ -31,6 +31,10 @@ pub enum Event {
     },
     /// The core's timer fired.
     Tick,
+    /// A segment of the recording is due: every agent is asked for the key frame that it will start from.
+    SegmentDue,
+    /// The recording goes on in a new segment, and every path is asked for again: a replay can start here.
+    SegmentBegun,
     Freeze {
         frozen: bool,
     },
@@ -117,6 +121,11 @@ impl Brain {
                 }
             }
             Event::Tick => self.core.handle_timeout(now),
+            Event::SegmentDue => {
+                let resync = |node: &String| Action::Resync { node: node.clone() };
+                actions.extend(self.streams.keys().map(resync));
+            }
+            Event::SegmentBegun => self.core.handle_input(Input::SegmentBegun, now),
             Event::Freeze { frozen } => self.core.handle_input(Input::FreezeSet { frozen }, now),
             Event::Trial { job, pins } => self
                 .core

@@ -1,5 +1,6 @@
 //! The controller's configuration: a file that may be wrong ([`RawConfig`]) and a value that cannot.
 
+use crate::record;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -7,6 +8,10 @@ use std::time::Duration;
 use weir_common::config::{self, Checker, ConfigError};
 use weir_controller_core::config::Mode;
 use weir_controller_core::trial::BEFORE_MAX;
+
+/// MiB of a segment, and of all; what they hold is in docs/recorder.md.
+const SEGMENT_MIB: usize = 64;
+const TOTAL_MIB: usize = 2048;
 
 /// The file, key by key. Unknown keys are errors.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -23,11 +28,22 @@ pub struct RawConfig {
     pub topology: Option<PathBuf>,
     pub state_dir: Option<PathBuf>,
     pub mode: Option<String>,
-    pub record: Option<PathBuf>,
+    pub record: RawRecord,
     pub lease: RawLease,
     pub trial: RawTrial,
     pub hotspot: RawHotspot,
     pub probe: RawProbe,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawRecord {
+    /// Where the flight recorder keeps its segments; without it nothing is recorded.
+    pub directory: Option<PathBuf>,
+    /// A segment ends when its events have taken this.
+    pub segment_mib: Option<i64>,
+    /// All segments together; the oldest is deleted.
+    pub total_mib: Option<i64>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -72,7 +88,7 @@ pub struct Config {
     pub listen_http: SocketAddr,
     pub topology: Option<PathBuf>,
     pub state_dir: PathBuf,
-    pub record: Option<PathBuf>,
+    pub record: Option<record::Settings>,
     pub core: weir_controller_core::Config,
 }
 
@@ -203,9 +219,39 @@ impl RawConfig {
                 .state_dir
                 .clone()
                 .unwrap_or_else(|| "/var/lib/weir/controller".into()),
-            record: self.record.clone(),
+            record: self.record(&check)?,
             core,
         })
+    }
+}
+
+impl RawConfig {
+    fn record(&self, check: &Checker<'_>) -> Result<Option<record::Settings>, ConfigError> {
+        let RawRecord {
+            directory,
+            segment_mib,
+            total_mib,
+        } = &self.record;
+        let segment = check.count(
+            "record.segment_mib",
+            *segment_mib,
+            SEGMENT_MIB,
+            (1, 1 << 16),
+        )?;
+        // Less than four segments would keep little more than the newest.
+        let total = TOTAL_MIB.max(4 * segment);
+        let least = i64::try_from(4 * segment).unwrap_or(i64::MAX);
+        let total = check.count("record.total_mib", *total_mib, total, (least, 1 << 24))?;
+        let bytes = |mib: usize| {
+            u64::try_from(mib)
+                .unwrap_or(u64::MAX)
+                .saturating_mul(1 << 20)
+        };
+        Ok(directory.clone().map(|directory| record::Settings {
+            directory,
+            segment_bytes: bytes(segment),
+            total_bytes: bytes(total),
+        }))
     }
 }
 
@@ -273,6 +319,13 @@ mod tests {
     fn a_rate_of_probes_is_checked() {
         let text = refusal("probe: {packets_per_second: 1001}");
         let words = ["probe.packets_per_second", "1001", "0 to 1000"];
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    }
+
+    #[test]
+    fn a_recording_has_room_for_four_segments() {
+        let text = refusal("record: {directory: /x, segment_mib: 100, total_mib: 399}");
+        let words = ["record.total_mib", "399", "400 to"];
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
     }
 

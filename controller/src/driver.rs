@@ -6,7 +6,7 @@
 //! Cancel safety: the driver awaits only its queue and its timer, both cancel-safe.
 
 use crate::brain::{Action, Brain, Event};
-use crate::record::Recorder;
+use crate::record::{Recorded, Recorder};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -65,7 +65,7 @@ pub struct View<'a> {
     /// Wall clock at the start, to turn the core's times into dates.
     pub started: SystemTime,
     pub agents_refused: u64,
-    pub events_recorded_lost: u64,
+    pub recorded: Recorded,
 }
 
 /// An accepted agent.
@@ -251,11 +251,20 @@ impl Driver {
                 },
                 () = tokio::time::sleep_until(self.epoch + due) => {
                     self.event(Event::Tick);
-                    if let Some(recorder) = &mut self.recorder {
-                        recorder.flush();
-                    }
+                    self.keep_recording();
                 }
             }
+        }
+    }
+
+    /// Hands on what was recorded, and begins the next segment if it is time.
+    fn keep_recording(&mut self) {
+        let now = self.now();
+        let Some(recorder) = &mut self.recorder else {
+            return;
+        };
+        if let Some(event) = recorder.tick(now, || self.brain.core.memory().to_bytes()) {
+            self.event(event);
         }
     }
 
@@ -310,13 +319,13 @@ impl Driver {
                 }
             }
             Request::Read(reader) => {
-                let events_recorded_lost = self.recorder.as_ref().map_or(0, |r| r.dropped);
+                let recorded = self.recorder.as_ref().map(Recorder::recorded);
                 let view = View {
                     brain: &self.brain,
                     now: self.now(),
                     started: self.started,
                     agents_refused: self.agents_refused,
-                    events_recorded_lost,
+                    recorded: recorded.unwrap_or_default(),
                 };
                 reader(&view);
             }

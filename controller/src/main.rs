@@ -27,12 +27,6 @@ struct Args {
 enum Cmd {
     /// Run until SIGTERM or Ctrl-C. With no file: loopback only, mode observe (nothing is changed).
     Run(File),
-    /// Feed a recording (config key `record`) to the core and print every verdict and command.
-    Replay {
-        recording: PathBuf,
-        #[command(flatten)]
-        file: File,
-    },
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCmd),
@@ -96,26 +90,19 @@ fn run(command: Cmd) -> anyhow::Result<ExitCode> {
     let done = match command {
         Cmd::Topology(command) => return topology_command::run(&command),
         Cmd::Run(file) => {
-            let (_, config, plan) = load(&file)?;
+            let loaded = load(&file)?;
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?
-                .block_on(serve(config, plan))
-        }
-        Cmd::Replay { recording, file } => {
-            let (_, config, plan) = load(&file)?;
-            for line in record::replay(&recording, config.core, plan)? {
-                out(&line)?;
-            }
-            Ok(())
+                .block_on(serve(loaded))
         }
         Cmd::Config(ConfigCmd::Check(file)) => {
             load(&file)?;
             out("ok")
         }
         Cmd::Config(ConfigCmd::Show(file)) => {
-            let (raw, _, _) = load(&file)?;
-            out(serde_norway::to_string(&raw)?.trim_end())
+            let loaded = load(&file)?;
+            out(serde_norway::to_string(&loaded.raw)?.trim_end())
         }
         Cmd::Metrics { json } => {
             if json {
@@ -133,7 +120,15 @@ fn out(line: &str) -> anyhow::Result<()> {
     Ok(writeln!(std::io::stdout(), "{line}")?)
 }
 
-fn load(file: &File) -> anyhow::Result<(RawConfig, Config, Plan)> {
+/// The configuration, and the topology file that it names.
+struct Loaded {
+    raw: RawConfig,
+    config: Config,
+    plan: Plan,
+    topology_text: String,
+}
+
+fn load(file: &File) -> anyhow::Result<Loaded> {
     let (raw, config) = match &file.config {
         Some(path) => config::read(path)?,
         None => (
@@ -141,16 +136,28 @@ fn load(file: &File) -> anyhow::Result<(RawConfig, Config, Plan)> {
             RawConfig::default().check(Path::new("(defaults)"))?,
         ),
     };
-    let plan = config
-        .topology
-        .as_deref()
-        .map(topology_file::read)
-        .transpose()?
-        .unwrap_or_default();
-    Ok((raw, config, plan))
+    let (plan, topology_text) = match &config.topology {
+        Some(path) => {
+            let text = topology_file::text(path)?;
+            (topology_file::parse(&text, path)?, text)
+        }
+        None => (Plan::default(), String::new()),
+    };
+    Ok(Loaded {
+        raw,
+        config,
+        plan,
+        topology_text,
+    })
 }
 
-async fn serve(config: Config, plan: Plan) -> anyhow::Result<()> {
+async fn serve(loaded: Loaded) -> anyhow::Result<()> {
+    let Loaded {
+        raw,
+        config,
+        plan,
+        topology_text,
+    } = loaded;
     let state = &config.state_dir;
     std::fs::create_dir_all(state)
         .with_context(|| format!("cannot make state_dir {}", state.display()))?;
@@ -173,15 +180,26 @@ async fn serve(config: Config, plan: Plan) -> anyhow::Result<()> {
         .try_exists()
         .with_context(|| format!("cannot read {}", frozen_file.display()))?;
     // Seconds since 1970 in the upper half: lease numbers never repeat over restarts.
-    let lease_base = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)?
-        .as_secs()
-        << 20;
-    let recorder = match &config.record {
-        Some(path) => Some(
-            record::Recorder::create(path, lease_base, frozen)
-                .with_context(|| format!("cannot make the recording {}", path.display()))?,
-        ),
+    let started = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let lease_base = started.as_secs() << 20;
+    let recorder = match config.record {
+        Some(settings) => {
+            let directory = settings.directory.clone();
+            let about = record::About {
+                lease_base,
+                frozen,
+                started,
+                config: config.core.clone(),
+                plan: plan.clone(),
+                config_text: serde_norway::to_string(&raw)?,
+                topology_text,
+            };
+            let recorder = record::Recorder::create(settings, about).with_context(|| {
+                let directory = directory.display();
+                format!("cannot record in {directory}; make it writable for the controller or set record.directory")
+            })?;
+            Some(recorder)
+        }
         None => None,
     };
     let http = tokio::net::TcpListener::bind(config.listen_http)

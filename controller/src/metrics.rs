@@ -32,7 +32,9 @@ catalogue! {
     EVENTS_TAKEN Counter "weir_controller_events_total" ["severity"] "Events taken from agents.";
     EVENTS_REPEATED Counter "weir_controller_events_repeated_total" [] "Events that agents told again because no acknowledgement had reached them.";
     EVENTS_DROPPED Counter "weir_controller_events_dropped_total" ["reason", "severity"] "Events that others pushed out of memory: the node had its share (node_full), or all nodes together had theirs (full); or its node is long gone (node_forgotten).";
-    RECORD_LOST Counter "weir_controller_record_dropped_total" [] "Events that the recording could not take.";
+    RECORD_LOST Counter "weir_controller_record_dropped_total" [] "Events and actions that the recording could not take: the disk is slow, full or gone.";
+    RECORD_BYTES Counter "weir_controller_record_bytes_total" [] "Bytes written to the recording.";
+    RECORD_DELETED Counter "weir_controller_record_segments_deleted_total" [] "Segments of the recording deleted because it had reached its size.";
     TABLE_FULL Counter "weir_controller_table_refused_total" ["table"] "Samples refused because a bounded table was full.";
     FINDINGS Gauge "weir_topology_findings" [] "Contradictions between the topology file and what agents report.";
     NODE_UP Gauge "weir_node_up" ["node", "role"] "1 while the node's agent is connected.";
@@ -153,7 +155,9 @@ fn all_points(view: &View<'_>) -> Vec<Point> {
             put(EVENTS_DROPPED, &labels, dropped.unwrap_or(0) as f64);
         }
     }
-    put(RECORD_LOST, &[], view.events_recorded_lost as f64);
+    put(RECORD_LOST, &[], view.recorded.lost as f64);
+    put(RECORD_BYTES, &[], view.recorded.bytes as f64);
+    put(RECORD_DELETED, &[], view.recorded.segments_deleted as f64);
     put(TABLE_FULL, &["flows"], core.flows().refused() as f64);
     let status = views::status(view);
     put(FINDINGS, &[], status.findings.len() as f64);

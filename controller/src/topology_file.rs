@@ -63,11 +63,18 @@ struct Link {
 /// # Errors
 /// [`TopologyError`] names the file, the entry and the remedy.
 pub fn read(path: &Path) -> Result<Plan, TopologyError> {
-    let text = std::fs::read_to_string(path).map_err(|source| TopologyError::Read {
+    parse(&text(path)?, path)
+}
+
+/// The text of a topology file, unchecked.
+///
+/// # Errors
+/// [`TopologyError::Read`].
+pub fn text(path: &Path) -> Result<String, TopologyError> {
+    std::fs::read_to_string(path).map_err(|source| TopologyError::Read {
         path: path.to_owned(),
         source,
-    })?;
-    parse(&text, path)
+    })
 }
 
 /// Parses the text of a topology file; `path` is for the messages.

@@ -5,8 +5,11 @@
     reason = "the functions that tests share are tests too: they panic"
 )]
 
+use std::io::{BufRead, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use weir_controller::record::{Ask, replay};
 
 fn controller(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_weir-controller"))
@@ -51,13 +54,60 @@ fn a_bad_configuration_or_topology_ends_with_64_and_names_the_place() {
     }
 }
 
+/// Waits for the line that names the address of the API.
+fn listening(log: &mut impl BufRead) -> String {
+    let mut lines = log.lines().map(Result::unwrap);
+    let line = lines.find(|line| line.contains("HTTP on ")).unwrap();
+    line.rsplit_once(' ').unwrap().1.to_owned()
+}
+
+fn post(address: &str, path: &str) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let head = format!("POST {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
+    let rest = "content-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+    stream.write_all((head + rest).as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
 #[test]
-fn a_file_that_is_no_recording_is_named() {
-    let output = controller(&["replay", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")]);
+fn a_controller_that_is_told_to_stop_has_recorded_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = dir.path().join("records");
+    let config = dir.path().join("controller.yaml");
+    let text = format!(
+        "listen_grpc: \"127.0.0.1:0\"\nlisten_http: \"127.0.0.1:0\"\nstate_dir: {}\nrecord: {{directory: {}}}\n",
+        dir.path().join("state").display(),
+        records.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut controller = Command::new(env!("CARGO_BIN_EXE_weir-controller"))
+        .args(["run", "--config", config.to_str().unwrap()])
+        .env("RUST_LOG", "info")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Held open to the end: the controller writes to it.
+    let mut log = BufReader::new(controller.stderr.take().unwrap());
+    let address = listening(&mut log);
+    for path in ["/api/v1/freeze", "/api/v1/unfreeze", "/api/v1/freeze"] {
+        post(&address, path);
+    }
+    let stopped = Command::new("kill")
+        .arg(controller.id().to_string())
+        .status();
+    assert!(stopped.unwrap().success());
+    controller.wait().unwrap();
+    let report = replay(&records, &Ask::default(), |_, _| {}).unwrap();
     assert!(
-        String::from_utf8(output.stderr)
-            .unwrap()
-            .contains("not a recording")
+        report.is_same() && report.is_whole() && report.cuts.is_empty(),
+        "{report:?}"
+    );
+    let story: Vec<&str> = report.story.iter().map(|t| t.text.as_str()).collect();
+    assert_eq!(
+        story,
+        ["freeze: frozen", "freeze: unfrozen", "freeze: frozen"]
     );
 }
 

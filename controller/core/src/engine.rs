@@ -10,6 +10,7 @@ use crate::incident::Incidents;
 use crate::io::{Command, Input, LeaseOutcome, NodeSample, PinChange, Role};
 use crate::jobs::Jobs;
 use crate::links::{Interval, Links};
+use crate::memory::Memory;
 use crate::silent::Silent;
 use crate::straggler::{self, Stragglers};
 use crate::topology::{Plan, Topology};
@@ -26,7 +27,7 @@ const REFRESH_PER_LINK: Duration = Duration::from_micros(20);
 /// Nodes held at once.
 pub const NODES_MAX: usize = 16_384;
 /// A node that was lost for longer is no part of the fabric any more.
-const NODE_GONE: Duration = Duration::from_secs(86_400);
+pub const NODE_GONE: Duration = Duration::from_secs(86_400);
 /// After this many tries in vain the cool-down grows no more: 64 times the first.
 const IN_VAIN_MAX: usize = 6;
 /// Trials kept, the oldest that is over goes first.
@@ -39,6 +40,14 @@ pub struct Node {
     pub connected: bool,
     pub last_seen: Duration,
     routes_epoch: u64,
+}
+
+/// A table, or the largest of several alike, and its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Table {
+    pub name: &'static str,
+    pub held: usize,
+    pub max: usize,
 }
 
 /// The pure controller.
@@ -90,6 +99,50 @@ impl Core {
         }
     }
 
+    /// What a core that starts later in the same run cannot measure.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory {
+            next_lease: self.next_lease,
+            frozen: self.frozen,
+            incidents: self.incidents.clone(),
+            trials: self.trials.clone(),
+            given_back: self.given_back.clone(),
+            jobs: self.jobs.clone(),
+            hot_links: self
+                .links
+                .recently_hot()
+                .filter_map(|(n, track)| Some((self.topology.port_at(n)?.clone(), track.clone())))
+                .collect(),
+        }
+    }
+
+    /// Goes on from what another core held at this time; commands that wait are dropped.
+    pub fn remember(&mut self, memory: Memory) {
+        let Memory {
+            next_lease,
+            frozen,
+            incidents,
+            trials,
+            given_back,
+            jobs,
+            hot_links,
+        } = memory;
+        self.topology.refresh();
+        for (port, track) in hot_links {
+            if let Some(link) = self.topology.link(&port) {
+                self.links.remember(link, track);
+            }
+        }
+        self.next_lease = next_lease;
+        self.frozen = frozen;
+        self.incidents = incidents;
+        self.trials = trials;
+        self.given_back = given_back;
+        self.jobs = jobs;
+        self.commands.clear();
+    }
+
     /// Takes a fact that arrived at `now`.
     pub fn handle_input(&mut self, input: Input, now: Duration) {
         match input {
@@ -122,6 +175,7 @@ impl Core {
                 }
             }
             Input::SampleReported { node, sample } => self.sampled(&node, &sample, now),
+            Input::PathsResolved { node, .. } if !self.nodes.contains_key(&node) => {}
             Input::PathsResolved { node, hops } => {
                 for hop in hops {
                     self.flows.resolved(&node, hop);
@@ -135,6 +189,11 @@ impl Core {
                 reason,
             } => self.lease_reported(&node, lease, outcome, &reason, now),
             Input::FreezeSet { frozen } => self.freeze(frozen, now),
+            Input::SegmentBegun => {
+                for node in self.nodes.keys() {
+                    self.flows.routes_changed(node);
+                }
+            }
             Input::TrialRequested { job, pins } => {
                 let verdict = "asked for by an operator".to_owned();
                 let outcome = self.propose(&job, pins, (String::new(), verdict), None, now);
@@ -188,6 +247,9 @@ impl Core {
     }
 
     fn node_connected(&mut self, node: &NodeId, role: Role, held: &[u64], now: Duration) {
+        if !self.has_room_for(node) {
+            return;
+        }
         self.nodes.insert(
             node.clone(),
             Node {
@@ -224,13 +286,15 @@ impl Core {
 
     fn forget_nodes(&mut self, now: Duration) {
         let gone = |n: &Node| !n.connected && now.saturating_sub(n.last_seen) >= NODE_GONE;
-        let (topology, health, silent) = (&mut self.topology, &mut self.health, &mut self.silent);
+        let (topology, flows) = (&mut self.topology, &mut self.flows);
+        let (health, silent) = (&mut self.health, &mut self.silent);
         self.nodes.retain(|id, node| {
             let keep = !gone(node);
             if !keep {
                 topology.node_forgotten(id);
                 health.forget(id);
                 silent.forget(id);
+                flows.node_forgotten(id);
             }
             keep
         });
@@ -253,7 +317,7 @@ impl Core {
         known.last_seen = now;
         let known_role = known.role;
         self.jobs.sampled(node, sample, now);
-        self.stragglers.sampled(sample, now);
+        self.stragglers.sampled(node, sample, now);
         let sent = sample.flows.iter().map(|f| f.bytes).sum();
         self.silent.sampled(node, &sample.values, sent, now);
         let job = sample.job();
@@ -411,6 +475,10 @@ impl Core {
                 pins.len(),
                 self.config.trial.changes_max
             ));
+        }
+        let mut routes = BTreeSet::new();
+        if let Some(twice) = pins.iter().find(|p| !routes.insert((&p.node, p.dst))) {
+            return Err(format!("{twice}: the same route twice in one trial"));
         }
         // One at a time: two changes under way cannot be told apart by what the jobs do.
         if let Some(other) = self.trials.iter().find(|t| {
@@ -624,6 +692,24 @@ impl Core {
     #[must_use]
     pub fn given_back(&self, cause: Cause) -> u64 {
         self.given_back.get(&cause).copied().unwrap_or(0)
+    }
+
+    /// How full every table is.
+    #[must_use]
+    pub fn tables(&self) -> Vec<Table> {
+        let own = [
+            ("nodes", self.nodes.len(), NODES_MAX),
+            ("trials", self.trials.len(), TRIALS_MAX),
+        ];
+        let all = own
+            .into_iter()
+            .chain(self.topology.tables())
+            .chain(self.links.tables())
+            .chain(self.flows.tables())
+            .chain(self.jobs.tables())
+            .chain(self.incidents.tables());
+        all.map(|(name, held, max)| Table { name, held, max })
+            .collect()
     }
 
     #[must_use]

@@ -3,6 +3,7 @@
 //! Paths are asked of the switches hop by hop (their kernels answer with the route they would
 //! take) and remembered until the switch says that its routes changed.
 
+use crate::engine::NODES_MAX;
 use crate::ids::{FlowKey, JobId, NodeId, PortId};
 use crate::io::{FlowSample, ResolvedHop};
 use crate::silent::{self, Tally};
@@ -147,6 +148,19 @@ impl Flows {
                 self.epochs.insert(node.clone(), 1);
             }
         }
+    }
+
+    /// Its flows have expired long ago.
+    pub fn node_forgotten(&mut self, node: &NodeId) {
+        self.epochs.remove(node);
+    }
+
+    pub(crate) fn tables(&self) -> [(&'static str, usize, usize); 3] {
+        [
+            ("flows", self.flows.len(), FLOWS_MAX),
+            ("hops", self.hops_held, HOPS_MAX),
+            ("route epochs", self.epochs.len(), NODES_MAX),
+        ]
     }
 
     fn epoch(&self, node: &NodeId) -> u64 {

@@ -1,5 +1,6 @@
 //! Typed names of what the fabric is made of.
 
+use crate::memory::keep;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub struct FlowKey {
     pub src_port: u16,
     pub dst_port: u16,
 }
+
+keep!(struct PortId { node, port });
 
 impl NodeId {
     #[must_use]

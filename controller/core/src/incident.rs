@@ -3,6 +3,7 @@
 
 use crate::cause::{self, Affected};
 use crate::ids::JobId;
+use crate::memory::keep;
 use crate::topology::Topology;
 use crate::verdict::{Class, Verdict};
 use std::collections::{BTreeSet, VecDeque};
@@ -28,6 +29,8 @@ pub struct Incident {
     /// What was done about it, oldest first.
     pub story: VecDeque<(Duration, String)>,
 }
+
+keep!(struct Incident { id, verdict, opened_at, last_seen, resolved_at, root, jobs, story });
 
 impl Incident {
     /// Adds a line to the story, unless it says the same as the last.
@@ -55,6 +58,8 @@ pub struct Incidents {
     /// Incidents opened so far by class, for the counter.
     opened_by_class: [u64; Class::ALL.len()],
 }
+
+keep!(struct Incidents { list, opened, opened_by_class });
 
 impl Incidents {
     /// Takes a verdict: opens an incident or brings the open one of the same cause up to date.
@@ -181,6 +186,14 @@ impl Incidents {
 
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Incident> {
         self.list.iter()
+    }
+
+    pub(crate) fn tables(&self) -> [(&'static str, usize, usize); 2] {
+        let longest = self.list.iter().map(|i| i.story.len()).max();
+        [
+            ("incidents", self.list.len(), INCIDENTS_MAX),
+            ("lines of a story", longest.unwrap_or(0), STORY_MAX),
+        ]
     }
 
     /// Incidents opened since the start, by class.

@@ -1,6 +1,7 @@
 //! What the core is told (facts, past tense) and what it asks for (commands, imperative).
 
 use crate::ids::{FlowKey, JobId, NodeId, PortId};
+use crate::memory::keep;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +54,9 @@ pub enum Input {
     FreezeSet {
         frozen: bool,
     },
+    /// A recording goes on from here: whoever replays it knows none of the paths that were asked for
+    /// before, so that all are asked for again.
+    SegmentBegun,
     /// An operator asks for a change by hand; it runs under the same lease and the same judge.
     TrialRequested {
         job: JobId,
@@ -227,6 +231,8 @@ pub struct PinChange {
     pub dst: Ipv4Addr,
     pub port: Arc<str>,
 }
+
+keep!(struct PinChange { node, dst, port });
 
 impl std::fmt::Display for PinChange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -14,6 +14,7 @@
 
 use crate::ids::{JobId, NodeId};
 use crate::io::{CollectiveDone, NodeSample};
+use crate::memory::keep;
 use crate::verdict::Impact;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -25,6 +26,8 @@ const ITERATIONS_MAX: usize = 256;
 const RANKS_MAX: usize = 4;
 /// Ranks of a job whose host is remembered: those that stragglers are looked for among.
 const HOSTS_MAX: usize = crate::straggler::RANKS_MAX;
+/// Nodes of a job whose flows may become a series; the first that report.
+const CANDIDATES_MAX: usize = 1024;
 /// Jobs held at once.
 const JOBS_MAX: usize = 4096;
 /// A largest collective that was not called for this long gives way to the next.
@@ -54,6 +57,8 @@ pub struct Iteration {
     pub seconds: f64,
 }
 
+keep!(struct Iteration { started, ended, seconds });
+
 /// What the iterations are measured on.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Signature {
@@ -64,6 +69,12 @@ pub enum Signature {
     /// Of the flows that one node sends.
     FlowProgress { node: NodeId },
 }
+
+keep!(enum Signature {
+    0 Collective { op, bytes, rank },
+    1 Queued { op, bytes, rank },
+    2 FlowProgress { node },
+});
 
 impl Signature {
     /// Two medians of [`Iteration::seconds`], before a change and after it, in words.
@@ -104,6 +115,10 @@ pub struct Job {
     warm_up: BTreeMap<NodeId, u32>,
 }
 
+keep!(struct Job {
+    ranks, first_seen, last_seen, collective, collective_seen, by_rank, trains, by_flows, running, hosts, warm_up,
+});
+
 /// Calls since a window began.
 #[derive(Debug, Clone, Copy)]
 struct Train {
@@ -112,6 +127,8 @@ struct Train {
     calls: u32,
     gap_max: Duration,
 }
+
+keep!(struct Train { first, last, calls, gap_max });
 
 impl Train {
     fn new(start: Duration) -> Train {
@@ -192,7 +209,7 @@ impl Job {
                 series,
                 Iteration {
                     started,
-                    ended: started + done.duration,
+                    ended: started.saturating_add(done.duration),
                     seconds: done.duration.as_secs_f64(),
                 },
             );
@@ -359,6 +376,15 @@ fn push(series: &mut VecDeque<Iteration>, iteration: Iteration) {
 #[derive(Debug, Clone, Default)]
 pub struct Jobs(BTreeMap<JobId, Job>);
 
+impl crate::memory::Keep for Jobs {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.0.put(out);
+    }
+    fn take(from: &mut &[u8]) -> Option<Jobs> {
+        crate::memory::Keep::take(from).map(Jobs)
+    }
+}
+
 impl Jobs {
     pub fn sampled(&mut self, node: &NodeId, sample: &NodeSample, at: Duration) {
         for done in &sample.collectives {
@@ -385,7 +411,8 @@ impl Jobs {
         let mut sent: BTreeMap<&JobId, u64> = BTreeMap::new();
         for flow in &sample.flows {
             if let Some(job) = &flow.job {
-                *sent.entry(job).or_default() += flow.bytes;
+                let sum = sent.entry(job).or_default();
+                *sum = sum.saturating_add(flow.bytes);
             }
         }
         for (key, bytes) in sent {
@@ -395,6 +422,9 @@ impl Jobs {
                 && (job.by_flows.contains_key(node) || job.by_flows.len() < RANKS_MAX)
             {
                 let seconds = elapsed.as_secs_f64() / (bytes as f64 / 1e6);
+                if job.warm_up.len() >= CANDIDATES_MAX && !job.warm_up.contains_key(node) {
+                    continue;
+                }
                 let passed = job.warm_up.entry(node.clone()).or_default();
                 if *passed < WARM_UP {
                     *passed += 1;
@@ -433,6 +463,29 @@ impl Jobs {
         });
         job.last_seen = at;
         Some(job)
+    }
+
+    pub(crate) fn tables(&self) -> [(&'static str, usize, usize); 5] {
+        let most = |of: fn(&Job) -> usize| self.0.values().map(of).max().unwrap_or(0);
+        let series = |j: &Job| {
+            let all = j.by_rank.values().chain(j.by_flows.values());
+            all.map(VecDeque::len).max().unwrap_or(0)
+        };
+        [
+            ("jobs", self.0.len(), JOBS_MAX),
+            (
+                "ranks of a job",
+                most(|j| j.by_rank.len().max(j.trains.len())),
+                RANKS_MAX,
+            ),
+            ("nodes of a job", most(|j| j.by_flows.len()), RANKS_MAX),
+            (
+                "candidates of a job",
+                most(|j| j.warm_up.len()),
+                CANDIDATES_MAX,
+            ),
+            ("iterations of a series", most(series), ITERATIONS_MAX),
+        ]
     }
 
     #[must_use]

@@ -2,7 +2,8 @@
 
 use crate::config::Hotspot;
 use crate::io::PortSample;
-use crate::topology::LinkIx;
+use crate::memory::keep;
+use crate::topology::{LINKS_MAX, LinkIx};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ pub const SAMPLES_MAX: usize = 120;
 
 /// Samples kept of any other link; at least the detector's window.
 const SAMPLES_QUIET: usize = 16;
+
+/// Histories that are kept for a replay: 20 MB.
+const REMEMBERED_MAX: usize = 4096;
 
 /// A shorter busy share than this says nothing about the rest of the interval.
 const BUSY_MIN: f64 = 0.2;
@@ -98,12 +102,19 @@ pub struct Interval {
     pub busy: f64,
 }
 
+keep!(struct LinkSample {
+    at, tx_bps, utilisation, utilisation_busy, drops_per_s, marked, paused, pausing, queue_bytes_max, pressed, hot,
+});
+
+/// The intervals of one link.
 #[derive(Debug, Clone, Default)]
-struct Track {
+pub struct Track {
     samples: VecDeque<LinkSample>,
     /// When it was hot last.
     hot_at: Option<Duration>,
 }
+
+keep!(struct Track { samples, hot_at });
 
 /// History of all links.
 #[derive(Debug, Clone, Default)]
@@ -195,6 +206,34 @@ impl Links {
             },
             limits.window,
         );
+    }
+
+    /// Links that were hot in one of their last few intervals.
+    pub(crate) fn recently_hot(&self) -> impl Iterator<Item = (usize, &Track)> {
+        let hot = |t: &Track| t.samples.iter().rev().take(SAMPLES_QUIET).any(|s| s.hot);
+        let tracks = self.tracks.iter().enumerate();
+        tracks.filter(move |(_, t)| hot(t)).take(REMEMBERED_MAX)
+    }
+
+    /// Puts a link's history in the place of what is known of it.
+    pub(crate) fn remember(&mut self, link: LinkIx, track: Track) {
+        if self.tracks.len() <= link.index() {
+            self.tracks.resize_with(link.index() + 1, Track::default);
+        }
+        if track.samples.back().is_some_and(|s| s.hot) {
+            self.hot.insert(link);
+        } else {
+            self.hot.remove(&link);
+        }
+        self.tracks[link.index()] = track;
+    }
+
+    pub(crate) fn tables(&self) -> [(&'static str, usize, usize); 2] {
+        let longest = self.tracks.iter().map(|t| t.samples.len()).max();
+        [
+            ("link tracks", self.tracks.len(), LINKS_MAX),
+            ("samples of a link", longest.unwrap_or(0), SAMPLES_MAX),
+        ]
     }
 
     /// Links whose newest interval was hot and is not older than `max_age`.

@@ -4,6 +4,7 @@
 //! A link that nobody wrote down is inferred when exactly two reported addresses share a subnet.
 //! What the file says stands; a report that contradicts it becomes a finding, never a crash.
 
+use crate::engine::NODES_MAX;
 use crate::ids::{NodeId, PortId};
 use crate::io::{EcmpGroup, Inventory, Role};
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +31,9 @@ pub struct Plan {
 
 /// Directed links held; 100,000 GPUs with three switch tiers have about 600,000.
 pub const LINKS_MAX: usize = 1 << 20;
+
+/// Findings held; nobody reads more, and one mistake in the file may make one for each port.
+const FINDINGS_MAX: usize = 4096;
 
 /// Number of a directed link; it never means another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -157,6 +161,10 @@ impl Topology {
         &self.links[link.index()].port
     }
 
+    pub(crate) fn port_at(&self, index: usize) -> Option<&PortId> {
+        self.links.get(index).map(|link| &link.port)
+    }
+
     /// The port at the other end of the cable.
     #[must_use]
     pub fn peer(&self, port: &PortId) -> Option<&PortId> {
@@ -234,6 +242,14 @@ impl Topology {
             .groups
             .iter()
             .find(|g| g.id == id)
+    }
+
+    pub(crate) fn tables(&self) -> [(&'static str, usize, usize); 3] {
+        [
+            ("inventories", self.reported.len(), NODES_MAX),
+            ("links", self.links.len(), LINKS_MAX),
+            ("findings", self.findings.len(), FINDINGS_MAX),
+        ]
     }
 
     /// Where file and reports disagree, in words.
@@ -374,6 +390,13 @@ impl Topology {
             }
         }
         self.findings.extend(wrong);
+        let over = self.findings.len().saturating_sub(FINDINGS_MAX);
+        if over > 0 {
+            (0..=over).for_each(|_| drop(self.findings.pop_last()));
+            // Behind all others in their order, so that it is what people read last.
+            self.findings
+                .insert(format!("~ {} more findings", over + 1));
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use crate::config::Trial as Limits;
 use crate::ids::{JobId, NodeId};
 use crate::io::{Command, LeaseOutcome, PinChange};
 use crate::jobs::{Iteration, Job, Signature};
+use crate::memory::keep;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub enum State {
     /// Over; the job may be tried again.
     Idle,
 }
+
+keep!(enum State { 0 Proposed, 1 Holding, 2 Committed, 3 RolledBack, 4 Cooldown, 5 Idle });
 
 impl State {
     pub const ALL: [State; 6] = [
@@ -90,6 +93,10 @@ pub enum Cause {
     Frozen,
 }
 
+keep!(enum Cause {
+    0 Slower, 1 Stalled, 2 NoBetter, 3 NotJudged, 4 NotApplied, 5 Node, 6 JobOver, 7 Operator, 8 Frozen,
+});
+
 impl Cause {
     pub const ALL: [Cause; 9] = [
         Cause::Slower,
@@ -129,6 +136,8 @@ pub enum NodeLease {
     Over,
 }
 
+keep!(enum NodeLease { 0 Asked, 1 Applied, 2 Over });
+
 /// A change on trial, or kept, or given back.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trial {
@@ -156,6 +165,11 @@ pub struct Trial {
     renew_at: Duration,
     cooldown_until: Duration,
 }
+
+keep!(struct Trial {
+    lease, incident, verdict, job, pins, nodes, state, reason, given_back, signature, before_s, after_s,
+    proposed_at, applied_at, decided_at, told, counted, cooldown, renew_at, cooldown_until,
+});
 
 /// What a trial starts from.
 #[derive(Debug, Clone)]

@@ -2,6 +2,7 @@
 
 use crate::ids::{JobId, NodeId, PortId};
 use crate::io::PinChange;
+use crate::memory::{Keep, keep};
 use std::fmt;
 use std::sync::Arc;
 
@@ -60,6 +61,12 @@ classes! {
     Cabling = "cabling";
 }
 
+keep!(enum Class {
+    0 EcmpCollision, 1 Incast, 2 Oversubscription, 3 SlowReceiver, 4 DegradedLink, 5 StorageBurst, 6 PfcStorm,
+    7 Straggler, 8 LinkFlap, 9 LinkDown, 10 LinkErrors, 11 SilentLoss, 12 NicFault, 13 GpuFault, 14 NodeOutlier,
+    15 Cabling,
+});
+
 /// What a verdict is about.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
@@ -109,6 +116,50 @@ impl fmt::Display for Subject {
     }
 }
 
+impl Keep for Subject {
+    fn put(&self, out: &mut Vec<u8>) {
+        match self {
+            Subject::Link(port) => {
+                out.push(0);
+                port.put(out);
+            }
+            Subject::Nic(node, name) => {
+                out.push(1);
+                (node.clone(), name.clone()).put(out);
+            }
+            Subject::Gpu(node, name) => {
+                out.push(2);
+                (node.clone(), name.clone()).put(out);
+            }
+            Subject::Node(node) => {
+                out.push(3);
+                node.put(out);
+            }
+            Subject::Rank { job, rank, node } => {
+                out.push(4);
+                job.put(out);
+                rank.put(out);
+                node.put(out);
+            }
+        }
+    }
+
+    fn take(from: &mut &[u8]) -> Option<Subject> {
+        Some(match u8::take(from)? {
+            0 => Subject::Link(PortId::take(from)?),
+            1 => Subject::Nic(NodeId::take(from)?, Keep::take(from)?),
+            2 => Subject::Gpu(NodeId::take(from)?, Keep::take(from)?),
+            3 => Subject::Node(NodeId::take(from)?),
+            4 => Subject::Rank {
+                job: JobId::take(from)?,
+                rank: u32::take(from)?,
+                node: Keep::take(from)?,
+            },
+            _ => return None,
+        })
+    }
+}
+
 /// How bad it is for the jobs that run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
@@ -119,6 +170,8 @@ pub enum Severity {
     /// Work stands still or results may be wrong.
     Critical,
 }
+
+keep!(enum Severity { 0 Info, 1 Warning, 2 Critical });
 
 impl Severity {
     /// Name in the API and in labels.
@@ -141,12 +194,16 @@ pub struct Impact {
     pub ranks: u32,
 }
 
+keep!(struct Impact { lost_ratio, ranks });
+
 /// One thing that was measured or weighed, in words and figures.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evidence {
     pub what: String,
     pub value: String,
 }
+
+keep!(struct Evidence { what, value });
 
 impl Evidence {
     #[must_use]
@@ -178,6 +235,10 @@ pub struct Verdict {
     /// `None` if no job's time tells.
     pub impact: Option<Impact>,
 }
+
+keep!(struct Verdict {
+    class, severity, entity, links, job, confidence, evidence, plan, action, impact,
+});
 
 impl Verdict {
     /// A verdict without links, plan, job and impact.

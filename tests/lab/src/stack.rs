@@ -62,7 +62,7 @@ pub struct StackSpec {
     pub bin_dir: PathBuf,
     /// act, advise or observe.
     pub mode: String,
-    /// Where the controller records what it ingests, if it shall.
+    /// Directory where the controller records what it ingests, if it shall.
     pub record: Option<PathBuf>,
     /// The agents' limits file.
     pub limits_yaml: String,
@@ -480,7 +480,7 @@ fn tail(log: &Path) -> String {
 
 fn controller_yaml(spec: &StackSpec, topology: &Path, dir: &Path) -> String {
     let record = spec.record.as_ref().map_or_else(String::new, |path| {
-        format!("record: \"{}\"\n", path.display())
+        format!("record: {{directory: \"{}\"}}\n", path.display())
     });
     format!(
         "listen_grpc: \"{CONTROLLER_ADDRESS}:{GRPC_PORT}\"\nlisten_http: \"0.0.0.0:{HTTP_PORT}\"\n\

@@ -50,6 +50,8 @@ fn flow(from: Ipv4Addr, to: Ipv4Addr, bytes: u64) -> FlowSample {
         retransmits: 0,
         srtt_us: 0,
         delivered_ce: 0,
+        received_ce: 0,
+        cnps_sent: 0,
     }
 }
 
