@@ -41,7 +41,12 @@ pub struct Agent {
     /// Delay of its frames in seconds.
     pub delay_s: f64,
     pub key: bool,
-    pub events: Vec<v1::Event>,
+    /// Those that the controller has not acknowledged.
+    events: Vec<v1::Event>,
+    events_seen: u64,
+    /// Number of the last that this stream told.
+    events_told: u64,
+    instance: u64,
     ports: Vec<String>,
     epoch: u32,
     seq: u64,
@@ -80,6 +85,9 @@ impl Agent {
             delay_s: 0.0,
             key: true,
             events: Vec::new(),
+            events_seen: 0,
+            events_told: 0,
+            instance: 1,
             ports: owner
                 .ports
                 .iter()
@@ -108,6 +116,21 @@ impl Agent {
         self.seq = 0;
         self.moved.clear();
         self.calls.clear();
+        self.events.clear();
+        self.events_seen = 0;
+        self.instance += 1;
+    }
+
+    /// Something happened: it is told until it is acknowledged.
+    pub fn see(&mut self, mut event: v1::Event) {
+        self.events_seen += 1;
+        event.seq = self.events_seen;
+        self.events.push(event);
+    }
+
+    /// The controller has the events up to this number.
+    pub fn acknowledged(&mut self, seq: u64) {
+        self.events.retain(|e| e.seq > seq);
     }
 
     /// Begins a stream.
@@ -127,7 +150,7 @@ impl Agent {
                 v1::Role::Switch
             }
             .into(),
-            instance: u64::from(self.epoch),
+            instance: self.instance,
             schema: Some(self.counters.layout.schema(self.epoch, &self.ports)),
             ..v1::Hello::default()
         }
@@ -238,10 +261,10 @@ impl Agent {
             schema_epoch: self.epoch,
             key: std::mem::take(&mut self.key),
             resets: std::mem::take(&mut self.counters.resets),
-            events: std::mem::take(&mut self.events),
             ..v1::Frame::default()
         };
         if frame.key {
+            self.events_told = 0;
             self.sent.clear();
             self.flow_rows = FlowRows::default();
             self.call_rows = CallRows::default();
@@ -249,6 +272,9 @@ impl Agent {
             self.announced.clear();
             self.series.clear();
         }
+        let news = self.events.iter().filter(|e| e.seq > self.events_told);
+        frame.events = news.cloned().collect();
+        self.events_told = self.events_seen;
         self.sent.encode(&self.counters.values, &mut frame.columns);
         self.flows(world, &mut frame);
         self.collectives(world, &mut frame);

@@ -434,7 +434,7 @@ impl Counters {
                 self.add(layout.gpu(n, column), 1.0 - 1e-9);
             }
         }
-        if self.chance(if outlier { 3.0 } else { 3e-5 }, seconds) {
+        if self.chance(if outlier { 0.02 } else { 3e-5 }, seconds) {
             self.add(layout.gpu(n, Gpu::PcieReplays), 1.0 + 2.0 * self.unit());
         }
         self.gpu_fault(n, fault);

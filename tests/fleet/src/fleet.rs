@@ -242,9 +242,7 @@ impl Fleet {
                 if before[*link] != is_up && tier == Tier::Host {
                     let port = &self.world.fabric.ports[*link].name;
                     let name = if is_up { "link_up" } else { "link_down" };
-                    agent
-                        .events
-                        .push(event("kmsg", name, port, None, !is_up, ""));
+                    agent.see(event("kmsg", name, port, None, !is_up, ""));
                 }
             }
             let inventory = agent.inventory(&self.world);
@@ -264,7 +262,7 @@ impl Fleet {
             .map(|(_, node, event)| (*node, event.clone()))
             .collect();
         for (node, event) in due {
-            self.agents[self.of_node[node]].events.push(event);
+            self.agents[self.of_node[node]].see(event);
         }
     }
 
@@ -314,7 +312,7 @@ impl Fleet {
                         let mut xid =
                             event("kmsg", "xid", GPU_ADDRESSES[gpu], Some(43), false, text);
                         xid.severity = v1::Severity::Info.into();
-                        self.agents[n].events.push(xid);
+                        self.agents[n].see(xid);
                     }
                 }
                 Noise::ControllerRestart => self.restart_controller(begin),
@@ -401,6 +399,11 @@ impl Fleet {
                 Action::Resync { node } => {
                     if let Some(n) = self.of_name.get(&node) {
                         self.agents[*n].key = true;
+                    }
+                }
+                Action::EventsTaken { node, seq } => {
+                    if let Some(n) = self.of_name.get(&node) {
+                        self.agents[*n].acknowledged(seq);
                     }
                 }
                 Action::Close { .. } => self.fed.refused += 1,

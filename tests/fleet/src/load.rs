@@ -213,12 +213,13 @@ fn contended(overload: f64, senders: u32, bps: f64) -> State {
             ..State::default()
         };
     }
-    // The more senders, the deeper: each of them keeps a window in flight before it is slowed down.
-    let depth = (0.15 + 0.08 * f64::from(senders)).min(1.2);
+    // The more senders, the deeper: each of them keeps a window in flight before it is slowed down. A demand that
+    // hardly exceeds the link is held back as soon as marking starts.
+    let depth = (0.15 + 0.08 * f64::from(senders)).min(1.2) * (over / 0.5).min(1.0);
     State {
         overload,
         queue_bytes: (KMIN_S + (KMAX_S - KMIN_S) * depth) * bps / 8.0,
-        marked: (0.01 + 0.004 * f64::from(senders)).min(0.2),
+        marked: (0.01 + 0.004 * f64::from(senders)).min(0.2) * (over / 0.5).min(1.0),
         ..State::default()
     }
 }

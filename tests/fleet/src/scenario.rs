@@ -72,7 +72,8 @@ impl Scenario {
             off
         };
         let mut world = World::new(fabric, shape.gpus, off, own);
-        let length_s = some_jobs(&mut world, &mut rng);
+        let narrow = classes.contains(&Class::Oversubscription);
+        let length_s = some_jobs(&mut world, &mut rng, narrow);
         let mut faults: Vec<Fault> = Vec::new();
         for class in classes {
             let start = CALM_S + 15.0 * rng.unit();
@@ -211,12 +212,13 @@ pub fn training(
 
 /// One job over all leaves, one that is packed, and on some fabrics an all-to-all; some nodes stay idle. Some end and
 /// others begin. Returns when the last change is due.
-fn some_jobs(world: &mut World, rng: &mut Rng) -> f64 {
+fn some_jobs(world: &mut World, rng: &mut Rng, narrow: bool) -> f64 {
     let hosts: Vec<usize> = world.fabric.computing().collect();
     let forever = 1e9;
     // A quarter stays free: for storage, spare nodes and jobs to come.
     let in_use = hosts.len() * 3 / 4;
-    let wide = (in_use / 2).clamp(4, 48);
+    // Where uplinks are few, jobs are small, until one is not.
+    let wide = if narrow { 4 } else { (in_use / 2).clamp(4, 48) };
     // Every second host, so that neighbours in the ring sit on different leaves.
     let stride = (hosts.len() / wide).max(1);
     let mut order: Vec<usize> = (0..wide).map(|n| hosts[n * stride]).collect();
@@ -237,7 +239,7 @@ fn some_jobs(world: &mut World, rng: &mut Rng) -> f64 {
         free.skip(from).take(n).collect()
     };
     let spare = hosts.len() - wide;
-    let packed = free(world, 0, (spare / 3).clamp(2, 16));
+    let packed = free(world, 0, if narrow { 2 } else { (spare / 3).clamp(2, 16) });
     let ends = if rng.below(3) == 0 {
         45.0 + 30.0 * rng.unit()
     } else {
@@ -251,7 +253,7 @@ fn some_jobs(world: &mut World, rng: &mut Rng) -> f64 {
         (0.0, ends),
     );
     world.start(spec);
-    if spare >= 8 && rng.below(2) == 0 {
+    if spare >= 8 && !narrow && rng.below(2) == 0 {
         let nodes = free(world, 0, (spare / 4).clamp(2, 8));
         let pattern = if rng.below(2) == 0 {
             Pattern::AllToAll

@@ -22,9 +22,8 @@ type History = Vec<(f64, Vec<Option<u64>>)>;
 /// Runs the scenario and tells what happened. `signals`: with what the faults moved.
 #[must_use]
 pub fn scenario(scenario: Scenario, signals: bool) -> String {
-    let mut out = String::new();
-    let mut line = |text: String| out.push_str(&(text + "\n"));
-    line(format!("scenario {}: {}", scenario.number, scenario.text));
+    let mut lines = Vec::new();
+    lines.push(format!("scenario {}: {}", scenario.number, scenario.text));
     let watched: Vec<Vec<usize>> = scenario
         .world
         .faults
@@ -49,12 +48,12 @@ pub fn scenario(scenario: Scenario, signals: bool) -> String {
     });
     let faults = &fleet.world.faults;
     let (seen, kinds) = judge(faults, &fleet.found);
-    line(String::new());
+    lines.push(String::new());
     for (n, fault) in faults.iter().enumerate() {
         let found = seen[n].map_or("NOT FOUND".to_owned(), |at| {
             format!("found after {:.1} s", at - fault.start_s)
         });
-        line(format!(
+        lines.push(format!(
             "truth {n}: {} from {:.1} to {:.1} s: {} — {found}",
             fault.class.name(),
             fault.start_s,
@@ -62,7 +61,7 @@ pub fn scenario(scenario: Scenario, signals: bool) -> String {
             fault.text
         ));
         let places: Vec<String> = fault.entities.iter().map(ToString::to_string).collect();
-        line(format!("  places that name it: {}", few(&places, 8)));
+        lines.push(format!("  places that name it: {}", few(&places, 8)));
         for (number, job) in fleet
             .world
             .jobs
@@ -70,12 +69,13 @@ pub fn scenario(scenario: Scenario, signals: bool) -> String {
             .enumerate()
             .filter(|(_, j)| j.trains())
         {
+            let ends = fault.end_s.min(job.spec.end_s);
             let a = rate(&steps, number, fault.start_s - BEFORE_S, fault.start_s);
-            let b = rate(&steps, number, fault.start_s + SETTLE_S, fault.end_s);
+            let b = rate(&steps, number, fault.start_s + SETTLE_S, ends);
             if let (Some(a), Some(b)) = (a, b)
                 && (b / a - 1.0).abs() > 0.03
             {
-                line(format!(
+                lines.push(format!(
                     "  {}: a step took {a:.2} s before, {b:.2} s during it",
                     job.spec.name
                 ));
@@ -85,12 +85,12 @@ pub fn scenario(scenario: Scenario, signals: bool) -> String {
             for node in &watched[n] {
                 let history = histories.get(node).map_or(&[][..], Vec::as_slice);
                 for text in moved(&fleet, *node, history, (fault.start_s, fault.end_s)) {
-                    line(format!("  {text}"));
+                    lines.push(format!("  {text}"));
                 }
             }
         }
     }
-    line(String::new());
+    lines.push(String::new());
     for (found, kind) in fleet.found.iter().zip(&kinds) {
         let kind = match kind {
             Kind::True(n) => format!("RIGHT (truth {n})"),
@@ -110,7 +110,7 @@ pub fn scenario(scenario: Scenario, signals: bool) -> String {
             .iter()
             .map(|(at, e)| format!("{e} at {at:.1} s"))
             .collect();
-        line(format!(
+        lines.push(format!(
             "verdict {}: {} on {}, {:.1} s to {until}, confidence {:.2}{} — {kind}",
             found.id,
             found.class.name(),
@@ -124,16 +124,17 @@ pub fn scenario(scenario: Scenario, signals: bool) -> String {
                 .map_or(String::new(), |j| format!(", job {j}")),
         ));
         for evidence in &found.verdict.evidence {
-            line(format!("    {}: {}", evidence.what, evidence.value));
+            lines.push(format!("    {}: {}", evidence.what, evidence.value));
         }
     }
     if fleet.found.is_empty() {
-        line("no verdicts".to_owned());
+        lines.push("no verdicts".to_owned());
     }
     if fleet.fed.refused > 0 {
-        line(format!("{} streams were REFUSED", fleet.fed.refused));
+        lines.push(format!("{} streams were REFUSED", fleet.fed.refused));
     }
-    out
+    lines.push(String::new());
+    lines.join("\n")
 }
 
 fn few(all: &[String], max: usize) -> String {
