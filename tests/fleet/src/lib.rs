@@ -1,0 +1,29 @@
+//! A fleet of agents, simulated by intervals, against the real controller.
+//!
+//! ```text
+//! scenario (seed) ──► World: fabric, jobs, faults ──► Counters of each node ──► Agent: frames of weir-wire
+//!                       load: max-min rates, queues,                               │ lost, late, twice, restarted
+//!                       marks, pause                                               ▼
+//!        score ◄── truth of the faults, incidents ◄── Brain: the real ingest and the real core
+//! ```
+//!
+//! Where `weir-sim` moves packets, this moves intervals: a thousand nodes for days, or two thousand short scenarios in
+//! minutes. What is assumed stands in docs/fleet.md.
+#![deny(unsafe_code)]
+
+pub mod agent;
+pub mod columns;
+pub mod cost;
+pub mod counters;
+pub mod fabric;
+pub mod fault;
+pub mod fleet;
+pub mod inject;
+pub mod job;
+pub mod load;
+pub mod noise;
+pub mod physics;
+pub mod scenario;
+pub mod score;
+pub mod show;
+pub mod world;

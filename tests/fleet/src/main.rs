@@ -1,0 +1,297 @@
+//! `weir-fleet`: scores the controller's verdicts on simulated fleets.
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::{self, Write};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use weir_fleet::scenario::{Scenario, healthy};
+use weir_fleet::score::{Outcome, Score, run};
+use weir_fleet::{cost, show};
+
+#[global_allocator]
+static ALLOCATOR: cost::Counting = cost::Counting::new();
+
+/// Simulates fleets of agents with faults whose truth is known, and scores what the controller says.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run many scenarios; tell precision, recall and latency of each class
+    Score {
+        #[arg(long, default_value_t = 2000)]
+        scenarios: u64,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Number of the first scenario
+        #[arg(long, default_value_t = 0)]
+        first: u64,
+        /// Threads
+        #[arg(long, default_value_t = 1)]
+        jobs: usize,
+        /// Write the figures as JSON to standard output
+        #[arg(long)]
+        json: bool,
+        /// Name each scenario with a fault that was not found or a verdict that is not right
+        #[arg(long)]
+        misses: bool,
+        /// Show how far it is
+        #[arg(long)]
+        progress: bool,
+    },
+    /// Show one scenario: its truth, the verdicts with their evidence, and the signals that its faults moved
+    Show {
+        #[arg(long)]
+        scenario: u64,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Leave out the signals
+        #[arg(long)]
+        brief: bool,
+    },
+    /// Run a fleet in which nothing is wrong; every verdict is a false one
+    Healthy {
+        /// Hosts and switches
+        #[arg(long, default_value_t = 1000)]
+        nodes: usize,
+        #[arg(long, default_value_t = 7.0)]
+        days: f64,
+        /// Sample interval
+        #[arg(long, default_value = "1s", value_parser = seconds)]
+        interval: f64,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[arg(long)]
+        json: bool,
+        #[arg(long)]
+        progress: bool,
+    },
+    /// Measure what a large fleet costs the controller
+    Cost {
+        #[arg(long, default_value_t = 10_000)]
+        nodes: usize,
+        /// NICs of a host
+        #[arg(long, default_value_t = 8)]
+        nics: usize,
+        /// GPUs of a host
+        #[arg(long, default_value_t = 8)]
+        gpus: usize,
+        /// NVLinks told of a GPU
+        #[arg(long, default_value_t = 0)]
+        nvlinks: usize,
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+        #[arg(long)]
+        json: bool,
+        #[arg(long)]
+        progress: bool,
+    },
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let of = |digits: &str, scale: f64| digits.parse::<f64>().ok().map(|v| v * scale);
+    text.strip_suffix("ms")
+        .and_then(|d| of(d, 1e-3))
+        .or_else(|| text.strip_suffix('s').and_then(|d| of(d, 1.0)))
+        .filter(|v| *v >= 0.01)
+        .ok_or_else(|| format!("{text:?} is no time: write it as 1s or 100ms, at least 10ms"))
+}
+
+fn bar(steps: u64, show: bool) -> anyhow::Result<ProgressBar> {
+    if !show {
+        return Ok(ProgressBar::hidden());
+    }
+    let style =
+        ProgressStyle::with_template("{elapsed_precise} {bar:40} {pos}/{len} {eta} left {msg}")
+            .context("the style of the progress bar")?;
+    Ok(ProgressBar::new(steps).with_style(style))
+}
+
+fn main() -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match Args::parse().command {
+        Command::Score {
+            scenarios,
+            seed,
+            first,
+            jobs,
+            json,
+            misses,
+            progress,
+        } => {
+            let outcomes = outcomes(
+                seed,
+                first..first + scenarios,
+                jobs,
+                &bar(scenarios, progress)?,
+            );
+            if misses {
+                for outcome in outcomes.iter().filter(|o| !o.is_clean()) {
+                    writeln!(out, "{}", outcome.line())?;
+                }
+            }
+            let score = Score::of(seed, &outcomes);
+            if json {
+                writeln!(out, "{}", serde_json::to_string_pretty(&score)?)?;
+            } else {
+                let mut table = Table::new();
+                table.load_preset(UTF8_FULL_CONDENSED);
+                let mut rows = score.rows().into_iter();
+                table.set_header(rows.next().unwrap_or_default());
+                table.add_rows(rows);
+                writeln!(
+                    out,
+                    "{table}\n{} scenarios, {:.1} hours of fleets, {} streams refused",
+                    score.scenarios, score.simulated_hours, score.refused
+                )?;
+            }
+        }
+        Command::Show {
+            scenario,
+            seed,
+            brief,
+        } => {
+            write!(
+                out,
+                "{}",
+                show::scenario(Scenario::new(seed, scenario), !brief)
+            )?;
+        }
+        Command::Healthy {
+            nodes,
+            days,
+            interval,
+            seed,
+            json,
+            progress,
+        } => {
+            let scenario = healthy(nodes, days, interval, seed);
+            let text = scenario.text.clone();
+            let bar = bar(weir_sim::num::whole(scenario.length_s), progress)?;
+            let start = std::time::Instant::now();
+            let (outcome, fleet) = run(scenario, |fleet| {
+                let now = weir_sim::num::whole(fleet.world.now_s);
+                if now.is_multiple_of(600) {
+                    bar.set_position(now);
+                    bar.set_message(format!("{} verdicts", fleet.found.len()));
+                }
+            });
+            bar.finish_and_clear();
+            let wall_s = start.elapsed().as_secs_f64();
+            let false_per_day = fleet.found.len() as f64 / days;
+            if json {
+                let figures = serde_json::json!({
+                    "nodes": fleet.agents.len(), "days": days, "interval_s": interval, "seed": seed,
+                    "false_verdicts": fleet.found.len(), "false_verdicts_per_day": false_per_day,
+                    "frames": fleet.fed.frames, "samples": fleet.fed.samples, "refused": outcome.refused,
+                    "wall_s": wall_s, "days_in_ten_minutes": days * 600.0 / wall_s,
+                });
+                writeln!(out, "{}", serde_json::to_string_pretty(&figures)?)?;
+            } else {
+                for found in &fleet.found {
+                    let entity = found
+                        .entities
+                        .first()
+                        .map_or(String::new(), |(_, e)| e.to_string());
+                    writeln!(
+                        out,
+                        "{:>10.1} s: {} on {entity}",
+                        found.opened_s,
+                        found.class.name()
+                    )?;
+                    for evidence in &found.verdict.evidence {
+                        writeln!(out, "    {}: {}", evidence.what, evidence.value)?;
+                    }
+                }
+                writeln!(
+                    out,
+                    "{text}: {} false verdicts in {days} days, {false_per_day:.2} a day; {} frames, {} values, {} streams refused; \
+                     {wall_s:.0} s, {:.2} days in ten minutes",
+                    fleet.found.len(),
+                    fleet.fed.frames,
+                    fleet.fed.samples,
+                    outcome.refused,
+                    days * 600.0 / wall_s
+                )?;
+            }
+        }
+        Command::Cost {
+            nodes,
+            nics,
+            gpus,
+            nvlinks,
+            seconds,
+            json,
+            progress,
+        } => {
+            let bar = bar(seconds + 3, progress)?;
+            let fleet = cost::fleet(nodes, nics, gpus, nvlinks);
+            let cost = cost::measure(
+                fleet,
+                seconds,
+                || ALLOCATOR.held(),
+                |s| bar.set_position(s + 1),
+            );
+            bar.finish_and_clear();
+            if json {
+                writeln!(out, "{}", serde_json::to_string_pretty(&cost)?)?;
+            } else {
+                writeln!(
+                    out,
+                    "{} nodes, {} directed links, {} columns a host, {} values a second\n\
+                     {:.3} s of CPU for a second of the fleet, {:.3} s of it in the core's timer\n\
+                     {:.1} ns a value; {:.2} bytes a value on the wire; {:.1} KiB a node held",
+                    cost.nodes,
+                    cost.directed_links,
+                    cost.host_columns,
+                    cost.samples_per_s,
+                    cost.cpu_s_per_s,
+                    cost.tick_cpu_s_per_s,
+                    cost.ns_per_sample,
+                    cost.wire_bytes_per_sample,
+                    cost.bytes_per_node as f64 / 1024.0
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs scenarios on several threads; the order of the results does not depend on them.
+fn outcomes(
+    seed: u64,
+    numbers: std::ops::Range<u64>,
+    jobs: usize,
+    bar: &ProgressBar,
+) -> Vec<Outcome> {
+    let next = AtomicU64::new(numbers.start);
+    let all = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= numbers.end {
+                        return;
+                    }
+                    let (outcome, _) = run(Scenario::new(seed, number), |_| ());
+                    if let Ok(mut all) = all.lock() {
+                        all.push(outcome);
+                    }
+                    bar.inc(1);
+                }
+            });
+        }
+    });
+    bar.finish_and_clear();
+    let mut all = all.into_inner().unwrap_or_default();
+    all.sort_by_key(|o| o.number);
+    all
+}

@@ -1,0 +1,167 @@
+//! The simulator itself: the same seed gives the same run, faults have their consequences, the wire takes all of it.
+
+use std::collections::BTreeSet;
+use weir_controller_core::verdict::Class;
+use weir_fleet::columns::{Of, Rdma};
+use weir_fleet::counters::Counters;
+use weir_fleet::fabric::{Fabric, Shape};
+use weir_fleet::fault::{Effect, Fault};
+use weir_fleet::job::{Pattern, Spec};
+use weir_fleet::scenario::{Scenario, healthy};
+use weir_fleet::score::run;
+use weir_fleet::world::World;
+
+/// Two leaves with four hosts each, and a ring that crosses the spines with every edge.
+fn world() -> World {
+    let shape = Shape::LeafSpine {
+        leaves: 2,
+        hosts: 4,
+        spines: 4,
+    };
+    let mut world = World::new(Fabric::new(shape, 1, 400e9, 5), 8, BTreeSet::new(), 5);
+    let hosts: Vec<usize> = world.fabric.hosts().collect();
+    let nodes = (0..4).flat_map(|n| [hosts[n], hosts[4 + n]]).collect();
+    world.start(Spec {
+        name: "ring".into(),
+        nodes,
+        pattern: Pattern::Ring,
+        start_s: 0.0,
+        end_s: 1e9,
+        compute_s: 0.5,
+        transfer_s: 0.25,
+        jitter: 0.01,
+        blocking: true,
+    });
+    assert_eq!(
+        world.jobs[0].spec.nodes.len(),
+        8,
+        "there is room for all of it"
+    );
+    world
+}
+
+/// Steps of the ring in half a minute, and in another one under the effect.
+fn steps(effect: Option<Effect>) -> (u64, u64, World) {
+    let mut world = world();
+    if let Some(effect) = effect {
+        world.faults.push(Fault::new(
+            Class::DegradedLink,
+            (30.0, 90.0),
+            vec![effect],
+            String::new(),
+        ));
+    }
+    (0..30).for_each(|_| world.step(1.0));
+    let half = world.jobs[0].steps;
+    (0..30).for_each(|_| world.step(1.0));
+    (half, world.jobs[0].steps - half, world)
+}
+
+#[test]
+fn a_healthy_ring_keeps_its_pace_and_no_link_is_contended() {
+    let (before, after, world) = steps(None);
+    assert!(before >= 38 && after >= 38, "{before} {after}");
+    assert!(
+        world
+            .load
+            .links
+            .iter()
+            .all(|l| l.queue_bytes == 0.0 && l.marked == 0.0)
+    );
+}
+
+#[test]
+fn half_of_a_link_makes_all_wait_and_queues_before_it() {
+    let link = world().jobs[0].flows[0].path[1];
+    let (before, after, world) = steps(Some(Effect::Degrade {
+        link,
+        share: 0.5,
+        told: false,
+    }));
+    assert!((after as f64) < 0.85 * before as f64, "{before} {after}");
+    assert!(world.load.links[link].queue_bytes > 0.0);
+    assert!(
+        (world.physics.trained[link].0 - 400e9).abs() < 1.0,
+        "nothing says so"
+    );
+}
+
+#[test]
+fn a_receiver_that_takes_half_pauses_its_leaf() {
+    let port = world().jobs[0].flows[0].dst;
+    let (before, after, world) = steps(Some(Effect::Drain { port, share: 0.5 }));
+    assert!((after as f64) < 0.85 * before as f64, "{before} {after}");
+    let to_host = world.fabric.ports[port].peer;
+    assert!(world.load.links[to_host].paused > 0.4);
+}
+
+#[test]
+fn a_storm_stops_everybody_who_sends_there() {
+    let port = world().jobs[0].flows[0].dst;
+    let (before, after, _) = steps(Some(Effect::Storm { port }));
+    assert!(after * 5 < before, "{before} {after}");
+}
+
+#[test]
+fn a_host_without_a_link_stops_its_job() {
+    let link = world().jobs[0].flows[0].src;
+    let (_, after, _) = steps(Some(Effect::Down { link }));
+    assert!(after <= 1, "{after}");
+}
+
+#[test]
+fn losses_are_seen_by_both_ends_and_by_no_drop_counter() {
+    let flow = world().jobs[0].flows[0].clone();
+    let effect = Effect::Loss {
+        links: vec![flow.path[1]],
+        share: 0.01,
+    };
+    let (_, _, mut world) = steps(Some(effect));
+    let nodes = [flow.src, flow.dst].map(|port| world.fabric.ports[port].node);
+    let mut counters = nodes.map(|node| Counters::new(&world, node, 8, 0, 1));
+    for _ in 0..5 {
+        world.step(1.0);
+        for (c, node) in counters.iter_mut().zip(nodes) {
+            c.step(&world, node, 1.0);
+        }
+    }
+    let read = |c: &Counters, column: usize| c.values[column].unwrap();
+    let [sender, receiver] = &counters;
+    assert!(read(sender, sender.layout.device(0, Rdma::SequenceNaks)) > 100);
+    assert!(read(receiver, receiver.layout.device(0, Rdma::OutOfSequence)) > 100);
+    for c in &counters {
+        assert_eq!(read(c, c.layout.port(0, Of::RxDiscards)), 0);
+        assert_eq!(read(c, c.layout.port(0, Of::RxErrors)), 0);
+    }
+}
+
+#[test]
+fn a_seed_gives_one_run_and_no_stream_is_refused() {
+    // One fault of several classes, two faults, none.
+    for number in [0, 8, 13, 15, 16, 18] {
+        let [a, b] = [(), ()].map(|()| {
+            let (outcome, fleet) = run(Scenario::new(3, number), |_| ());
+            assert_eq!(outcome.refused, 0, "scenario {number}");
+            (serde_json::to_string(&outcome).unwrap(), fleet.fed)
+        });
+        assert_eq!(a, b, "scenario {number}");
+        assert!(a.1.frames > 1000);
+    }
+}
+
+#[test]
+fn a_controller_that_restarts_gets_all_streams_back() {
+    let mut scenario = healthy(40, 120.0 / 86_400.0, 1.0, 9);
+    scenario.noise = vec![(60.0, 0, weir_fleet::noise::Noise::ControllerRestart)];
+    let (outcome, fleet) = run(scenario, |_| ());
+    assert_eq!(outcome.refused, 0);
+    assert!(fleet.agents.iter().all(|a| a.connected));
+    let known = fleet
+        .brain
+        .core
+        .nodes()
+        .values()
+        .filter(|n| n.connected)
+        .count();
+    assert_eq!(known, fleet.agents.len());
+}
