@@ -360,8 +360,9 @@ impl Core {
 
     fn detect(&mut self, now: Duration) {
         let verdicts = hotspot::detect(
-            &self.links,
+            &mut self.links,
             &mut self.flows,
+            &self.jobs,
             &self.topology,
             &self.config.hotspot,
             self.config.trial.changes_max,

@@ -16,7 +16,7 @@ use crate::ids::{JobId, NodeId};
 use crate::io::{CollectiveDone, NodeSample};
 use crate::memory::keep;
 use crate::verdict::Impact;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -501,15 +501,20 @@ impl Jobs {
     /// Share of an interval in which some job may have had a collective running; 1 with no job.
     #[must_use]
     pub fn busy_share(&self, from: Duration, to: Duration) -> f64 {
-        let current = self
-            .0
-            .values()
-            .filter(|j| to.saturating_sub(j.last_seen) <= CURRENT);
-        current
-            .map(|j| 1.0 - j.idle_share(from, to))
-            .reduce(f64::max)
-            .unwrap_or(1.0)
+        busiest(self.0.values().map(Some), from, to)
     }
+
+    /// The same of some jobs; 1 with one that is not known.
+    #[must_use]
+    pub fn busy_share_of(&self, jobs: &BTreeSet<&JobId>, from: Duration, to: Duration) -> f64 {
+        busiest(jobs.iter().map(|job| self.get(job)), from, to)
+    }
+}
+
+fn busiest<'a>(jobs: impl Iterator<Item = Option<&'a Job>>, from: Duration, to: Duration) -> f64 {
+    let current = jobs.filter(|j| j.is_none_or(|j| to.saturating_sub(j.last_seen) <= CURRENT));
+    let shares = current.map(|j| j.map_or(1.0, |j| 1.0 - j.idle_share(from, to)));
+    shares.reduce(f64::max).unwrap_or(1.0)
 }
 
 #[cfg(test)]

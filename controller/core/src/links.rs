@@ -17,7 +17,7 @@ const SAMPLES_QUIET: usize = 16;
 const REMEMBERED_MAX: usize = 4096;
 
 /// A shorter busy share than this says nothing about the rest of the interval.
-const BUSY_MIN: f64 = 0.2;
+const BUSY_MIN: f64 = 0.1;
 
 /// Bytes of a frame where only bytes are counted.
 const FRAME_BYTES: u64 = 1500;
@@ -96,6 +96,31 @@ fn packed(value: Option<f64>) -> f32 {
     value.map_or(f32::NAN, |v| v as f32)
 }
 
+/// Utilisation in the busy part of an interval.
+fn while_busy(utilisation: f64, busy: f64) -> f64 {
+    (utilisation / busy.clamp(BUSY_MIN, 1.0)).min(utilisation.max(1.0))
+}
+
+/// Whether what waits, is dropped or marked does so because the link is full.
+fn is_hot(
+    pressed: bool,
+    marked: Option<f64>,
+    paused: Option<f64>,
+    utilisation_busy: Option<f64>,
+    limits: &Hotspot,
+) -> bool {
+    // Congestion control that marks or pauses work keeps a link below its rate.
+    let held = marked.is_some_and(|m| m >= limits.marked_hot);
+    let enough = if held {
+        limits.utilisation_marked
+    } else {
+        limits.utilisation_hot
+    };
+    // A link cannot be fuller than the peer lets it be.
+    let full = utilisation_busy.map(|u| u + paused.unwrap_or(0.0));
+    pressed && full.is_some_and(|u| u >= enough)
+}
+
 /// When a sample was taken, and over what.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Interval {
@@ -159,7 +184,7 @@ impl Links {
         let tx_bps = tx_bytes as f64 * 8.0 / seconds;
         let capacity = capacity.filter(|c| *c > 0.0);
         let utilisation = capacity.map(|c| tx_bps / c);
-        let utilisation_busy = utilisation.map(|u| (u / busy.clamp(BUSY_MIN, 1.0)).min(u.max(1.0)));
+        let utilisation_busy = utilisation.map(|u| while_busy(u, busy));
         let drops_per_s = sample.drops.map(|d| d as f64 / seconds);
         let queue_delay_s = capacity
             .zip(sample.queue_bytes_max)
@@ -176,16 +201,7 @@ impl Links {
             || marked.is_some_and(|m| m >= limits.marked_hot);
         // A queue proves pressure. Where nobody sees the queue, only a link that is full all the time counts.
         let unseen = sample.queue_bytes_max.is_none() && sample.drops.is_none() && marked.is_none();
-        // A link cannot be fuller than the peer lets it be.
-        let full = utilisation_busy.map(|u| u + paused.unwrap_or(0.0));
-        // Congestion control that marks or pauses work keeps a link below its rate.
-        let held = marked.is_some_and(|m| m >= limits.marked_hot);
-        let enough = if held {
-            limits.utilisation_marked
-        } else {
-            limits.utilisation_hot
-        };
-        let hot = (pressed && full.is_some_and(|u| u >= enough))
+        let hot = is_hot(pressed, marked, paused, utilisation_busy, limits)
             || (unseen && utilisation.is_some_and(|u| u >= limits.utilisation_full));
         keep(&mut self.hot, link, hot);
         keep(&mut self.pressed, link, pressed);
@@ -242,6 +258,39 @@ impl Links {
         ]
     }
 
+    /// Judges the newest intervals of a pressed link again, now that it is known which jobs cross it: `busy` gives the
+    /// share of an interval in which they may have had a collective on the wire. The one before the newest as
+    /// well: what ran in it is told only with the next sample.
+    pub fn settle(
+        &mut self,
+        link: LinkIx,
+        busy: impl Fn(Duration, Duration) -> f64,
+        limits: &Hotspot,
+    ) {
+        let Some(track) = self.tracks.get_mut(link.index()) else {
+            return;
+        };
+        let last = track.samples.len();
+        for n in last.saturating_sub(2).max(1)..last {
+            let from = track.samples[n - 1].at;
+            let sample = &mut track.samples[n];
+            let Some(utilisation) = sample.utilisation() else {
+                continue;
+            };
+            if sample.hot || !sample.pressed {
+                continue;
+            }
+            let used = while_busy(utilisation, busy(from, sample.at));
+            sample.utilisation_busy = packed(Some(used));
+            let (marked, paused) = (sample.marked(), sample.paused());
+            if is_hot(true, marked, paused, Some(used), limits) {
+                sample.hot = true;
+                track.hot_at = track.hot_at.max(Some(sample.at));
+                self.hot.insert(link);
+            }
+        }
+    }
+
     /// Links whose newest interval was hot and is not older than `max_age`.
     pub fn hot(&self, now: Duration, max_age: Duration) -> impl Iterator<Item = LinkIx> {
         let fresh = move |link: &LinkIx| self.newest(*link, now, max_age).is_some();
@@ -273,10 +322,12 @@ impl Links {
         track.into_iter().flat_map(|t| &t.samples)
     }
 
-    /// Whether at least `n` of the last `window` intervals were hot, the newest among them.
+    /// Whether at least `n` of the last `window` intervals were hot, and the newest hot or pressed.
     #[must_use]
     pub fn hot_for(&self, link: LinkIx, n: usize, window: usize) -> bool {
-        self.hot.contains(&link) && self.held_for(link, n, window, |s| s.hot)
+        let last = || self.history(link).rev().take(window);
+        let newest = last().next().is_some_and(|s| s.hot || s.pressed);
+        self.hot.contains(&link) && newest && last().filter(|s| s.hot).count() >= n
     }
 
     /// Whether `is` held in at least `n` of the last `window` intervals, the newest among them.

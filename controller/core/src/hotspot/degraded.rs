@@ -3,6 +3,7 @@
 use super::scene::{Scene, common_job};
 use crate::flows::RATE_AGE_MAX;
 use crate::ids::{FlowKey, PortId};
+use crate::links::LinkSample;
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
 use std::collections::BTreeSet;
 
@@ -10,17 +11,20 @@ use std::collections::BTreeSet;
 const PEERS_MIN: usize = 3;
 /// What "as much" means, as a share.
 const AS_MUCH: f64 = 0.95;
-/// A link that is fuller than this may have a queue.
-const FULL: f64 = 0.9;
+/// A link that is fuller than this, while its jobs have something on the wire, may have a queue.
+const FULL: f64 = 0.6;
+/// Share of packets marked that a burst does not leave.
+const MARKED: f64 = 0.005;
 
 impl Scene<'_> {
     /// Verdicts on links before which something waits although they are far from full, nobody pauses them, and at least
     /// [`PEERS_MIN`] links of the same rate carry as much for as many senders of the same job without any pressure.
     /// A burst cannot look like that: where more senders meet, more is carried.
     pub fn degraded(&self, is_explained: impl Fn(&PortId) -> bool) -> Vec<Verdict> {
-        let (n, window) = (self.limits.samples_hot.max(2), self.limits.window);
+        let window = self.limits.window;
         let pressed = self.links.pressed(self.now, RATE_AGE_MAX);
-        let lasting = pressed.filter(|l| self.links.held_for(*l, n, window, |s| s.pressed));
+        let hard = |s: &LinkSample| s.pressed && s.marked().is_none_or(|m| m >= MARKED);
+        let lasting = pressed.filter(|l| self.links.held_for(*l, window, window, hard));
         let suspects = lasting.map(|l| self.topology.port(l));
         let suspects = suspects.filter(|p| self.topology.is_switch(&p.node) && !is_explained(p));
         suspects.filter_map(|port| self.held_back(port)).collect()

@@ -34,12 +34,13 @@ mod scene;
 use crate::config::Hotspot;
 use crate::flows::{Flows, RATE_AGE_MAX};
 use crate::ids::{FlowKey, JobId, PortId};
+use crate::jobs::Jobs;
 use crate::links::Links;
 use crate::plan;
 use crate::topology::{LinkIx, Topology};
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
 use pause::{Root, Tree};
-use scene::{Crossing, Scene, common_job};
+use scene::{Crossing, Crossings, Scene, common_job};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -52,8 +53,9 @@ const MOST: f64 = 0.5;
 
 /// Looks at everything once.
 pub fn detect(
-    links: &Links,
+    links: &mut Links,
     flows: &mut Flows,
+    jobs: &Jobs,
     topology: &Topology,
     limits: &Hotspot,
     changes_max: usize,
@@ -67,7 +69,15 @@ pub fn detect(
     {
         return Vec::new();
     }
-    let scene = Scene::new(links, flows, topology, limits, now);
+    let crossings = Crossings::new(flows, topology, now);
+    let pressed: Vec<LinkIx> = links.pressed(now, RATE_AGE_MAX).collect();
+    for link in pressed {
+        if let Some(ours) = crossings.jobs_on(topology.port(link)) {
+            links.settle(link, |from, to| jobs.busy_share_of(&ours, from, to), limits);
+        }
+    }
+    let links = &*links;
+    let scene = Scene::new(links, crossings, topology, limits, now);
     let mut hot: Vec<PortId> = links
         .hot(now, RATE_AGE_MAX)
         .filter(|l| links.hot_for(*l, limits.samples_hot, limits.window))

@@ -6,7 +6,7 @@ use crate::ids::{FlowKey, JobId, NodeId, PortId};
 use crate::links::{LinkSample, Links};
 use crate::topology::Topology;
 use crate::verdict::Evidence;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// An active flow with its path.
@@ -16,29 +16,20 @@ pub(super) struct Crossing {
     pub path: Path,
 }
 
-pub(super) struct Scene<'a> {
-    pub links: &'a Links,
-    pub topology: &'a Topology,
-    pub limits: &'a Hotspot,
-    pub now: Duration,
-    pub crossing: BTreeMap<FlowKey, Crossing>,
+/// Active flows whose paths are known, by port.
+pub(super) struct Crossings {
+    by_key: BTreeMap<FlowKey, Crossing>,
     on_port: BTreeMap<PortId, Vec<FlowKey>>,
 }
 
-impl<'a> Scene<'a> {
-    /// Asks for the paths of all active flows; those that are known are in the scene.
-    pub fn new(
-        links: &'a Links,
-        flows: &mut Flows,
-        topology: &'a Topology,
-        limits: &'a Hotspot,
-        now: Duration,
-    ) -> Scene<'a> {
+impl Crossings {
+    /// Asks for the paths of all active flows.
+    pub fn new(flows: &mut Flows, topology: &Topology, now: Duration) -> Crossings {
         let active = flows.active(now);
         let active: Vec<_> = active
             .map(|(k, f)| (*k, f.job.clone(), f.rate_bps))
             .collect();
-        let mut crossing = BTreeMap::new();
+        let mut by_key = BTreeMap::new();
         let mut on_port: BTreeMap<PortId, Vec<FlowKey>> = BTreeMap::new();
         for (key, job, rate_bps) in active {
             let Some(path) = flows.path(&key, topology) else {
@@ -57,15 +48,42 @@ impl<'a> Scene<'a> {
                 rate_bps,
                 path,
             };
-            crossing.insert(key, one);
+            by_key.insert(key, one);
         }
+        Crossings { by_key, on_port }
+    }
+
+    /// Jobs that cross a port; `None` if a flow of no known job does, or nobody is known to.
+    pub fn jobs_on(&self, port: &PortId) -> Option<BTreeSet<&JobId>> {
+        let keys = self.on_port.get(port)?.iter();
+        keys.map(|key| self.by_key.get(key)?.job.as_ref()).collect()
+    }
+}
+
+pub(super) struct Scene<'a> {
+    pub links: &'a Links,
+    pub topology: &'a Topology,
+    pub limits: &'a Hotspot,
+    pub now: Duration,
+    pub crossing: BTreeMap<FlowKey, Crossing>,
+    on_port: BTreeMap<PortId, Vec<FlowKey>>,
+}
+
+impl<'a> Scene<'a> {
+    pub fn new(
+        links: &'a Links,
+        crossings: Crossings,
+        topology: &'a Topology,
+        limits: &'a Hotspot,
+        now: Duration,
+    ) -> Scene<'a> {
         Scene {
             links,
             topology,
             limits,
             now,
-            crossing,
-            on_port,
+            crossing: crossings.by_key,
+            on_port: crossings.on_port,
         }
     }
 
