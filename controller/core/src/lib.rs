@@ -25,6 +25,7 @@ pub mod pinglist;
 pub mod plan;
 pub mod topology;
 pub mod trial;
+pub mod tune;
 
 pub use config::Config;
 pub use engine::Core;

@@ -1,0 +1,244 @@
+//! The controller's tuner, driving the simulator: looks go in, settings come out.
+
+use crate::change::Change;
+use crate::port::EcnParams;
+use crate::rp::RpParams;
+use crate::sim::Sim;
+use crate::time::{NS, Time, US};
+use crate::tune::case::{discards, out_of_sequence};
+use crate::tune::routing;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use weir_controller_core::ids::JobId;
+use weir_controller_core::tune::{
+    Bounds, Class, Command, Counters, Ecn, Edge, JobSeen, Limits, Look, Memory, Phase, Rate, Scope,
+    Session, Setting, Signature, Tuner,
+};
+
+/// How often the tuner looks: an agent's fast interval is 100 ms where iterations take a second or so; this is the same
+/// share of an iteration here.
+pub const TICK: Time = 100 * US;
+
+/// One session.
+#[derive(Debug)]
+pub struct Driver {
+    tuner: Tuner,
+    /// Iterations told so far, by job.
+    told: Vec<usize>,
+    pins: BTreeMap<(u32, u32), Change>,
+    /// Since when the search is over.
+    pub settled: Option<Time>,
+}
+
+fn duration(t: Time) -> Duration {
+    Duration::from_nanos(t / NS)
+}
+
+/// Switches of one tier are one class.
+fn class(name: &str) -> Class {
+    name.trim_end_matches(|c: char| c.is_ascii_digit()).into()
+}
+
+const NIC: &str = "nic";
+
+fn ecn(p: &EcnParams) -> Ecn {
+    Ecn {
+        on: p.enabled,
+        kmin_kb: p.kmin_kb,
+        kmax_kb: p.kmax_kb,
+        pmax: p.pmax,
+    }
+}
+
+/// The reaction point of a host with the rates of a setting.
+fn rp(base: &RpParams, rate: &Rate) -> RpParams {
+    RpParams {
+        rpg_time_reset: rate.timer_us,
+        rpg_ai_rate: rate.ai_mbps,
+        rpg_hai_rate: rate.hai_mbps,
+        rate_reduce_monitor_period: rate.cut_gap_us,
+        ..*base
+    }
+}
+
+/// What stands in a fabric that was never touched.
+#[must_use]
+pub fn baseline(sim: &Sim) -> Setting {
+    let (config, t) = (&sim.config, sim.topology());
+    let switches = t.nodes.iter().filter(|n| n.tier > 0);
+    let rate = Rate {
+        timer_us: config.rp.rpg_time_reset,
+        ai_mbps: config.rp.rpg_ai_rate,
+        hai_mbps: config.rp.rpg_hai_rate,
+        cut_gap_us: config.rp.rate_reduce_monitor_period,
+        cnp_gap_us: config.transport.cnp_gap_us,
+    };
+    Setting {
+        ecn: switches
+            .map(|n| (class(&n.name), ecn(&config.ecn)))
+            .collect(),
+        nic: [(NIC.into(), rate)].into(),
+        pins: Vec::new(),
+    }
+}
+
+/// Where the switches of each class pause: alpha / (1 + alpha) of the smallest shared pool.
+#[must_use]
+pub fn bounds(sim: &Sim) -> Bounds {
+    let t = sim.topology();
+    let alpha = 2f64.powi(sim.config.buffer.dynamic_th);
+    let mut xoff_kb: BTreeMap<Class, f64> = BTreeMap::new();
+    for (node, buffer) in t.nodes[t.hosts as usize..].iter().zip(&sim.buffers) {
+        let xoff = alpha / (1.0 + alpha) * buffer.pool() as f64 / 1e3;
+        let least = xoff_kb.entry(class(&node.name)).or_insert(xoff);
+        *least = least.min(xoff);
+    }
+    Bounds { xoff_kb }
+}
+
+/// The traffic pattern, from the queue pairs that carry data.
+#[must_use]
+pub fn signature(sim: &Sim) -> Signature {
+    let mut edges = BTreeSet::new();
+    for job in sim.jobs() {
+        for qp in job.qps.iter().filter(|qp| **qp != u32::MAX) {
+            let tuple = sim.tuple(*qp);
+            edges.insert(Edge {
+                job: JobId::new(&job.spec.name),
+                src: routing::address(tuple.src),
+                dst: routing::address(tuple.dst),
+            });
+        }
+    }
+    Signature::of(&edges)
+}
+
+impl Driver {
+    /// Starts a session with the fabric as it is.
+    #[must_use]
+    pub fn new(sim: &Sim, memory: &Memory) -> Driver {
+        let leaves = sim.topology().nodes.iter().filter(|n| n.tier == 1);
+        let session = Session {
+            baseline: baseline(sim),
+            bounds: bounds(sim),
+            groups: leaves.map(|n| n.name.as_str().into()).collect(),
+            pins: routing::plan(sim, &[]),
+            signature: signature(sim),
+            limits: Limits::default(),
+        };
+        Driver {
+            tuner: Tuner::new(session, memory),
+            told: sim.jobs().iter().map(|j| j.iterations.len()).collect(),
+            pins: BTreeMap::new(),
+            settled: None,
+        }
+    }
+
+    /// The session.
+    #[must_use]
+    pub fn tuner(&self) -> &Tuner {
+        &self.tuner
+    }
+
+    /// Looks at the fabric and does what the tuner says.
+    pub fn step(&mut self, sim: &mut Sim) {
+        let look = self.look(sim);
+        self.tuner.handle_look(&look, duration(sim.now()));
+        while let Some(Command::Apply { setting, scope }) = self.tuner.poll_command() {
+            self.apply(sim, &setting, &scope);
+        }
+        let over = self.tuner.phase() == Phase::Watching;
+        if over && self.settled.is_none() {
+            self.settled = Some(sim.now());
+        }
+    }
+
+    fn look(&mut self, sim: &mut Sim) -> Look {
+        let sample = sim.sample();
+        let jobs = sim.jobs().iter().zip(&mut self.told).map(|(job, told)| {
+            let ended = job.iterations[*told..].iter();
+            let seen = JobSeen {
+                job: JobId::new(&job.spec.name),
+                ended: ended
+                    .map(|i| (duration(i.start), duration(i.end)))
+                    .collect(),
+                running_since: job.running_since().map(duration),
+            };
+            *told = job.iterations.len();
+            seen
+        });
+        Look {
+            jobs: jobs.collect(),
+            counters: Counters {
+                paused_us: sample.ports.iter().map(|p| p.pause_rx_ps / US).collect(),
+                lost: discards(&sample),
+                out_of_sequence: out_of_sequence(&sample),
+                marked: sample.hosts.iter().map(|h| h.ecn_marked_rx).sum(),
+                packets: sample.hosts.iter().map(|h| h.rx_packets).sum(),
+            },
+        }
+    }
+
+    fn apply(&mut self, sim: &mut Sim, setting: &Setting, scope: &Scope) {
+        let t = sim.topology().clone();
+        let base = sim.config.rp;
+        let group = match scope {
+            Scope::All => None,
+            Scope::Group(name) => t.switch_named(name),
+        };
+        for (n, node) in (0u32..).zip(&t.nodes) {
+            let leaf = if node.tier == 0 { t.access(n) } else { n };
+            if group.is_some_and(|g| g != leaf) {
+                continue;
+            }
+            if node.tier == 0 {
+                if let Some(rate) = setting.nic.get(NIC) {
+                    sim.apply(Change::Rp {
+                        host: Some(n),
+                        rp: rp(&base, rate),
+                    });
+                    sim.apply(Change::CnpGap {
+                        host: Some(n),
+                        us: rate.cnp_gap_us,
+                    });
+                }
+            } else if let Some(e) = setting.ecn.get(&class(&node.name)) {
+                sim.apply(Change::Ecn {
+                    switch: Some(n),
+                    ecn: EcnParams {
+                        enabled: e.on,
+                        kmin_kb: e.kmin_kb,
+                        kmax_kb: e.kmax_kb,
+                        pmax: e.pmax,
+                    },
+                });
+            }
+        }
+        if group.is_none() {
+            self.pin(sim, setting);
+        }
+    }
+
+    /// Takes away the pins that do not stand any more and sets those that are new.
+    fn pin(&mut self, sim: &mut Sim, setting: &Setting) {
+        let wanted: BTreeMap<(u32, u32), Change> = setting
+            .pins
+            .iter()
+            .filter_map(|p| match routing::change(sim, p)? {
+                change @ Change::Pin { switch, dst, .. } => Some(((switch, dst), change)),
+                _ => None,
+            })
+            .collect();
+        for ((switch, dst), _) in self.pins.iter().filter(|(k, c)| wanted.get(*k) != Some(*c)) {
+            sim.apply(Change::Pin {
+                switch: *switch,
+                dst: *dst,
+                port: None,
+            });
+        }
+        for (_, change) in wanted.iter().filter(|(k, c)| self.pins.get(*k) != Some(*c)) {
+            sim.apply(*change);
+        }
+        self.pins = wanted;
+    }
+}
