@@ -105,8 +105,8 @@ impl Memory {
         self.known.iter()
     }
 
-    /// The moves in the order in which to try them: what was kept most often first, then what was never tried, and what
-    /// broke a constraint twice without ever being kept not at all. [`Move::Off`] stays last, being the end of a direction.
+    /// The moves in the order in which to try them: what was kept most often first, then what was never tried; what was
+    /// tried twice and never kept is not tried again. [`Move::Off`] stays last, being the end of a direction.
     #[must_use]
     pub fn order(&self, signature: &Signature) -> Vec<Move> {
         let known = self.known.get(signature);
@@ -116,7 +116,7 @@ impl Memory {
                 .unwrap_or_default()
         };
         let mut moves: Vec<Move> = Move::ALL.to_vec();
-        moves.retain(|m| tally(m).broke < 2 || tally(m).kept > 0);
+        moves.retain(|m| tally(m).tried < 2 || tally(m).kept > 0);
         moves.sort_by_key(|m| {
             let t = tally(m);
             let failed = t.tried - t.kept.min(t.tried);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_comes_first_and_what_broke_twice_no_more() {
+    fn what_was_kept_comes_first_and_what_failed_twice_no_more() {
         let (setting, _) = nv(1750.0);
         let (mut memory, pattern) = (Memory::default(), Signature::default());
         assert_eq!(memory.order(&pattern), Move::ALL);

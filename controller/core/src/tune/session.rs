@@ -1,140 +1,24 @@
 //! One session of the tuner: from what stands to what is kept.
 
+mod agenda;
+mod guard;
+mod terms;
+#[cfg(test)]
+mod tests;
+
+pub use terms::{Command, Limits, Phase, Scope, Session, Step, Verdict, What};
+
 use crate::ids::JobId;
-use crate::io::PinChange;
-use crate::tune::block::{Block, JobSeen, Look, Measured};
-use crate::tune::memory::{Memory, Signature, Tally};
+use crate::tune::block::{Block, Look, Measured};
+use crate::tune::memory::{Memory, Tally};
 use crate::tune::sequential::Pairs;
-use crate::tune::setting::{Bounds, Move, Setting};
+use crate::tune::setting::{Move, Setting};
+use agenda::moves;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Iterations of each job under the incumbent that are remembered, to know how slow is normal.
 const HISTORY: usize = 64;
-/// An iteration longer than the longest of those by this factor ends a candidate at once.
-const GROSS: f64 = 1.25;
-/// A block that takes so many times as long as the first one gives its candidate up.
-const BLOCK_PATIENCE: f64 = 6.0;
-/// So many periods of the increase timer after a change of knobs the rates have climbed to where it leads.
-const SETTLE_TIMERS: f64 = 12.0;
-/// Below this share of marked packets thresholds decide nothing.
-const MARKED_MIN: f64 = 1e-4;
-
-/// What a session may cost and do.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Limits {
-    /// Slow-down of any job over the whole session, as a share of its time before: 0.05.
-    pub slowdown_max: f64,
-    /// Rise of the paused share of the port that is paused most, over the whole session: 0.01 is one point.
-    pub pause_max: f64,
-    /// Chance with which a candidate that changes nothing is taken for faster.
-    pub alpha: f64,
-    /// A gain below this is not worth a change.
-    pub worth: f64,
-    /// Iterations of each job before anything is tried.
-    pub iterations_first: u32,
-    /// Iterations of each job in a block, the one that straddles the change not counted.
-    pub iterations: u32,
-    /// Pairs after which a candidate that is still undecided is dropped.
-    pub pairs_max: u32,
-    /// Candidates in a session.
-    pub candidates_max: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            slowdown_max: 0.05,
-            pause_max: 0.01,
-            alpha: 0.05,
-            worth: 0.01,
-            iterations_first: 4,
-            iterations: 2,
-            pairs_max: 10,
-            candidates_max: 16,
-        }
-    }
-}
-
-/// What a session starts from.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Session {
-    /// What stands.
-    pub baseline: Setting,
-    pub bounds: Bounds,
-    /// Leaves or rails; a candidate stands on one of them before all. Fewer than two: no canary.
-    pub groups: Vec<Arc<str>>,
-    /// Pins that the route planner proposes; empty where nothing collides.
-    pub pins: Vec<PinChange>,
-    pub signature: Signature,
-    pub limits: Limits,
-}
-
-/// Where a setting is to stand.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Scope {
-    All,
-    /// On the switches and hosts of one group; elsewhere the incumbent.
-    Group(Arc<str>),
-}
-
-/// What the shell has to do.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Command {
-    /// Applies a setting, under the session's lease.
-    Apply { setting: Setting, scope: Scope },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// The incumbent stands and is measured.
-    Incumbent,
-    /// A candidate stands on one group.
-    Canary,
-    /// A candidate stands everywhere.
-    Candidate,
-    /// Nothing is left to try; what was kept is watched.
-    Watching,
-}
-
-/// What a candidate is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum What {
-    /// The planner's routes.
-    Routes,
-    /// What was best for this pattern in an earlier session.
-    Remembered,
-    Move(Move),
-}
-
-/// What became of a candidate.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Verdict {
-    Kept,
-    /// It brought too little, or is still undecided after all pairs.
-    NoBetter,
-    /// A job became slower by too much.
-    Slower(JobId),
-    /// A port was paused for too long.
-    Paused,
-    /// Packets were lost or came out of order.
-    Lost,
-    /// A block did not end.
-    Silent,
-}
-
-/// A candidate that was tried.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Step {
-    pub what: What,
-    pub setting: Setting,
-    pub verdict: Verdict,
-    /// Pairs that it took.
-    pub pairs: u32,
-    /// Mean log ratio of the iteration times; `None` before the first pair.
-    pub gain: Option<f64>,
-}
 
 #[derive(Debug, Clone, PartialEq)]
 struct Trial {
@@ -416,41 +300,6 @@ impl Tuner {
         self.apply(incumbent, Scope::All, Phase::Incumbent, look, now);
     }
 
-    /// A limit that breaks while a candidate stands.
-    fn broken(&mut self, look: &Look, now: Duration) -> Option<Verdict> {
-        let limit = self.session.limits.slowdown_max;
-        for seen in &look.jobs {
-            if slow_now(&self.history, &mut self.slow, seen, limit, now) {
-                return Some(Verdict::Slower(seen.job.clone()));
-            }
-        }
-        let (block, before) = (self.block.as_ref()?, self.before.as_ref()?);
-        let got = block.since_change(&look.counters, now)?;
-        // Early in a block a single pause is a large share: it is taken of a whole block.
-        let share = got.paused * got.seconds / got.seconds.max(before.seconds);
-        if share > self.normal.paused + self.session.limits.pause_max {
-            return Some(Verdict::Paused);
-        }
-        let more = |now: f64, normal: f64| now > normal + 3.0 * normal.sqrt();
-        if more(
-            got.lost_per_s * got.seconds,
-            self.normal.lost_per_s * got.seconds,
-        ) {
-            return Some(Verdict::Lost);
-        }
-        // A change of routes lets packets overtake each other once; only what comes later tells against it.
-        let got = block.measured(&look.counters, now)?;
-        let normal = self.normal.out_of_sequence_per_s * got.seconds;
-        more(got.out_of_sequence_per_s * got.seconds, normal).then_some(Verdict::Lost)
-    }
-
-    fn late(&self, now: Duration) -> bool {
-        let (Some(block), Some(first)) = (&self.block, self.first_block) else {
-            return false;
-        };
-        now.saturating_sub(block.from).as_secs_f64() > first * BLOCK_PATIENCE
-    }
-
     fn end_trial(&mut self, verdict: Verdict, look: &Look, now: Duration) {
         let Some(trial) = self.trial.take() else {
             return;
@@ -505,156 +354,6 @@ impl Tuner {
         }
     }
 
-    /// The next candidate that may be tried.
-    fn next(&mut self, look: &Look, now: Duration) {
-        if let Some(trial) = &self.trial {
-            // Its block was lost to a reset of counters.
-            let setting = trial.setting.clone();
-            self.apply(setting, Scope::All, Phase::Candidate, look, now);
-            return;
-        }
-        while let Some(what) = self.agenda.pop() {
-            let limits = &self.session.limits;
-            if self.steps.len() >= limits.candidates_max {
-                break;
-            }
-            let setting = match what {
-                What::Routes => Setting {
-                    pins: self.session.pins.clone(),
-                    ..self.incumbent.clone()
-                },
-                _ if self.quiet() && !self.recovering(what) => continue,
-                What::Remembered => match &self.goal {
-                    Some(goal) => self.incumbent.towards(goal),
-                    None => continue,
-                },
-                What::Move(Move::Off) if !self.may_turn_off() => continue,
-                What::Move(m) => m.from(&self.incumbent, &self.session.bounds),
-            };
-            if setting
-                .check(&self.incumbent, &self.session.bounds)
-                .is_err()
-            {
-                if what == What::Remembered {
-                    self.agenda = moves(&self.order);
-                }
-                continue;
-            }
-            // Half of a set of pins means nothing, so routes have no canary.
-            let group = match what {
-                What::Routes => None,
-                What::Remembered | What::Move(_) if self.session.groups.len() < 2 => None,
-                What::Remembered | What::Move(_) => {
-                    let groups = &self.session.groups;
-                    Some(groups[self.steps.len() % groups.len()].clone())
-                }
-            };
-            self.trial = Some(Trial {
-                what,
-                setting: setting.clone(),
-                all: Pairs::default(),
-                jobs: BTreeMap::new(),
-                paused: Pairs::default(),
-                measured: None,
-            });
-            let (scope, phase) = match group {
-                Some(group) => (Scope::Group(group), Phase::Canary),
-                None => (Scope::All, Phase::Candidate),
-            };
-            self.apply(setting, scope, phase, look, now);
-            return;
-        }
-        self.phase = Phase::Watching;
-        self.slow.clear();
-        self.block = Some(Block::new(
-            now,
-            Duration::ZERO,
-            Duration::ZERO,
-            look.counters.clone(),
-        ));
-    }
-
-    /// Nothing is marked and nobody pauses: no threshold decides anything.
-    fn quiet(&self) -> bool {
-        let quiet = |m: &Measured| m.marked < MARKED_MIN && m.paused == 0.0;
-        self.before.as_ref().is_some_and(quiet)
-    }
-
-    /// Rates that were cut while flows collided climb back by themselves, but slowly.
-    fn recovering(&self, what: What) -> bool {
-        let routed = |s: &Step| s.what == What::Routes && s.verdict == Verdict::Kept;
-        what == What::Move(Move::ClimbFaster) && self.steps.iter().any(routed)
-    }
-
-    /// No marking is where marking later and less leads to; it is tried only where that helped and cost no pauses.
-    fn may_turn_off(&self) -> bool {
-        let kept = |m: Move| self.tallies.get(&m).is_some_and(|t| t.kept > 0);
-        (kept(Move::MarkLater) || kept(Move::MarkLess))
-            && self.kept.iter().map(|k| k.paused).sum::<f64>()
-                <= self.session.limits.pause_max / 2.0
-    }
-
-    /// What was kept is given back, the latest first, when a job is slower three iterations in a row than any was before,
-    /// or a port is paused for longer than the session allows: rates may take long to get to where a setting leads them.
-    fn watched(&mut self, look: &Look, now: Duration) {
-        let limit = self.session.limits.slowdown_max;
-        let Some(block) = &self.block else { return };
-        let since = block.from;
-        for seen in &look.jobs {
-            let Some(longest) = longest(&self.history, &seen.job) else {
-                continue;
-            };
-            let slow = self.slow.entry(seen.job.clone()).or_default();
-            for (start, end) in seen.ended.iter().filter(|(s, _)| *s >= since) {
-                let seconds = end.saturating_sub(*start).as_secs_f64();
-                *slow = if seconds > longest * (1.0 + limit) {
-                    *slow + 1
-                } else {
-                    0
-                };
-            }
-            if *slow >= 3 {
-                self.undo(Verdict::Slower(seen.job.clone()), look, now);
-                return;
-            }
-        }
-        if !block.complete(look, self.session.limits.iterations) {
-            return;
-        }
-        match block.measured(&look.counters, now) {
-            Some(m) if self.over_pause_limit(&m) => self.undo(Verdict::Paused, look, now),
-            Some(_) | None => {
-                let counters = look.counters.clone();
-                self.block = Some(Block::new(now, Duration::ZERO, Duration::ZERO, counters));
-            }
-        }
-    }
-
-    /// A port is paused for longer than the session allows. Before anything was kept, what is seen is what is normal.
-    fn over_pause_limit(&mut self, m: &Measured) -> bool {
-        if self.kept.is_empty() {
-            self.paused_first = self.paused_first.max(m.paused);
-        }
-        m.paused > self.paused_first + self.session.limits.pause_max
-    }
-
-    /// Gives back what was kept last. A session with nothing to give back only goes on.
-    fn undo(&mut self, verdict: Verdict, look: &Look, now: Duration) {
-        self.trial = None;
-        self.before = None;
-        if let Some(kept) = self.kept.pop() {
-            self.incumbent = kept.before;
-            self.steps[kept.step].verdict = verdict;
-            if let What::Move(m) = kept.what {
-                let tally = self.tallies.entry(m).or_default();
-                tally.kept = tally.kept.saturating_sub(1);
-                tally.broke += 1;
-            }
-        }
-        let incumbent = self.incumbent.clone();
-        self.apply(incumbent, Scope::All, Phase::Incumbent, look, now);
-    }
-
     fn apply(&mut self, setting: Setting, scope: Scope, phase: Phase, look: &Look, now: Duration) {
         self.commands.push_back(Command::Apply { setting, scope });
         self.phase = phase;
@@ -670,64 +369,4 @@ impl Tuner {
             look.counters.clone(),
         ));
     }
-
-    /// How long a change still shows in iterations that begin after it: not at all in that of routes; in that of knobs,
-    /// until rates have climbed to where they lead.
-    fn settle(&self) -> Duration {
-        let trial = self.trial.as_ref();
-        if trial.is_some_and(|t| t.what == What::Routes) {
-            return Duration::ZERO;
-        }
-        let settings = trial.map(|t| &t.setting).into_iter();
-        let rates = settings
-            .chain([&self.incumbent])
-            .flat_map(|s| s.nic.values());
-        let timer_us = rates.map(|r| r.timer_us).fold(0.0, f64::max);
-        Duration::from_secs_f64(SETTLE_TIMERS * timer_us / 1e6)
-    }
-
-    fn longest_of_all(&self) -> Duration {
-        let all = self.history.values().flatten().copied();
-        Duration::from_secs_f64(all.fold(0.0, f64::max))
-    }
-}
-
-/// An agenda of moves; the next one is last.
-fn moves(order: &[Move]) -> Vec<What> {
-    order.iter().rev().map(|m| What::Move(*m)).collect()
-}
-
-/// Seconds of the longest iteration of a job under the incumbent. `None`: none is known.
-fn longest(history: &BTreeMap<JobId, VecDeque<f64>>, job: &JobId) -> Option<f64> {
-    history.get(job)?.iter().copied().reduce(f64::max)
-}
-
-/// A job's iteration is grossly longer than any under the incumbent, or the second one in a row is by `limit`.
-fn slow_now(
-    history: &BTreeMap<JobId, VecDeque<f64>>,
-    slow: &mut BTreeMap<JobId, u32>,
-    seen: &JobSeen,
-    limit: f64,
-    now: Duration,
-) -> bool {
-    let Some(longest) = longest(history, &seen.job) else {
-        return false;
-    };
-    let running = seen.running_since.map(|s| now.saturating_sub(s));
-    if running.is_some_and(|r| r.as_secs_f64() > longest * GROSS) {
-        return true;
-    }
-    let slow = slow.entry(seen.job.clone()).or_default();
-    for (start, end) in &seen.ended {
-        let seconds = end.saturating_sub(*start).as_secs_f64();
-        *slow = if seconds > longest * (1.0 + limit) {
-            *slow + 1
-        } else {
-            0
-        };
-        if *slow >= 2 || seconds > longest * GROSS {
-            return true;
-        }
-    }
-    false
 }
