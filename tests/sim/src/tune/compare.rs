@@ -28,14 +28,57 @@ const STATIC_SHARE: Time = 3;
 pub struct Raw {
     /// Seed.
     pub seed: u64,
-    /// What came of it.
-    #[serde(flatten)]
-    pub outcome: Outcome,
+    /// Jobs.
+    pub jobs: Vec<RawJob>,
+    /// Share of the time for which the port that was paused most was paused, 0.0..=1.0.
+    pub paused_worst: f64,
+    /// Mean of that share over all ports.
+    pub paused_mean: f64,
+    /// Packets lost for want of a buffer.
+    pub lost: u64,
+    /// Packets received out of sequence.
+    pub out_of_sequence: u64,
     /// When the search was over, ms after the warm-up. `None`: it was not, or there is none.
     pub settled_ms: Option<f64>,
     /// What was tried, in words; only of ours.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<String>,
+}
+
+/// A job in one run.
+#[derive(Debug, Clone, Serialize)]
+pub struct RawJob {
+    /// Its name.
+    pub name: String,
+    /// Iterations that started.
+    pub iterations: usize,
+    /// Their mean duration, us; `None`: there was none.
+    pub mean_us: Option<f64>,
+    /// The same over the last third of the run.
+    pub settled_us: Option<f64>,
+    /// Duration that 99 % of its messages keep, us.
+    pub flow_us_p99: f64,
+}
+
+fn raw(seed: u64, ran: Ran) -> Raw {
+    let o = ran.outcome;
+    let jobs = o.jobs.into_iter().map(|j| RawJob {
+        iterations: j.iterations.len(),
+        mean_us: j.mean_us(0.0, f64::INFINITY),
+        settled_us: j.mean_us(o.us * 2.0 / 3.0, f64::INFINITY),
+        flow_us_p99: j.flow_us_p99,
+        name: j.name,
+    });
+    Raw {
+        seed,
+        jobs: jobs.collect(),
+        paused_worst: o.paused_worst,
+        paused_mean: o.paused_mean,
+        lost: o.lost,
+        out_of_sequence: o.out_of_sequence,
+        settled_ms: ran.settled.map(|t| (t - WARM_UP) as f64 / MS as f64),
+        steps: ran.steps,
+    }
 }
 
 /// A contestant in a scenario, over all seeds.
@@ -278,15 +321,7 @@ fn row(name: &str, searches: bool, runs: Vec<(u64, Ran)>, nv: &[Outcome]) -> Row
                 lost(&r.outcome, nv, until)
             })
         }),
-        runs: runs
-            .into_iter()
-            .map(|(seed, r)| Raw {
-                seed,
-                outcome: r.outcome,
-                settled_ms: r.settled.map(|t| (t - WARM_UP) as f64 / MS as f64),
-                steps: r.steps,
-            })
-            .collect(),
+        runs: runs.into_iter().map(|(seed, r)| raw(seed, r)).collect(),
     }
 }
 

@@ -221,14 +221,13 @@ impl Driver {
 
     /// Takes away the pins that do not stand any more and sets those that are new.
     fn pin(&mut self, sim: &mut Sim, setting: &Setting) {
-        let wanted: BTreeMap<(u32, u32), Change> = setting
-            .pins
-            .iter()
-            .filter_map(|p| match routing::change(sim, p)? {
-                change @ Change::Pin { switch, dst, .. } => Some(((switch, dst), change)),
-                _ => None,
-            })
-            .collect();
+        let changes = setting.pins.iter().filter_map(|p| routing::change(sim, p));
+        let mut wanted: BTreeMap<(u32, u32), Change> = BTreeMap::new();
+        for change in changes {
+            if let Change::Pin { switch, dst, .. } = change {
+                wanted.insert((switch, dst), change);
+            }
+        }
         for ((switch, dst), _) in self.pins.iter().filter(|(k, c)| wanted.get(*k) != Some(*c)) {
             sim.apply(Change::Pin {
                 switch: *switch,
