@@ -174,7 +174,7 @@ impl Tuner {
         let limits = &self.session.limits;
         let iterations = match self.first_block {
             None => limits.iterations_first,
-            Some(_) => limits.iterations,
+            Some(_) => self.block_iterations(),
         };
         if !block.complete(look, iterations) {
             if self.trial.is_some() && self.late(now) {
@@ -277,11 +277,7 @@ impl Tuner {
         }
         let Some(block) = &self.block else { return };
         let canary = self.phase == Phase::Canary;
-        let iterations = if canary {
-            1
-        } else {
-            self.session.limits.iterations
-        };
+        let iterations = if canary { 1 } else { self.block_iterations() };
         if !block.complete(look, iterations) {
             if self.late(now) {
                 self.end_trial(Verdict::Silent, look, now);

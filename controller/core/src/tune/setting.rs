@@ -236,8 +236,8 @@ impl Move {
             };
             *rate = match self {
                 Move::ClimbFaster => Rate {
-                    ai_mbps: clamp(rate.ai_mbps * 5.0, AI_MBPS),
-                    hai_mbps: clamp(rate.hai_mbps * 5.0, HAI_MBPS),
+                    ai_mbps: clamp(rate.ai_mbps * STEP_MAX, AI_MBPS),
+                    hai_mbps: clamp(rate.hai_mbps * STEP_MAX, HAI_MBPS),
                     ..*rate
                 },
                 Move::ClimbSooner => timer(0.5),

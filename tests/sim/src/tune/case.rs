@@ -23,16 +23,19 @@ pub struct Case {
     pub placement: bool,
     /// Small enough to try a whole grid of settings on.
     pub small: bool,
+    /// Knobs matter beside routes, so that a second session has something to remember.
+    pub learns: bool,
     text: &'static str,
 }
 
 macro_rules! case {
-    ($name:literal, $contended:literal, $placement:literal, $small:literal) => {
+    ($name:literal, $contended:literal, $placement:literal, $small:literal, $learns:literal) => {
         Case {
             name: $name,
             contended: $contended,
             placement: $placement,
             small: $small,
+            learns: $learns,
             text: include_str!(concat!("../../scenarios/tune/", $name, ".yaml")),
         }
     };
@@ -40,15 +43,15 @@ macro_rules! case {
 
 /// All of them.
 pub const CASES: [Case; 9] = [
-    case!("clean-ring", false, false, true),
-    case!("ring-collisions", true, true, false),
-    case!("ring-incast", true, false, false),
-    case!("incast", true, false, true),
-    case!("all-to-all", true, false, false),
-    case!("victim", true, false, true),
-    case!("two-jobs", true, false, true),
-    case!("checkpoint", true, false, false),
-    case!("rail", true, false, false),
+    case!("clean-ring", false, false, true, false),
+    case!("ring-collisions", true, true, false, false),
+    case!("ring-incast", true, false, false, true),
+    case!("incast", true, false, true, true),
+    case!("all-to-all", true, false, false, false),
+    case!("victim", true, false, true, true),
+    case!("two-jobs", true, false, true, false),
+    case!("checkpoint", true, false, false, true),
+    case!("rail", true, false, false, false),
 ];
 
 impl Case {

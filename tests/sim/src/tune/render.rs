@@ -45,9 +45,10 @@ pub fn markdown(results: &TuningResults) -> String {
         "Every contestant starts from what NVIDIA's defaults (`nv`) settle at, in {} scenarios with {} seeds each; a seed \
          decides hashes, marks and jitter, and every figure is against `nv` with the same seed: mean over the seeds ± half \
          of the 95 % confidence interval (Student's t). Time: iteration times averaged over the run, search included, \
-         geometric mean over the jobs. Settled: the same over the last third. Flow p99: messages. Pause: the port that is \
+         geometric mean over the jobs. Settled: the same over the last third of the run. Flow p99: messages. Pause: the port that is \
          paused most, percentage points of time. Victim: the job that lost most. Lost: what the search cost, in iterations \
-         of `nv`. Fixed settings and the oracle run for a third of the time. The oracle is the best of eight settings and \
+         of `nv`. Fixed settings and the oracle run for a fourth of the \
+         time, `nv` for half, the ACC-like rule for a third. The oracle is the best of eight settings and \
          `nv`, routed, that breaks no limit, chosen with hindsight.",
         results.scenarios.len(),
         results.seeds,

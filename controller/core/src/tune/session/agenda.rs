@@ -103,6 +103,13 @@ impl Tuner {
                 <= self.session.limits.pause_max / 2.0
     }
 
+    /// Iterations of each job in a block: twice as many after each pair that left the trial undecided, up to four times,
+    /// because what works slowly shows in long blocks only.
+    pub(super) fn block_iterations(&self) -> u32 {
+        let pairs = self.trial.as_ref().map_or(0, |t| t.all.n);
+        self.session.limits.iterations << pairs.min(2)
+    }
+
     /// How long a change still shows in iterations that begin after it: not at all in that of routes; in that of knobs,
     /// until rates have climbed to where they lead.
     pub(super) fn settle(&self) -> Duration {

@@ -19,7 +19,8 @@ pub struct Limits {
     pub worth: f64,
     /// Iterations of each job before anything is tried.
     pub iterations_first: u32,
-    /// Iterations of each job in a block, the one that straddles the change not counted.
+    /// Iterations of each job in the first block of a candidate, the one that straddles the change not counted; later
+    /// blocks have up to four times as many.
     pub iterations: u32,
     /// Pairs after which a candidate that is still undecided is dropped.
     pub pairs_max: u32,
@@ -36,7 +37,7 @@ impl Default for Limits {
             worth: 0.01,
             iterations_first: 4,
             iterations: 2,
-            pairs_max: 10,
+            pairs_max: 8,
             candidates_max: 16,
         }
     }
