@@ -82,15 +82,17 @@ pub struct Known {
     pub sessions: u32,
     /// By move.
     pub moves: BTreeMap<Move, Tally>,
-    /// Count of sessions over all patterns when this was last used: the lowest goes first.
-    used: u64,
+    /// [`Memory::sessions`] when this was last used: the lowest goes first.
+    pub used: u64,
 }
 
 /// All patterns.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Memory {
-    known: BTreeMap<Signature, Known>,
-    sessions: u64,
+    /// At most [`PATTERNS_MAX`] after each [`Memory::learn`].
+    pub known: BTreeMap<Signature, Known>,
+    /// Sessions so far.
+    pub sessions: u64,
 }
 
 impl Memory {
@@ -98,11 +100,6 @@ impl Memory {
     #[must_use]
     pub fn of(&self, signature: &Signature) -> Option<&Known> {
         self.known.get(signature)
-    }
-
-    /// Every pattern, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&Signature, &Known)> {
-        self.known.iter()
     }
 
     /// The moves in the order in which to try them: what was kept most often first, then what was never tried; what was
@@ -134,11 +131,12 @@ impl Memory {
         tallies: &BTreeMap<Move, Tally>,
     ) {
         self.sessions += 1;
-        if self.known.len() >= PATTERNS_MAX && !self.known.contains_key(&signature) {
+        while self.known.len() >= PATTERNS_MAX && !self.known.contains_key(&signature) {
             let oldest = self.known.iter().min_by_key(|(_, k)| k.used);
-            if let Some(oldest) = oldest.map(|(s, _)| *s) {
-                self.known.remove(&oldest);
-            }
+            let Some(oldest) = oldest.map(|(s, _)| *s) else {
+                break;
+            };
+            self.known.remove(&oldest);
         }
         let known = self.known.entry(signature).or_default();
         known.setting = Setting {
@@ -232,7 +230,7 @@ mod tests {
         }
         memory.learn(pattern(0), &setting, 0.0, &BTreeMap::new());
         memory.learn(pattern(PATTERNS_MAX), &setting, 0.0, &BTreeMap::new());
-        assert_eq!(memory.iter().count(), PATTERNS_MAX);
+        assert_eq!(memory.known.len(), PATTERNS_MAX);
         assert!(memory.of(&pattern(0)).is_some());
         assert!(memory.of(&pattern(1)).is_none());
     }

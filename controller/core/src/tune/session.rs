@@ -9,7 +9,7 @@ mod tests;
 pub use terms::{Command, Limits, Phase, Scope, Session, Step, Verdict, What};
 
 use crate::ids::JobId;
-use crate::tune::block::{Block, Look, Measured};
+use crate::tune::block::{Block, JOBS_MAX, Look, Measured};
 use crate::tune::memory::{Memory, Tally};
 use crate::tune::sequential::Pairs;
 use crate::tune::setting::{Move, Setting};
@@ -71,7 +71,8 @@ pub struct Tuner {
     kept: Vec<Kept>,
     tallies: BTreeMap<Move, Tally>,
     steps: Vec<Step>,
-    commands: VecDeque<Command>,
+    /// What the shell has to do; a later command takes the place of one that was not fetched.
+    command: Option<Command>,
 }
 
 impl Tuner {
@@ -106,7 +107,7 @@ impl Tuner {
             kept: Vec::new(),
             tallies: BTreeMap::new(),
             steps: Vec::new(),
-            commands: VecDeque::new(),
+            command: None,
         }
     }
 
@@ -136,7 +137,7 @@ impl Tuner {
 
     /// What the shell has to do next.
     pub fn poll_command(&mut self) -> Option<Command> {
-        self.commands.pop_front()
+        self.command.take()
     }
 
     /// Takes what was seen since the last look.
@@ -160,7 +161,7 @@ impl Tuner {
 
     fn incumbent_seen(&mut self, look: &Look, now: Duration) {
         let Some(block) = &self.block else { return };
-        for seen in &look.jobs {
+        for seen in look.jobs.iter().take(JOBS_MAX) {
             let history = self.history.entry(seen.job.clone()).or_default();
             for (start, end) in seen.ended.iter().filter(|(s, _)| *s >= block.since) {
                 history.push_back(end.saturating_sub(*start).as_secs_f64());
@@ -351,7 +352,7 @@ impl Tuner {
     }
 
     fn apply(&mut self, setting: Setting, scope: Scope, phase: Phase, look: &Look, now: Duration) {
-        self.commands.push_back(Command::Apply { setting, scope });
+        self.command = Some(Command::Apply { setting, scope });
         self.phase = phase;
         self.slow.clear();
         let settle = match phase {

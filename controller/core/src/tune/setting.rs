@@ -294,9 +294,8 @@ impl Setting {
                 });
             }
             within(class, "pmax", old.pmax, ecn.pmax, PMAX)?;
-            let all = (0.0, f64::MAX);
-            within(class, "kmin", old.kmin_kb, ecn.kmin_kb, all)?;
-            within(class, "kmax", old.kmax_kb, ecn.kmax_kb, all)?;
+            within(class, "kmin", old.kmin_kb, ecn.kmin_kb, (0.0, xoff_kb))?;
+            within(class, "kmax", old.kmax_kb, ecn.kmax_kb, (0.0, xoff_kb))?;
         }
         for (class, new) in &self.nic {
             let unknown = || Refusal::Unknown {
@@ -451,15 +450,12 @@ pub(crate) mod tests {
             with_ecn(|e| e.pmax = 1.1),
             Err(Refusal::Range { .. })
         ));
-        assert!(matches!(with_ecn(|_| ()), Err(Refusal::Same)));
+        assert_eq!(with_ecn(|_| ()), Err(Refusal::Same));
         let (from, _) = nv(1750.0);
         let mut to = from.clone();
         to.ecn.get_mut("leaf").unwrap().kmin_kb = 200.0;
-        let none = Bounds::default();
-        assert!(matches!(
-            to.check(&from, &none),
-            Err(Refusal::Unknown { .. })
-        ));
+        let unknown = to.check(&from, &Bounds::default());
+        assert!(matches!(unknown, Err(Refusal::Unknown { .. })));
     }
 
     proptest! {

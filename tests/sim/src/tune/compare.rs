@@ -1,5 +1,8 @@
 //! Every contestant in every scenario with every seed, and what is made of it.
 
+#[cfg(test)]
+mod tests;
+
 use crate::config::SimConfig;
 use crate::port::EcnParams;
 use crate::reference::SETTINGS;

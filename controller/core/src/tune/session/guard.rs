@@ -2,7 +2,7 @@
 
 use super::{Phase, Scope, Tuner, Verdict, What};
 use crate::ids::JobId;
-use crate::tune::block::{Block, JobSeen, Look, Measured};
+use crate::tune::block::{Block, JOBS_MAX, JobSeen, Look, Measured};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ impl Tuner {
     /// A limit that breaks while a candidate stands.
     pub(super) fn broken(&mut self, look: &Look, now: Duration) -> Option<Verdict> {
         let limit = self.session.limits.slowdown_max;
-        for seen in &look.jobs {
+        for seen in look.jobs.iter().take(JOBS_MAX) {
             if slow_now(&self.history, &mut self.slow, seen, limit, now) {
                 return Some(Verdict::Slower(seen.job.clone()));
             }
@@ -53,7 +53,7 @@ impl Tuner {
         let limit = self.session.limits.slowdown_max;
         let Some(block) = &self.block else { return };
         let since = block.from;
-        for seen in &look.jobs {
+        for seen in look.jobs.iter().take(JOBS_MAX) {
             let Some(longest) = longest(&self.history, &seen.job) else {
                 continue;
             };
@@ -91,18 +91,20 @@ impl Tuner {
         m.paused > self.paused_first + self.session.limits.pause_max
     }
 
-    /// Gives back what was kept last. A session with nothing to give back only goes on.
+    /// Gives back what was kept last. A session with nothing to give back only goes on watching.
     pub(super) fn undo(&mut self, verdict: Verdict, look: &Look, now: Duration) {
+        let Some(kept) = self.kept.pop() else {
+            self.slow.clear();
+            return;
+        };
         self.trial = None;
         self.before = None;
-        if let Some(kept) = self.kept.pop() {
-            self.incumbent = kept.before;
-            self.steps[kept.step].verdict = verdict;
-            if let What::Move(m) = kept.what {
-                let tally = self.tallies.entry(m).or_default();
-                tally.kept = tally.kept.saturating_sub(1);
-                tally.broke += 1;
-            }
+        self.incumbent = kept.before;
+        self.steps[kept.step].verdict = verdict;
+        if let What::Move(m) = kept.what {
+            let tally = self.tallies.entry(m).or_default();
+            tally.kept = tally.kept.saturating_sub(1);
+            tally.broke += 1;
         }
         let incumbent = self.incumbent.clone();
         self.apply(incumbent, Scope::All, Phase::Incumbent, look, now);
