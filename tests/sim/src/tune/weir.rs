@@ -241,3 +241,76 @@ impl Driver {
         self.pins = wanted;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tune::case::{CASES, Case, Outcome, run};
+
+    fn case(name: &str) -> &'static Case {
+        CASES.iter().find(|c| c.name == name).unwrap()
+    }
+
+    #[test]
+    fn a_canary_stands_on_one_leaf_and_its_hosts_only() {
+        let mut sim = case("incast").scenario(1).unwrap().build().unwrap();
+        let mut driver = Driver::new(&sim, &Memory::default());
+        let mut setting = baseline(&sim);
+        for e in setting.ecn.values_mut() {
+            e.on = false;
+        }
+        setting.nic.get_mut(NIC).unwrap().timer_us = 55.0;
+        driver.apply(&mut sim, &setting, &Scope::Group("leaf1".into()));
+        let leaf = sim.topology().switch_named("leaf1").unwrap();
+        for port in sim.ports.iter().filter(|p| p.node >= sim.topology.hosts) {
+            let off = port.ecn.probability(u64::MAX - 1) == 0.0;
+            assert_eq!(off, port.node == leaf, "{}", port.node);
+        }
+        let timers: Vec<f64> = (0..16).map(|h| sim.rp(h).rpg_time_reset).collect();
+        let wanted: Vec<f64> = (0..16)
+            .map(|h| {
+                if sim.topology.access(h) == leaf {
+                    55.0
+                } else {
+                    300.0
+                }
+            })
+            .collect();
+        assert_eq!(timers, wanted);
+        assert_eq!(wanted.iter().filter(|t| **t == 55.0).count(), 4);
+    }
+
+    #[test]
+    fn what_pauses_lies_below_where_a_port_alone_would_pause() {
+        let sim = case("incast").scenario(1).unwrap().build().unwrap();
+        // 1/17 of 16.8 MB less the headrooms of eight ports.
+        for (class, kb) in &bounds(&sim).xoff_kb {
+            assert!((900.0..990.0).contains(kb), "{class} {kb}");
+        }
+    }
+
+    /// The scenario in which tuners that look at one job harm the other: for as long as a search takes nobody pays.
+    #[test]
+    fn no_job_pays_while_it_searches_beside_a_victim() {
+        let victim = case("victim");
+        let nv = run(victim, 1, 4, TICK, &mut |_| ()).unwrap();
+        let mut driver = None;
+        let ours = run(victim, 1, 4, TICK, &mut |sim| {
+            let d = driver.get_or_insert_with(|| Driver::new(sim, &Memory::default()));
+            d.step(sim);
+        })
+        .unwrap();
+        let mean = |o: &Outcome, job: usize| o.jobs[job].mean_us(0.0, f64::INFINITY).unwrap();
+        for (at, job) in nv.jobs.iter().enumerate() {
+            let ratio = mean(&ours, at) / mean(&nv, at);
+            assert!(ratio < 1.05, "{} {ratio}", job.name);
+        }
+        assert!(ours.paused_worst < nv.paused_worst + 0.01);
+        assert_eq!(ours.lost, 0);
+        // It did change something meanwhile.
+        assert_ne!(
+            (mean(&ours, 0), mean(&ours, 1)),
+            (mean(&nv, 0), mean(&nv, 1))
+        );
+    }
+}
