@@ -1,22 +1,17 @@
-//! Every contestant in every scenario with every seed, and what is made of it.
-
-#[cfg(test)]
-mod tests;
+//! Every contestant in every scenario with every seed.
 
 use crate::config::SimConfig;
 use crate::port::EcnParams;
 use crate::reference::SETTINGS;
 use crate::scenario::ScenarioError;
 use crate::sim::Sim;
-use crate::time::{MS, Time, to_us};
+use crate::time::Time;
 use crate::tune::acc::{self, Acc};
-use crate::tune::case::{CASES, Case, Knobs, Outcome, WARM_UP, run};
+use crate::tune::case::{CASES, Case, Knobs, Outcome, collision_free, run};
+use crate::tune::figures::{Ran, ScenarioResult, TuningResults, keys, mean, ratios, row};
 use crate::tune::paraleon::{self, Paraleon};
 use crate::tune::routing;
-use crate::tune::stats::Estimate;
 use crate::tune::weir::{self, Driver};
-use serde::Serialize;
-use std::collections::BTreeMap;
 use weir_controller_core::tune::{Limits, Memory};
 
 /// Static settings of the reference that are compared, by its names; `nv` is what all are compared with.
@@ -29,115 +24,6 @@ const BASE_SHARE: Time = 2;
 /// What has no memory of more than a step runs for a third.
 const RULE_SHARE: Time = 3;
 
-/// One run.
-#[derive(Debug, Clone, Serialize)]
-pub struct Raw {
-    /// Seed.
-    pub seed: u64,
-    /// Jobs.
-    pub jobs: Vec<RawJob>,
-    /// Share of the time for which the port that was paused most was paused, 0.0..=1.0.
-    pub paused_worst: f64,
-    /// Mean of that share over all ports.
-    pub paused_mean: f64,
-    /// Packets lost for want of a buffer.
-    pub lost: u64,
-    /// Packets received out of sequence.
-    pub out_of_sequence: u64,
-    /// When the search was over, ms after the warm-up. `None`: it was not, or there is none.
-    pub settled_ms: Option<f64>,
-    /// What was tried, in words; only of ours.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub steps: Vec<String>,
-}
-
-/// A job in one run.
-#[derive(Debug, Clone, Serialize)]
-pub struct RawJob {
-    /// Its name.
-    pub name: String,
-    /// Iterations that started.
-    pub iterations: usize,
-    /// Their mean duration, us; `None`: there was none.
-    pub mean_us: Option<f64>,
-    /// The same over the last third of the run.
-    pub settled_us: Option<f64>,
-    /// Duration that 99 % of its messages keep, us.
-    pub flow_us_p99: f64,
-}
-
-fn raw(seed: u64, ran: Ran) -> Raw {
-    let o = ran.outcome;
-    let jobs = o.jobs.into_iter().map(|j| RawJob {
-        iterations: j.iterations.len(),
-        mean_us: j.mean_us(0.0, f64::INFINITY),
-        settled_us: j.mean_us(o.us * 2.0 / 3.0, f64::INFINITY),
-        flow_us_p99: j.flow_us_p99,
-        name: j.name,
-    });
-    Raw {
-        seed,
-        jobs: jobs.collect(),
-        paused_worst: o.paused_worst,
-        paused_mean: o.paused_mean,
-        lost: o.lost,
-        out_of_sequence: o.out_of_sequence,
-        settled_ms: ran.settled.map(|t| (t - WARM_UP) as f64 / MS as f64),
-        steps: ran.steps,
-    }
-}
-
-/// A contestant in a scenario, over all seeds.
-#[derive(Debug, Clone, Serialize)]
-pub struct Row {
-    /// Contestant.
-    pub name: String,
-    /// Collective time against `nv`, percent, search included: iteration times averaged over the run, their ratios over
-    /// the jobs (geometric mean).
-    pub time_pct: Estimate,
-    /// The same over the last third of the run.
-    pub settled_pct: Estimate,
-    /// Duration that 99 % of messages keep against `nv`, percent, geometric mean over the jobs.
-    pub flow_p99_pct: Estimate,
-    /// Share of the time for which the most paused port was paused, percentage points above `nv`.
-    pub pause_points: Estimate,
-    /// The job that lost most against `nv`, by its mean over the seeds.
-    pub victim: String,
-    /// How much slower that job's iterations were, percent; below 0 no job lost.
-    pub victim_pct: Estimate,
-    /// Time lost while searching: by how much iterations of that time were slower than the mean of `nv`, summed over those
-    /// that were, less what chance alone gives `nv`; in iterations of `nv`, mean over the jobs. `None`: no search.
-    pub lost_iterations: Option<Estimate>,
-    /// Raw figures.
-    pub runs: Vec<Raw>,
-}
-
-/// A scenario.
-#[derive(Debug, Clone, Serialize)]
-pub struct ScenarioResult {
-    /// Its name.
-    pub name: String,
-    /// What it shows.
-    pub about: String,
-    /// Flows contend in it.
-    pub contended: bool,
-    /// Simulated time, ms.
-    pub simulated_ms: f64,
-    /// Contestants.
-    pub rows: Vec<Row>,
-}
-
-/// Everything.
-#[derive(Debug, Clone, Serialize)]
-pub struct TuningResults {
-    /// Seeds of each scenario.
-    pub seeds: u64,
-    /// Scenarios.
-    pub scenarios: Vec<ScenarioResult>,
-    /// The figures that are quoted, by key.
-    pub keys: BTreeMap<String, f64>,
-}
-
 /// What to run.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -145,23 +31,6 @@ pub struct Options {
     pub seeds: u64,
     /// Names of scenarios; empty is all.
     pub scenarios: Vec<String>,
-}
-
-/// Runs of one contestant with one seed.
-struct Ran {
-    outcome: Outcome,
-    settled: Option<Time>,
-    steps: Vec<String>,
-}
-
-impl Ran {
-    fn plain(outcome: Outcome) -> Self {
-        Self {
-            outcome,
-            settled: None,
-            steps: Vec::new(),
-        }
-    }
 }
 
 /// Runs a setting that stays, with the planner's pins or without.
@@ -262,74 +131,6 @@ fn oracle(case: &Case, seed: u64, nv: &Outcome) -> Result<Ran, ScenarioError> {
     Ok(Ran::plain(best.map_or_else(|| nv.clone(), |(_, o)| o)))
 }
 
-fn mean(xs: &[f64]) -> f64 {
-    xs.iter().sum::<f64>() / xs.len().max(1) as f64
-}
-
-/// By job, the log ratio of the mean iteration time in a part of the run (shares of it) to that of the whole run of `nv`.
-fn ratios(outcome: &Outcome, nv: &Outcome, from: f64, until: f64) -> Vec<f64> {
-    let jobs = outcome.jobs.iter().zip(&nv.jobs);
-    jobs.filter_map(|(j, b)| {
-        let time = j.mean_us(from * outcome.us, until * outcome.us)?;
-        Some((time / b.mean_us(0.0, f64::INFINITY)?).ln())
-    })
-    .collect()
-}
-
-fn percent(log: f64) -> f64 {
-    log.exp_m1() * 100.0
-}
-
-/// What iterations that began before `until` lost against the mean of `nv`, in iterations of `nv`.
-fn lost(outcome: &Outcome, nv: &Outcome, until_us: f64) -> f64 {
-    let jobs = outcome.jobs.iter().zip(&nv.jobs).filter_map(|(j, b)| {
-        let normal = b.mean_us(0.0, f64::INFINITY)?;
-        let over = |d: f64| (d / normal - 1.0).max(0.0);
-        let chance = mean(&b.iterations.iter().map(|i| over(i.1)).collect::<Vec<_>>());
-        let searched = j.iterations.iter().filter(|i| i.0 < until_us);
-        Some(searched.map(|i| over(i.1) - chance).sum::<f64>())
-    });
-    mean(&jobs.collect::<Vec<f64>>())
-}
-
-fn row(name: &str, searches: bool, runs: Vec<(u64, Ran)>, nv: &[Outcome]) -> Row {
-    let each = |f: &dyn Fn(&Ran, &Outcome) -> f64| {
-        let pairs = runs.iter().zip(nv);
-        Estimate::of(pairs.map(|((_, r), nv)| f(r, nv)).collect())
-    };
-    let jobs = nv.first().map_or(&[][..], |o| &o.jobs[..]);
-    let victims = jobs.iter().enumerate().map(|(at, job)| {
-        let slower = each(&|r, nv| {
-            let all = ratios(&r.outcome, nv, 0.0, f64::INFINITY);
-            all.get(at).map_or(f64::NAN, |x| percent(*x))
-        });
-        (job.name.clone(), slower)
-    });
-    let (victim, victim_pct) = victims
-        .max_by(|a, b| a.1.mean.total_cmp(&b.1.mean))
-        .unwrap_or_default();
-    Row {
-        name: name.to_owned(),
-        time_pct: each(&|r, nv| percent(mean(&ratios(&r.outcome, nv, 0.0, f64::INFINITY)))),
-        settled_pct: each(&|r, nv| percent(mean(&ratios(&r.outcome, nv, 2.0 / 3.0, 2.0)))),
-        flow_p99_pct: each(&|r, nv| {
-            let flows = r.outcome.jobs.iter().zip(&nv.jobs);
-            let logs = flows.map(|(a, b)| (a.flow_us_p99 / b.flow_us_p99).ln());
-            percent(mean(&logs.collect::<Vec<f64>>()))
-        }),
-        pause_points: each(&|r, nv| (r.outcome.paused_worst - nv.paused_worst) * 100.0),
-        victim,
-        victim_pct,
-        lost_iterations: searches.then(|| {
-            each(&|r, nv| {
-                let until = r.settled.map_or(f64::INFINITY, |t| to_us(t - WARM_UP));
-                lost(&r.outcome, nv, until)
-            })
-        }),
-        runs: runs.into_iter().map(|(seed, r)| raw(seed, r)).collect(),
-    }
-}
-
 fn chosen(options: &Options) -> impl Iterator<Item = &'static Case> {
     let all = options.scenarios.is_empty();
     CASES
@@ -340,7 +141,7 @@ fn chosen(options: &Options) -> impl Iterator<Item = &'static Case> {
 /// How often `progress` will be called.
 #[must_use]
 pub fn runs(options: &Options) -> u64 {
-    let contestants = |c: &Case| STATIC.len() as u64 + 3 + u64::from(c.small) + u64::from(c.learns);
+    let contestants = |c: &Case| STATIC.len() as u64 + 4 + u64::from(c.small) + u64::from(c.learns);
     options.seeds * chosen(options).map(contestants).sum::<u64>()
 }
 
@@ -353,7 +154,7 @@ pub fn tuning_results(
     mut progress: impl FnMut(&str, &str),
 ) -> Result<TuningResults, ScenarioError> {
     let mut scenarios = Vec::new();
-    let mut collision_free = Vec::new();
+    let mut reached = Vec::new();
     for case in chosen(options) {
         let mut rows = Vec::new();
         // Every seed with one contestant.
@@ -390,6 +191,12 @@ pub fn tuning_results(
             }
             rows.push(row(name, false, runs, &nv));
         }
+        // What routes alone are worth.
+        let runs = all("nv_routed", &mut |seed, _| {
+            let knobs = Knobs::of(&case.scenario(seed)?.config);
+            fixed(case, seed, BASE_SHARE, &knobs, true).map(Ran::plain)
+        })?;
+        rows.push(row("nv_routed", false, runs, &nv));
         let runs = all("paraleon", &mut |seed, _| annealing(case, seed))?;
         rows.push(row("paraleon", true, runs, &nv));
         let runs = all("acc-like", &mut |seed, _| {
@@ -410,10 +217,10 @@ pub fn tuning_results(
         })?;
         if case.placement {
             for (seed, r) in &runs {
-                let free = crate::tune::case::collision_free(case, *seed)?;
+                let free = collision_free(case, *seed)?;
                 let third = |o: &Outcome| o.jobs[0].mean_us(o.us * 2.0 / 3.0, f64::INFINITY);
                 if let (Some(free), Some(routed)) = (third(&free), third(&r.outcome)) {
-                    collision_free.push(free / routed * 100.0);
+                    reached.push(free / routed * 100.0);
                 }
             }
         }
@@ -435,63 +242,10 @@ pub fn tuning_results(
             rows,
         });
     }
-    let keys = keys(&scenarios, &collision_free);
+    let keys = keys(&scenarios, &reached);
     Ok(TuningResults {
         seeds: options.seeds,
         scenarios,
         keys,
     })
-}
-
-/// The figures that are quoted; what was not run is not there.
-fn keys(scenarios: &[ScenarioResult], collision_free: &[f64]) -> BTreeMap<String, f64> {
-    let mut keys = BTreeMap::new();
-    for (prefix, name) in [
-        ("", "weir"),
-        ("paraleon_", "paraleon"),
-        ("oracle_", "oracle"),
-        ("no_cc_", "no_cc"),
-    ] {
-        let rows: Vec<(bool, &Row)> = scenarios
-            .iter()
-            .flat_map(|s| s.rows.iter().map(|r| (s.contended, r)))
-            .filter(|(_, r)| r.name == name)
-            .collect();
-        if rows.is_empty() {
-            continue;
-        }
-        let most = |f: &dyn Fn(&Row) -> f64| {
-            rows.iter()
-                .map(|(_, r)| f(r))
-                .fold(f64::NEG_INFINITY, f64::max)
-        };
-        let contended: Vec<f64> = rows
-            .iter()
-            .filter(|(contended, _)| *contended)
-            .map(|(_, r)| -r.time_pct.mean)
-            .collect();
-        let mut put = |key: &str, value: f64| {
-            if value.is_finite() {
-                keys.insert(format!("{prefix}tuning_{key}"), value);
-            }
-        };
-        put("mean_gain_pct_vs_nv", mean(&contended));
-        put("worst_scenario_pct", most(&|r| r.time_pct.mean));
-        put("worst_victim_slowdown_pct", most(&|r| r.victim_pct.mean));
-        put("pause_points_over_nv", most(&|r| r.pause_points.mean));
-        if rows.iter().any(|(_, r)| r.lost_iterations.is_some()) {
-            let lost = rows.iter().filter_map(|(_, r)| r.lost_iterations.as_ref());
-            put(
-                "lost_iterations",
-                mean(&lost.map(|e| e.mean).collect::<Vec<f64>>()),
-            );
-        }
-    }
-    if !collision_free.is_empty() {
-        keys.insert(
-            "routing_pct_of_collision_free".to_owned(),
-            mean(collision_free),
-        );
-    }
-    keys
 }

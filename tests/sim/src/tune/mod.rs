@@ -4,11 +4,13 @@
 pub mod acc;
 pub mod case;
 pub mod compare;
+pub mod figures;
 pub mod paraleon;
 pub mod render;
 pub mod routing;
 pub mod stats;
 pub mod weir;
 
-pub use compare::{Options, TuningResults, tuning_results};
+pub use compare::{Options, tuning_results};
+pub use figures::TuningResults;
 pub use render::markdown;

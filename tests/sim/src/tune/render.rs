@@ -1,6 +1,6 @@
 //! The comparison as a document.
 
-use crate::tune::compare::{Row, TuningResults};
+use crate::tune::figures::{Row, TuningResults};
 use std::fmt::Write;
 
 /// What each key means, in a sentence. `X` stands for nothing (ours), `paraleon_`, `oracle_`, `no_cc_`.
@@ -48,7 +48,7 @@ pub fn markdown(results: &TuningResults) -> String {
          geometric mean over the jobs. Settled: the same over the last third of the run. Flow p99: messages. Pause: the port that is \
          paused most, percentage points of time. Victim: the job that lost most. Lost: what the search cost, in iterations \
          of `nv`. Fixed settings and the oracle run for a fourth of the \
-         time, `nv` for half, the ACC-like rule for a third. The oracle is the best of eight settings and \
+         time, `nv` and `nv_routed` (the planner's pins alone) for half, the ACC-like rule for a third. The oracle is the best of eight settings and \
          `nv`, routed, that breaks no limit, chosen with hindsight.",
         results.scenarios.len(),
         results.seeds,
