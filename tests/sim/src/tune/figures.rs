@@ -235,7 +235,9 @@ pub(super) fn keys(scenarios: &[ScenarioResult], collision_free: &[f64]) -> BTre
                 keys.insert(format!("{prefix}tuning_{key}"), value);
             }
         };
-        put("mean_gain_pct_vs_nv", mean(&contended));
+        if !contended.is_empty() {
+            put("mean_gain_pct_vs_nv", mean(&contended));
+        }
         put("worst_scenario_pct", most(&|r| r.time_pct.mean));
         put("worst_victim_slowdown_pct", most(&|r| r.victim_pct.mean));
         put("pause_points_over_nv", most(&|r| r.pause_points.mean));

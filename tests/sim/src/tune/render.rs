@@ -49,7 +49,8 @@ pub fn markdown(results: &TuningResults) -> String {
          paused most, percentage points of time. Victim: the job that lost most. Lost: what the search cost, in iterations \
          of `nv`. Fixed settings and the oracle run for a fourth of the \
          time, `nv` and `nv_routed` (the planner's pins alone) for half, the ACC-like rule for a third. The oracle is the best of eight settings and \
-         `nv`, routed, that breaks no limit, chosen with hindsight.",
+         `nv`, routed, that breaks no limit, \
+         chosen with hindsight; it runs in the small scenarios, and its keys are over those.",
         results.scenarios.len(),
         results.seeds,
     ));
