@@ -211,6 +211,7 @@ pub(super) fn keys(scenarios: &[ScenarioResult], collision_free: &[f64]) -> BTre
         ("paraleon_", "paraleon"),
         ("oracle_", "oracle"),
         ("no_cc_", "no_cc"),
+        ("nv_routed_", "nv_routed"),
     ] {
         let rows: Vec<(bool, &Row)> = scenarios
             .iter()

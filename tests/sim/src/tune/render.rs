@@ -3,7 +3,7 @@
 use crate::tune::figures::{Row, TuningResults};
 use std::fmt::Write;
 
-/// What each key means, in a sentence. `X` stands for nothing (ours), `paraleon_`, `oracle_`, `no_cc_`.
+/// What each key means, in a sentence. `X` stands for nothing (ours), `paraleon_`, `oracle_`, `no_cc_`, `nv_routed_`.
 const KEYS: [(&str, &str); 6] = [
     (
         "tuning_mean_gain_pct_vs_nv",
@@ -85,7 +85,7 @@ pub fn markdown(results: &TuningResults) -> String {
                 }
             ))
         };
-        let values: Vec<String> = ["", "paraleon_", "oracle_", "no_cc_"]
+        let values: Vec<String> = ["", "paraleon_", "oracle_", "no_cc_", "nv_routed_"]
             .into_iter()
             .filter_map(of)
             .collect();
