@@ -34,6 +34,7 @@ pub mod silent;
 pub mod straggler;
 pub mod topology;
 pub mod trial;
+pub mod tune;
 pub mod verdict;
 
 pub use config::Config;

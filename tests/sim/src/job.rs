@@ -104,6 +104,12 @@ impl Job {
         self.spec.iterations > 0 && self.iterations.len() >= self.spec.iterations as usize
     }
 
+    /// Start of the iteration that is under way, ps. `None` between iterations.
+    #[must_use]
+    pub fn running_since(&self) -> Option<Time> {
+        (self.left > 0).then_some(self.started)
+    }
+
     /// Durations of the iterations that have ended, ps.
     pub fn durations(&self) -> impl Iterator<Item = Time> + '_ {
         self.iterations.iter().map(|i| i.end - i.start)

@@ -83,4 +83,5 @@ pub mod svg;
 pub mod time;
 pub mod topology;
 pub mod traces;
+pub mod tune;
 pub mod wheel;

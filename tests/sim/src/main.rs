@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use weir_sim::scenario::Scenario;
-use weir_sim::{bench, infer, reference, report, svg, traces};
+use weir_sim::{bench, infer, reference, report, svg, traces, tune};
 
 /// Simulates RoCE fabrics packet by packet.
 #[derive(Parser)]
@@ -67,6 +67,21 @@ enum Command {
         #[arg(long, default_value_t = 600)]
         simulations: u32,
     },
+    /// Run the controller's tuner, published ones and fixed settings on the same scenarios
+    Tune {
+        /// Seeds 1 to this
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=100))]
+        seeds: u64,
+        /// Only these scenarios
+        #[arg(long, value_delimiter = ',')]
+        scenario: Vec<String>,
+        /// Write the figures as JSON to standard output
+        #[arg(long)]
+        json: bool,
+        /// Show how far it is
+        #[arg(long)]
+        progress: bool,
+    },
     /// Measure data packets per second and core
     Bench {
         /// Data packets of each load
@@ -94,6 +109,12 @@ fn main() -> anyhow::Result<()> {
             trace,
             simulations,
         } => paths(&file, &trace, simulations),
+        Command::Tune {
+            seeds,
+            scenario,
+            json,
+            progress,
+        } => tuners(seeds, scenario, json, progress),
         Command::Bench { packets, json } => speed(packets, json),
     }
 }
@@ -377,6 +398,25 @@ fn settings(seeds: &[u64], json: bool) -> anyhow::Result<()> {
             "rank correlation of the settings in {traffic}: {r}"
         ));
     }
+    Ok(())
+}
+
+fn tuners(seeds: u64, scenarios: Vec<String>, json: bool, progress: bool) -> anyhow::Result<()> {
+    let names: Vec<&str> = tune::case::CASES.iter().map(|c| c.name).collect();
+    if let Some(unknown) = scenarios.iter().find(|s| !names.contains(&s.as_str())) {
+        bail!("--scenario {unknown}: there are {}", names.join(", "));
+    }
+    let options = tune::Options { seeds, scenarios };
+    let bar = bar(tune::compare::runs(&options), progress)?;
+    let results = tune::tuning_results(&options, |scenario, contestant| {
+        bar.set_message(format!("{scenario}, {contestant}"));
+        bar.inc(1);
+    })?;
+    bar.finish_and_clear();
+    if json {
+        return say_json(&results);
+    }
+    say(tune::markdown(&results).trim_end());
     Ok(())
 }
 

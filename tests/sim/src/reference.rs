@@ -9,6 +9,7 @@
 //! marking, its slowdown is that of two slow iterations and four undisturbed ones). What runs beside the ring in
 //! `ring+incast` is not said: here it is the incast of its own column, again and again.
 
+use crate::config::SimConfig;
 use crate::port::EcnParams;
 use crate::rp::RpParams;
 use crate::scenario::{Scenario, Traffic};
@@ -215,13 +216,13 @@ pub fn scenario(traffic: &str, setting: &Setting, seed: u64) -> Option<Scenario>
     }
     scenario.config.seed = seed;
     scenario.limit_ms = 200.0;
-    setting.apply(&mut scenario);
+    setting.apply(&mut scenario.config);
     Some(scenario)
 }
 
 impl Setting {
-    fn apply(&self, scenario: &mut Scenario) {
-        let c = &mut scenario.config;
+    /// Puts it into a configuration.
+    pub fn apply(&self, c: &mut SimConfig) {
         c.ecn = match self.ecn {
             Some((kmin_kb, kmax_kb, pmax)) => EcnParams {
                 enabled: true,

@@ -59,3 +59,39 @@ fn what_is_wrong_with_a_file_is_said_with_its_name() {
         "{said}"
     );
 }
+
+#[test]
+fn where_nothing_contends_no_tuner_of_ours_touches_anything() {
+    let args = ["tune", "--scenario", "clean-ring", "--seeds", "1", "--json"];
+    let out = sim(&args);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{said}");
+    let results: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let rows = results["scenarios"][0]["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|r| r["name"].as_str().unwrap()).collect();
+    for name in ["nv", "no_cc", "paraleon", "acc-like", "oracle", "weir"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    for row in rows
+        .iter()
+        .filter(|r| r["name"].as_str().unwrap().starts_with("weir"))
+    {
+        assert!(row["runs"][0]["steps"].is_null(), "{row}");
+        // `nv` runs for half as long: what is left is jitter.
+        let time = row["time_pct"]["mean"].as_f64().unwrap();
+        assert!(time.abs() < 0.5, "{time}");
+        assert!(row["runs"][0]["settled_ms"].as_f64().unwrap() > 0.0);
+    }
+    assert!(results["keys"]["tuning_worst_scenario_pct"].is_number());
+    assert!(results["keys"]["no_cc_tuning_pause_points_over_nv"].is_number());
+}
+
+#[test]
+fn an_unknown_scenario_is_refused_with_those_that_there_are() {
+    let out = sim(&["tune", "--scenario", "ring"]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        !out.status.success() && said.contains("ring-collisions"),
+        "{said}"
+    );
+}
