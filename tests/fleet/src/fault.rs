@@ -132,10 +132,10 @@ impl Effect {
     /// Whether it is in force, `since_s` after its fault began.
     #[must_use]
     pub fn is_on(&self, since_s: f64) -> bool {
-        match self {
-            Effect::Flap { down, .. } => down.iter().any(|(a, b)| (*a..*b).contains(&since_s)),
-            _ => true,
-        }
+        let Effect::Flap { down, .. } = self else {
+            return true;
+        };
+        down.iter().any(|(a, b)| (*a..*b).contains(&since_s))
     }
 
     /// Changes the healthy state.

@@ -277,8 +277,8 @@ impl Fleet {
             match noise {
                 Noise::AgentRestart { down_s } => self.lose(n, begin, begin + down_s, false),
                 Noise::Reboot { down_s } => {
-                    let busy = self.world.flows_of[node].iter().next().is_some()
-                        || self.world.job_of[node].is_some();
+                    let busy =
+                        !self.world.flows_of[node].is_empty() || self.world.job_of[node].is_some();
                     let faulty = self.world.faults.iter().any(|f| {
                         f.events.iter().any(|(_, at, _)| *at == node)
                             || f.entities.iter().any(|e| {

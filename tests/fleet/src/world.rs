@@ -126,7 +126,9 @@ impl World {
         for (a, b, share) in pairs(spec.pattern, spec.nodes.len()) {
             let to = match spec.pattern {
                 Pattern::Storage { to, .. } => to,
-                _ => spec.nodes[b],
+                Pattern::Ring | Pattern::Tree | Pattern::AllToAll | Pattern::Gather => {
+                    spec.nodes[b]
+                }
             };
             for nic in 0..self.fabric.nics {
                 let src = self.fabric.nodes[spec.nodes[a]].ports[nic];
@@ -274,27 +276,25 @@ impl World {
                 if is {
                     effect.apply(now - fault.start_s, &self.fabric, &mut physics);
                 }
-                match effect {
-                    Effect::Rehash(job, moves) if is != was => {
-                        // The bits that differ: there and back again.
-                        for (flow, port) in moves {
-                            self.next_flow += 1;
-                            let flow = &mut self.jobs[*job].flows[*flow];
-                            flow.id = self.next_flow;
-                            flow.key.src_port ^= port;
-                        }
+                if let Effect::Rehash(job, moves) = effect
+                    && is != was
+                {
+                    // The bits that differ: there and back again.
+                    for (flow, port) in moves {
+                        self.next_flow += 1;
+                        let flow = &mut self.jobs[*job].flows[*flow];
+                        flow.id = self.next_flow;
+                        flow.key.src_port ^= port;
                     }
-                    Effect::Gpu {
-                        node,
-                        what: GpuFault::Lost,
-                        ..
-                    } if is && !was => {
-                        // The job does not survive it.
-                        if let Some(job) = self.job_of[*node] {
-                            self.jobs[job].spec.end_s = now + 1.0;
-                        }
-                    }
-                    _ => {}
+                }
+                // A job does not survive the loss of one of its GPUs.
+                if let Effect::Gpu { node, what, .. } = effect
+                    && *what == GpuFault::Lost
+                    && is
+                    && !was
+                    && let Some(job) = self.job_of[*node]
+                {
+                    self.jobs[job].spec.end_s = now + 1.0;
                 }
             }
         }

@@ -168,7 +168,7 @@ fn healthy(raw: &Value) -> Result<(String, Keys), String> {
     let text = format!(
         "{:.0} nodes at an interval of {:.0} s for {} simulated days, with jobs that come and go and all of the noise of \
          [fleet.md](fleet.md), but no fault: {:.0} verdicts, all of them false; {} a day. {:.1} million frames and {:.2} \
-         thousand million values in {:.0} s of one core, simulator included: {:.2} days fit into ten minutes.",
+         thousand million values in {:.0} s of wall time on one thread, simulator included: at that pace {:.2} days fit into ten minutes.",
         number(raw, "nodes")?,
         number(raw, "interval_s")?,
         plain(number(raw, "days")?),
