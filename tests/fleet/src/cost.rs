@@ -8,53 +8,19 @@ use crate::scenario::training;
 use crate::world::World;
 use prost::Message;
 use serde::{Deserialize, Serialize};
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use weir_controller::brain::{Brain, Event};
 use weir_controller_core::Config;
 use weir_sim::rng::Rng;
 use weir_wire::v1::{self, agent_message::Body};
 
-/// Counts the bytes that are allocated and not freed.
-#[derive(Debug)]
-pub struct Counting(AtomicU64);
-
-impl Counting {
-    #[must_use]
-    #[expect(
-        clippy::new_without_default,
-        reason = "a static needs a const function"
-    )]
-    pub const fn new() -> Counting {
-        Counting(AtomicU64::new(0))
-    }
-
-    /// Bytes held now.
-    #[must_use]
-    pub fn held(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-#[expect(
-    unsafe_code,
-    reason = "an allocator is unsafe to write; this one only counts"
-)]
-// SAFETY: every call goes to the system's allocator with the same arguments.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.0.fetch_add(layout.size() as u64, Ordering::Relaxed);
-        // SAFETY: the caller keeps the contract of GlobalAlloc::alloc.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        self.0.fetch_sub(layout.size() as u64, Ordering::Relaxed);
-        // SAFETY: `at` came from System.alloc with this layout.
-        unsafe { System.dealloc(at, layout) }
-    }
+/// Resident memory of this process in bytes (statm of proc(5)); 0 where nobody tells.
+#[must_use]
+pub fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split(' ').nth(1).and_then(|p| p.parse::<u64>().ok());
+    pages.unwrap_or(0) * 4096
 }
 
 /// Figures of a run.
@@ -123,17 +89,17 @@ pub fn fleet(nodes: usize, nics: usize, gpus: usize, nvlinks: usize) -> (World, 
     (world, agents)
 }
 
-/// Measures `seconds` of a fleet, after three to warm up. `held` tells the bytes allocated now; it must be that of the
-/// process's allocator.
+/// Measures `seconds` of a fleet, after three to warm up. Memory is what the process grew by meanwhile: what the
+/// simulated agents themselves took is in it, so the core has no more.
 #[must_use]
 pub fn measure(
     (mut world, mut agents): (World, Vec<Agent>),
     seconds: u64,
-    held: impl Fn() -> u64,
     mut tell: impl FnMut(u64),
 ) -> Cost {
     let plan = world.fabric.plan();
     let (nodes, links) = (agents.len(), plan.cables.len() * 2);
+    let before = resident();
     let mut brain = Brain::new(Config::default(), plan, false, 0);
     let step = Duration::from_nanos(1_000_000_000 / nodes as u64);
     let mut now = Duration::ZERO;
@@ -196,10 +162,7 @@ pub fn measure(
         }
         tell(second);
     }
-    // What goes with it was its own.
-    let before = held();
-    drop(brain);
-    let own = before - held();
+    let own = resident().saturating_sub(before);
     let each = seconds.max(1) as f64;
     let host = agents
         .iter()

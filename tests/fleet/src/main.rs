@@ -11,9 +11,6 @@ use weir_fleet::scenario::{Scenario, healthy};
 use weir_fleet::score::{Outcome, Score, run};
 use weir_fleet::{cost, show};
 
-#[global_allocator]
-static ALLOCATOR: cost::Counting = cost::Counting::new();
-
 /// Simulates fleets of agents with faults whose truth is known, and scores what the controller says.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
@@ -233,12 +230,7 @@ fn main() -> anyhow::Result<()> {
         } => {
             let bar = bar(seconds + 3, progress)?;
             let fleet = cost::fleet(nodes, nics, gpus, nvlinks);
-            let cost = cost::measure(
-                fleet,
-                seconds,
-                || ALLOCATOR.held(),
-                |s| bar.set_position(s + 1),
-            );
+            let cost = cost::measure(fleet, seconds, |s| bar.set_position(s + 1));
             bar.finish_and_clear();
             if json {
                 writeln!(out, "{}", serde_json::to_string_pretty(&cost)?)?;

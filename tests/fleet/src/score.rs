@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use weir_controller_core::verdict::{Class, Subject};
 
+/// Agents sample at moments of their own: what began in a step may be told at its beginning.
+const EARLY_S: f64 = 1.0;
 /// A verdict may come this long after the end of its fault: two intervals and the frames' way.
 const GRACE_S: f64 = 4.0;
 /// What a fault leaves behind is counted as its consequence for so long.
@@ -116,7 +118,7 @@ pub fn judge(faults: &[Fault], found: &[Found]) -> (Vec<Option<f64>>, Vec<Kind>)
     let mut kinds = Vec::with_capacity(found.len());
     for verdict in found {
         let matched = faults.iter().enumerate().find_map(|(n, fault)| {
-            let span = fault.start_s..=fault.end_s + GRACE_S;
+            let span = fault.start_s - EARLY_S..=fault.end_s + GRACE_S;
             let names = |(at, e): &(f64, Subject)| {
                 (span.contains(at) && fault.entities.contains(e)).then_some(*at)
             };
@@ -165,7 +167,7 @@ fn touches(fault: &Fault, found: &Found) -> bool {
         .job
         .as_ref()
         .is_some_and(|j| fault.jobs.contains(j.as_str()));
-    (fault.start_s..=fault.end_s + AFTERMATH_S).contains(&found.opened_s)
+    (fault.start_s - EARLY_S..=fault.end_s + AFTERMATH_S).contains(&found.opened_s)
         && (job
             || found.entities.iter().any(|(_, e)| near(e))
             || links.into_iter().any(|l| near(&l)))

@@ -176,7 +176,8 @@ const TRUTHS: [Truth; 7] = [
     truth("victim-16h", Some((Class::Incast, "leaf0:p4", 1))),
     Truth {
         trace: "ring-linkrate-16h",
-        found: Some((Class::DegradedLink, "leaf0:p5", 6)),
+        // Its cable is slow both ways; this is its other end.
+        found: Some((Class::DegradedLink, "spine0:p1", 6)),
         beside: Some(Class::EcmpCollision),
     },
     Truth {

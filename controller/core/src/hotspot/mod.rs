@@ -15,8 +15,8 @@
 //!   the measurement alone sees room that the flows cannot use, the model alone sees gains for
 //!   demand that is not there.
 //! - **oversubscription**: every member of the group is hot and no placement helps.
-//! - **degraded link**: something waits before it, though it is far from full and nobody pauses it, and other links of
-//!   its rate carry as much for as many flows of the same job without any pressure.
+//! - **degraded link**: something waits before it, though it is far from full, nobody pauses it, and all who send over it
+//!   together cannot send more than it should carry.
 //!
 //! Links that wait because another is paused or full ([`pause`]) are consequences of that.
 //!
@@ -48,6 +48,8 @@ use std::time::Duration;
 const STANDS_STILL: f64 = 0.1;
 /// An incast's receiver gets this many times what its senders get.
 const INCAST_RATIO: f64 = 2.0;
+/// All of the traffic, but for what samples of different moments make of it.
+const ALL: f64 = 0.9;
 /// Most of the traffic, where it decides what a verdict is called.
 const MOST: f64 = 0.5;
 
@@ -341,6 +343,33 @@ impl Scene<'_> {
         rooms.find(|(used, _)| *used < self.limits.sibling_idle)
     }
 
+    /// Whether more is sent over a port's group than it has: its hosts can send more than all members carry, or all
+    /// members are full.
+    fn is_too_little(&self, port: &PortId, hot: &[PortId]) -> bool {
+        let offered = self.offered(port);
+        let more = offered.is_some_and(|(offered, there)| offered > there);
+        (more && self.explained(port) >= ALL) || self.group_is_full(port, hot)
+    }
+
+    /// What the hosts can send whose flows cross a port's group, and what its members carry, in bits per second.
+    fn offered(&self, port: &PortId) -> Option<(f64, f64)> {
+        let group = self.topology.group_of(port)?;
+        let members = group.members.iter().map(|m| PortId {
+            node: port.node.clone(),
+            port: m.clone(),
+        });
+        let (mut there, mut senders) = (0.0, BTreeSet::new());
+        for member in members {
+            there += self.topology.capacity_bps(&member)?;
+            senders.extend(
+                self.flows_on(&member)
+                    .filter_map(|(_, c)| c.path.ports.first()),
+            );
+        }
+        let rates = senders.into_iter().map(|p| self.topology.capacity_bps(p));
+        Some((rates.sum::<Option<f64>>()?, there))
+    }
+
     /// Whether every member of the port's group is hot and full.
     fn group_is_full(&self, port: &PortId, hot: &[PortId]) -> bool {
         let full = |member: &std::sync::Arc<str>| {
@@ -392,35 +421,40 @@ impl Scene<'_> {
                 .collect::<Vec<_>>()
                 .join("; "),
         ));
-        let (class, entity, plan) = if let Some((used, sibling)) = self.roomy(&entity) {
-            let plan = plan::pins(&items, &taken);
-            if gain < self.limits.gain_min || plan.is_empty() {
-                return None;
+        let plan = plan::pins(&items, &taken);
+        let helps = gain >= self.limits.gain_min && !plan.is_empty();
+        let mut say = |what: String, value: &str| evidence.push(Evidence::new(what, value));
+        let (class, entity, plan) = match self.roomy(&entity).filter(|_| helps) {
+            Some((used, sibling)) => {
+                let used = format!("{:.0} % used", used * 100.0);
+                say(format!("sibling {sibling}"), &used);
+                let gain = format!("slowest flow x{gain:.2} (max-min fair)");
+                say("best placement".into(), &gain);
+                say(
+                    "rejected: incast".into(),
+                    "no hot link ends at a host that they share",
+                );
+                say(
+                    "rejected: oversubscription".into(),
+                    "a sibling in the group has room",
+                );
+                (Class::EcmpCollision, entity, plan)
             }
-            let mut say = |what: String, value: &str| evidence.push(Evidence::new(what, value));
-            say(
-                format!("sibling {sibling}"),
-                &format!("{:.0} % used", used * 100.0),
-            );
-            say(
-                "best placement".into(),
-                &format!("slowest flow x{gain:.2} (max-min fair)"),
-            );
-            say(
-                "rejected: incast".into(),
-                "no hot link ends at a host that they share",
-            );
-            say(
-                "rejected: oversubscription".into(),
-                "a sibling in the group has room",
-            );
-            (Class::EcmpCollision, entity, plan)
-        } else {
-            let entity = links.iter().find(|p| self.group_is_full(p, hot))?.clone();
-            let value =
-                format!("every member of the group is hot; best placement gives x{gain:.2}");
-            evidence.push(Evidence::new("rejected: collision", value));
-            (Class::Oversubscription, entity, Vec::new())
+            None => {
+                let entity = links.iter().find(|p| self.is_too_little(p, hot))?.clone();
+                let why = match self.offered(&entity) {
+                    Some((offered, there)) => format!(
+                        "hosts that can send {:.0} Mbit/s share a group of {:.0}",
+                        offered / 1e6,
+                        there / 1e6
+                    ),
+                    None => "every member of the group is full".into(),
+                };
+                say("demand".into(), &why);
+                let gain = format!("best placement gives x{gain:.2}");
+                say("rejected: collision".into(), &gain);
+                (Class::Oversubscription, entity, Vec::new())
+            }
         };
         Some(Verdict {
             links,
