@@ -55,6 +55,9 @@ pub struct Hotspot {
     /// Share of packets marked Congestion Experienced that proves pressure. A clean link marks none; DCQCN holds a
     /// shared one at some per cent. 0.1 % is above what one short burst leaves in a second.
     pub marked_hot: f64,
+    /// The same where nobody knows when the jobs of a link have something on the wire (NCCL's calls return before it is
+    /// done): as many marks prove that it was full whenever they had. 0.5 %: five times what one burst leaves.
+    pub marked_alone: f64,
     /// Share of packets dropped by the queue that proves pressure. 0.03 %: TCP halves its rate for less than one in a
     /// thousand at 10 Gbit/s, and a stray drop in a second is none.
     pub dropped_hot: f64,
@@ -153,6 +156,7 @@ impl Default for Config {
                 utilisation_full: 0.95,
                 queue_delay_hot: Duration::from_micros(400),
                 marked_hot: 0.001,
+                marked_alone: 0.005,
                 dropped_hot: 0.0003,
                 paused_hot: 0.01,
                 slow_receiver: 0.05,

@@ -328,6 +328,13 @@ impl Job {
         (*bytes > 0 && seconds > 0.0).then(|| factor * *bytes as f64 * 8.0 / seconds)
     }
 
+    /// Whether its calls tell when it has something on the wire.
+    #[must_use]
+    pub fn tells_phases(&self) -> bool {
+        let waits = |(op, _): &(Arc<str>, u64)| !only_queues(op);
+        self.collective.as_ref().is_some_and(waits)
+    }
+
     /// Share of `from..to` in which the job is *known* to have had no collective running: gaps
     /// between calls of one rank, and the time before its first. What is not yet reported counts
     /// as busy, so that late news never makes a link look hotter than it was. Where calls only queue
@@ -501,19 +508,28 @@ impl Jobs {
     /// Share of an interval in which some job may have had a collective running; 1 with no job.
     #[must_use]
     pub fn busy_share(&self, from: Duration, to: Duration) -> f64 {
-        busiest(self.0.values().map(Some), from, to)
+        busiest(self.0.values(), from, to)
     }
 
-    /// The same of some jobs; 1 with one that is not known.
+    /// The same of some jobs; `None` if of one of them it is not known when it has something on the wire.
     #[must_use]
-    pub fn busy_share_of(&self, jobs: &BTreeSet<&JobId>, from: Duration, to: Duration) -> f64 {
-        busiest(jobs.iter().map(|job| self.get(job)), from, to)
+    pub fn busy_share_of(
+        &self,
+        jobs: &BTreeSet<&JobId>,
+        from: Duration,
+        to: Duration,
+    ) -> Option<f64> {
+        let jobs = jobs
+            .iter()
+            .map(|job| self.get(job).filter(|j| j.tells_phases()));
+        let jobs: Vec<&Job> = jobs.collect::<Option<_>>()?;
+        Some(busiest(jobs.into_iter(), from, to))
     }
 }
 
-fn busiest<'a>(jobs: impl Iterator<Item = Option<&'a Job>>, from: Duration, to: Duration) -> f64 {
-    let current = jobs.filter(|j| j.is_none_or(|j| to.saturating_sub(j.last_seen) <= CURRENT));
-    let shares = current.map(|j| j.map_or(1.0, |j| 1.0 - j.idle_share(from, to)));
+fn busiest<'a>(jobs: impl Iterator<Item = &'a Job>, from: Duration, to: Duration) -> f64 {
+    let current = jobs.filter(|j| to.saturating_sub(j.last_seen) <= CURRENT);
+    let shares = current.map(|j| 1.0 - j.idle_share(from, to));
     shares.reduce(f64::max).unwrap_or(1.0)
 }
 

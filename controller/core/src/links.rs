@@ -259,12 +259,13 @@ impl Links {
     }
 
     /// Judges the newest intervals of a pressed link again, now that it is known which jobs cross it: `busy` gives the
-    /// share of an interval in which they may have had a collective on the wire. The one before the newest as
+    /// share of an interval in which they may have had a collective on the wire, `None` if that is not known of
+    /// one of them. Then how full it was says nothing, and marks alone must tell. The interval before the newest as
     /// well: what ran in it is told only with the next sample.
     pub fn settle(
         &mut self,
         link: LinkIx,
-        busy: impl Fn(Duration, Duration) -> f64,
+        busy: impl Fn(Duration, Duration) -> Option<f64>,
         limits: &Hotspot,
     ) {
         let Some(track) = self.tracks.get_mut(link.index()) else {
@@ -280,10 +281,16 @@ impl Links {
             if sample.hot || !sample.pressed {
                 continue;
             }
-            let used = while_busy(utilisation, busy(from, sample.at));
-            sample.utilisation_busy = packed(Some(used));
             let (marked, paused) = (sample.marked(), sample.paused());
-            if is_hot(true, marked, paused, Some(used), limits) {
+            let hot = match busy(from, sample.at) {
+                Some(busy) => {
+                    let used = while_busy(utilisation, busy);
+                    sample.utilisation_busy = packed(Some(used));
+                    is_hot(true, marked, paused, Some(used), limits)
+                }
+                None => marked.is_some_and(|m| m >= limits.marked_alone),
+            };
+            if hot {
                 sample.hot = true;
                 track.hot_at = track.hot_at.max(Some(sample.at));
                 self.hot.insert(link);

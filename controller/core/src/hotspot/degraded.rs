@@ -47,6 +47,15 @@ impl Scene<'_> {
         Some(sum(first)?.min(sum(before)?))
     }
 
+    /// Whether something waits before a link of a switch that what comes over this one has passed: then that one shapes it.
+    fn is_behind_pressure(&self, port: &PortId) -> bool {
+        self.flows_on(port).any(|(_, crossing)| {
+            let before = crossing.path.ports.iter().take_while(|p| *p != port);
+            let mut switches = before.filter(|p| self.topology.is_switch(&p.node));
+            switches.any(|p| self.newest(p).is_some_and(|s| s.pressed))
+        })
+    }
+
     fn held_back(&self, port: &PortId) -> Option<Verdict> {
         let used = self.utilisation(port)?;
         let capacity = self.topology.capacity_bps(port)?;
@@ -55,6 +64,7 @@ impl Scene<'_> {
             || offered > capacity * (1.0 + ROUNDING)
             || self.paused(port) >= self.limits.paused_hot
             || self.explained(port) < ALL
+            || self.is_behind_pressure(port)
         {
             return None;
         }
