@@ -3,7 +3,7 @@
 //! What is estimated: for each rank and iteration, how late it was beside the median of all ranks.
 //! A collective ends for all ranks at about the same time, so whoever arrives last spends the shortest
 //! time inside the call, and its shortfall is its lateness, whatever the clocks of the nodes say
-//! (their skew is tens of milliseconds, as starts are told by the arrival of a sample). A rank whose
+//! (their skew is tens of milliseconds, as starts are told by when a sample was taken, see [`clock`]). A rank whose
 //! call is *longer* than the others' either came early, which harms nobody, or ended late, which is the
 //! network; its start tells which, once it is calibrated against the rank's own past. A call of NCCL or
 //! RCCL returns when the work is queued and its duration says nothing: there the start alone is used, behind
@@ -22,6 +22,7 @@
 //! other: where they show (a rank on two nodes, more ranks than there are) nothing is said.
 //! Cost: O(ranks log ranks) an iteration; 2 us a call were measured with 1,024 ranks.
 
+mod clock;
 mod ranks;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ use crate::ids::{JobId, NodeId};
 use crate::io::NodeSample;
 use crate::jobs::Jobs;
 use crate::verdict::{Class, Evidence, Impact, Severity, Subject, Verdict};
+use clock::Clock;
 pub use ranks::Ranks;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -93,40 +95,50 @@ pub struct Straggler {
 
 /// The ranks of all jobs.
 #[derive(Debug, Clone, Default)]
-pub struct Stragglers(BTreeMap<JobId, Ranks>);
+pub struct Stragglers {
+    jobs: BTreeMap<JobId, Ranks>,
+    clocks: BTreeMap<NodeId, Clock>,
+}
 
 impl Stragglers {
     /// Takes a node's sample that arrived `at`.
     pub fn sampled(&mut self, node: &NodeId, sample: &NodeSample, at: Duration) {
+        if sample.collectives.is_empty() && !self.clocks.contains_key(node) {
+            return;
+        }
+        let clock = self.clocks.entry(node.clone()).or_default();
+        let at = clock.taken(sample.elapsed, at);
         for done in &sample.collectives {
-            if !self.0.contains_key(&done.job) && self.0.len() >= JOBS_MAX {
-                let oldest = self.0.iter().min_by_key(|(_, r)| r.last_seen());
+            if !self.jobs.contains_key(&done.job) && self.jobs.len() >= JOBS_MAX {
+                let oldest = self.jobs.iter().min_by_key(|(_, r)| r.last_seen());
                 let Some(oldest) = oldest.map(|(job, _)| job.clone()) else {
                     continue;
                 };
-                self.0.remove(&oldest);
+                self.jobs.remove(&oldest);
             }
-            self.0
+            self.jobs
                 .entry(done.job.clone())
                 .or_default()
                 .done(node, done, at);
         }
     }
 
-    /// Forgets jobs that nobody reported for `gone`.
+    /// Forgets jobs and nodes that nobody reported for `gone`.
     pub fn expire(&mut self, now: Duration, gone: Duration) {
-        self.0
+        self.jobs
             .retain(|_, r| now.saturating_sub(r.last_seen()) < gone);
+        self.clocks
+            .retain(|_, c| now.saturating_sub(c.arrived) < gone);
     }
 
     #[must_use]
     pub fn get(&self, job: &JobId) -> Option<&Ranks> {
-        self.0.get(job)
+        self.jobs.get(job)
     }
 
     /// All jobs, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&JobId, &Ranks)> {
-        self.0.iter()
+        self.jobs.iter()
     }
 }
 
