@@ -20,6 +20,7 @@
 //! order from burst to burst; a burst of calls is one iteration. What is lost on the way costs iterations,
 //! never a wrong match for long. Several communicators do not wait for each
 //! other: where they show (a rank on two nodes, more ranks than there are) nothing is said.
+//! Where most ranks of a node are late together, the verdict is one on the node.
 //! Cost: O(ranks log ranks) an iteration; 2 us a call were measured with 1,024 ranks.
 
 mod clock;
@@ -33,7 +34,7 @@ use crate::jobs::Jobs;
 use crate::verdict::{Class, Evidence, Impact, Severity, Subject, Verdict};
 use clock::Clock;
 pub use ranks::Ranks;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Iterations that a verdict looks back on.
@@ -154,12 +155,52 @@ pub fn verdicts(stragglers: &Stragglers, jobs: &Jobs, now: Duration) -> Vec<Verd
             continue;
         }
         let known = jobs.get(job);
+        let mut slow_nodes = BTreeSet::new();
         for straggler in ranks.stragglers().unwrap_or_default() {
             let node = known.and_then(|j| j.host_of(straggler.rank)).cloned();
+            if straggler.kind == Kind::Compute
+                && let Some(node) = &node
+            {
+                let (late, all) = ranks.late_beside(&straggler);
+                if slow_nodes.contains(node) {
+                    continue;
+                }
+                if late > 1 && late * 2 > all {
+                    slow_nodes.insert(node.clone());
+                    let ranks = known.and_then(|j| j.ranks);
+                    verdicts.push(slow_node(job, &straggler, node, (late, all), ranks));
+                    continue;
+                }
+            }
             verdicts.push(verdict(job, &straggler, node, known.and_then(|j| j.ranks)));
         }
     }
     verdicts
+}
+
+/// Most ranks of a node arrive late together: that is the node, or a GPU that the others there wait for before they
+/// call; which of the two, arrivals do not tell.
+fn slow_node(
+    job: &JobId,
+    straggler: &Straggler,
+    node: &NodeId,
+    (late, all): (usize, usize),
+    ranks: Option<u32>,
+) -> Verdict {
+    let subject = Subject::Node(node.clone());
+    let confidence = straggler.confidence;
+    let single = verdict(job, straggler, Some(node.clone()), ranks);
+    let together = Evidence::new(
+        format!("ranks on {node}"),
+        format!("{late} of {all} are late together, at least half as much as the latest"),
+    );
+    Verdict {
+        job: single.job,
+        evidence: [together].into_iter().chain(single.evidence).collect(),
+        action: single.action,
+        impact: single.impact,
+        ..Verdict::new(Class::NodeOutlier, Severity::Warning, subject, confidence)
+    }
 }
 
 fn verdict(

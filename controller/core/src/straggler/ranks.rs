@@ -380,6 +380,26 @@ impl Ranks {
         lost.sum::<f64>() / self.iterations.len().max(1) as f64
     }
 
+    /// Ranks on the straggler's node that are at least half as late, in the median of the last iterations, and all
+    /// ranks there that were compared; itself is one of both.
+    #[must_use]
+    pub fn late_beside(&self, straggler: &Straggler) -> (usize, usize) {
+        let Some(own) = self.tracks.get(&straggler.rank) else {
+            return (0, 0);
+        };
+        let there = self.tracks.iter().filter(|(_, t)| t.node == own.node);
+        let late = there.filter_map(|(rank, _)| {
+            let times = self.iterations.iter().filter_map(|i| i.ranks.get(rank));
+            median(times.map(|(kind, late_s)| match kind {
+                Some(Kind::Network) => 0.0,
+                Some(Kind::Compute) | None => *late_s,
+            }))
+        });
+        let late: Vec<f64> = late.collect();
+        let with_it = late.iter().filter(|l| **l * 2.0 >= straggler.late_s);
+        (with_it.count(), late.len())
+    }
+
     /// When any rank was last heard of.
     #[must_use]
     pub fn last_seen(&self) -> Duration {
