@@ -408,8 +408,8 @@ fn compare(job: &JobId, nodes: &mut [(&mut Peer, Means)], now: Duration) {
     for (peer, means) in nodes.iter_mut() {
         if peer.learnt < LEARN {
             peer.learnt += 1;
-            for n in 0..COUNT {
-                let place = share(n, middles[n], means).unwrap_or(0.0);
+            for (n, middle) in middles.iter().enumerate() {
+                let place = share(n, *middle, means).unwrap_or(0.0);
                 peer.usual[n] += (place - peer.usual[n]) / f32::from(peer.learnt);
             }
             continue;
