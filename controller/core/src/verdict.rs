@@ -55,7 +55,7 @@ classes! {
     NicFault = "nic_fault";
     /// A GPU is ill.
     GpuFault = "gpu_fault";
-    /// A node differs from its peers in several signals at once.
+    /// A node differs from its peers in several signals at once, or its ranks arrive late together.
     NodeOutlier = "node_outlier";
     /// What is plugged in is not what was planned.
     Cabling = "cabling";

@@ -277,7 +277,7 @@ impl Agent {
         self.events_told = self.events_seen;
         self.sent.encode(&self.counters.values, &mut frame.columns);
         self.flows(world, &mut frame);
-        self.collectives(world, &mut frame);
+        self.collectives(world, at_s, &mut frame);
         frame
     }
 
@@ -327,9 +327,16 @@ impl Agent {
         }
     }
 
-    fn collectives(&mut self, world: &World, frame: &mut v1::Frame) {
+    /// Calls that returned by `at_s`; the world is at the end of the interval already. What a process that is
+    /// gone saw begin, nobody saw return.
+    fn collectives(&mut self, world: &World, at_s: f64, frame: &mut v1::Frame) {
         let mut rows = Vec::new();
-        for (j, call) in std::mem::take(&mut self.calls) {
+        let seen = std::mem::take(&mut self.calls).into_iter();
+        let seen = seen.filter(|(_, call)| call.start_s >= self.started_s);
+        let (done, later): (Vec<_>, Vec<_>) =
+            seen.partition(|(_, call)| call.start_s + call.duration_s <= at_s);
+        self.calls = later;
+        for (j, call) in done {
             let id = self.series_of(world, (j, call.rank), frame);
             let started_us = self.clock_us(call.start_s);
             let row = CallRow {
@@ -349,7 +356,11 @@ impl Agent {
         };
         let own = place * job.per_node..(place + 1) * job.per_node;
         let mut running = Vec::new();
-        for (rank, start_s) in job.running().filter(|(rank, _)| own.contains(rank)) {
+        let returned = self.calls.iter().filter(|(of, _)| *of == j);
+        let returned = returned.map(|(_, call)| (call.rank, call.start_s));
+        let begun = returned.chain(job.running());
+        let begun = begun.filter(|(rank, start_s)| own.contains(rank) && *start_s <= at_s);
+        for (rank, start_s) in begun.collect::<Vec<_>>() {
             let id = self.series_of(world, (j, rank), frame);
             running.push((id, [self.clock_us(start_s)]));
         }

@@ -2,12 +2,12 @@
 //!
 //! The nodes of a job do the same work at the same time, so each is the others' reference (Minder,
 //! NSDI 2025; here without its network). Every [`STEP`] each node's mean of a few signals is set against the median
-//! of the job's nodes, in units of their spread (1.4826 times the median absolute deviation, but at least 5 % of the
-//! median: equal nodes have no spread). What a node's place in the job does to its figures, such as the first stage of a pipeline, is
-//! learnt in the first [`LEARN`] steps and very slowly after; judged is what changed.
+//! of the job's nodes, as a share of it. What a node's place in the job or in the room does to its figures, such as the first stage of a
+//! pipeline or a warm rack, is learnt in the first [`LEARN`] steps and very slowly after; judged is what changed, in units of the spread of the
+//! nodes' changes (1.4826 times their median absolute deviation, but at least a few percent: equal nodes have no spread).
 //!
 //! Trip: the node deviates in the same direction in [`N`] of the last [`M`] busy steps, in two families of signals by
-//! [`FAR`], or in one alone by [`WIDE`]; and hardly anyone else does. Cold start: five nodes of one
+//! [`FAR`], or in one alone by [`WIDE`] and [`WIDE_SHARE`]; and hardly anyone else does. Cold start: five nodes of one
 //! job and the steps of learning. Recovery: as soon as N of M no longer hold, and a minute more. Silent: steps in which the job
 //! idles, a node whose job ended or is another, a job of fewer than five nodes.
 //!
@@ -27,15 +27,15 @@ pub const STEP: Duration = Duration::from_secs(2);
 const NODES_MIN: usize = 5;
 /// Steps of learning: twenty seconds.
 const LEARN: u16 = 10;
-/// Half a minute of the same.
-const N: u32 = 15;
-const M: u32 = 18;
-/// Spreads from its usual place; at least a fifth of the median.
+/// Twenty seconds of the same.
+const N: u32 = 10;
+const M: u32 = 12;
+/// Spreads from its usual place.
 const FAR: f32 = 4.0;
-/// As [`FAR`], for one signal alone; at least three fifths of the median.
+/// As [`FAR`], for one signal alone.
 const WIDE: f32 = 12.0;
-/// Least spread, as a share of the median.
-const SPREAD_MIN: f32 = 0.05;
+/// And this share of the median.
+const WIDE_SHARE: f32 = 0.6;
 /// Share of a difference that is learnt in a step: two minutes' half-life.
 const DRIFT: f32 = 1.0 / 64.0;
 /// GPU utilisation, in percent, from which a job is busy; without GPUs, bytes a second.
@@ -45,7 +45,7 @@ const BUSY_BYTES: f32 = 1e6;
 const JOB_GONE: Duration = Duration::from_secs(10);
 /// An outlier stands for this long after it was one.
 const HOLD: Duration = Duration::from_secs(60);
-/// Nothing differs by more spreads than this.
+/// Nothing differs by more medians than this.
 const FARTHEST: f32 = 1000.0;
 
 /// A signal that nodes are compared in.
@@ -54,8 +54,10 @@ struct Feature {
     entity: Entity,
     /// Signals that move together count once.
     family: u8,
-    /// Least spread, in the signal's unit a second.
+    /// Added to the median, in the signal's unit (of counters, a second): what is little beside it is no difference.
     floor: f32,
+    /// Least spread, as a share of the two.
+    spread_min: f32,
     sides: Sides,
 }
 
@@ -68,26 +70,61 @@ enum Sides {
     Any,
 }
 
-const fn feature(signal: Signal, entity: Entity, family: u8, floor: f32, sides: Sides) -> Feature {
+const fn feature(
+    signal: Signal,
+    entity: Entity,
+    family: u8,
+    (floor, spread_min): (f32, f32),
+    sides: Sides,
+) -> Feature {
     Feature {
         signal,
         entity,
         family,
         floor,
+        spread_min,
         sides,
     }
 }
 
-const FEATURES: [Feature; 8] = [
-    feature(Signal::TxBytes, Entity::Rdma, 0, 1e5, Sides::Less),
-    feature(Signal::RxBytes, Entity::Rdma, 0, 1e5, Sides::Less),
-    // Of the priorities and ports together: a hundredth of one port's time.
-    feature(Signal::PauseRxUs, Entity::Port, 1, 1e4, Sides::More),
-    feature(Signal::PauseTxUs, Entity::Port, 2, 1e4, Sides::More),
-    feature(Signal::Retransmits, Entity::Rdma, 3, 10.0, Sides::More),
-    feature(Signal::GpuUtilisation, Entity::Gpu, 4, 2.0, Sides::Less),
-    feature(Signal::GpuPower, Entity::Gpu, 4, 1e4, Sides::Any),
-    feature(Signal::GpuTemperature, Entity::Gpu, 5, 2e3, Sides::Any),
+/// Spreads: clocks, and so power, of healthy GPUs that do the same differ by a few percent that stay; a
+/// temperature is told in whole degrees, and four spreads are four degrees.
+const FEATURES: [Feature; 9] = [
+    feature(Signal::TxBytes, Entity::Rdma, 0, (1e5, 0.05), Sides::Less),
+    feature(Signal::RxBytes, Entity::Rdma, 0, (1e5, 0.05), Sides::Less),
+    // Of the priorities and ports together: a tenth of one port's time.
+    feature(Signal::PauseRxUs, Entity::Port, 1, (1e5, 0.1), Sides::More),
+    feature(Signal::PauseTxUs, Entity::Port, 2, (1e5, 0.1), Sides::More),
+    feature(
+        Signal::Retransmits,
+        Entity::Rdma,
+        3,
+        (100.0, 0.1),
+        Sides::More,
+    ),
+    feature(
+        Signal::GpuUtilisation,
+        Entity::Gpu,
+        4,
+        (1.0, 0.05),
+        Sides::Less,
+    ),
+    feature(Signal::GpuPower, Entity::Gpu, 4, (1e4, 0.025), Sides::Any),
+    feature(
+        Signal::GpuTemperature,
+        Entity::Gpu,
+        5,
+        (1e3, 0.015),
+        Sides::Any,
+    ),
+    // Writes that wait for the host: of the ports together.
+    feature(
+        Signal::PcieStalls,
+        Entity::Port,
+        6,
+        (200.0, 0.25),
+        Sides::More,
+    ),
 ];
 const COUNT: usize = FEATURES.len();
 const UTILISATION: usize = 5;
@@ -313,19 +350,32 @@ pub fn step<'a>(peers: impl Iterator<Item = &'a mut Peer>, now: Duration) {
     }
 }
 
-/// Median and spread of a feature; `None` of too few nodes.
-fn place(nodes: &[(&mut Peer, Means)], n: usize) -> Option<(f32, f32)> {
+/// Median of a feature; `None` of too few nodes.
+fn middle(nodes: &[(&mut Peer, Means)], n: usize) -> Option<f32> {
     let mut values: Vec<f32> = nodes.iter().filter_map(|(_, means)| means[n]).collect();
-    if values.len() < NODES_MIN {
-        return None;
+    (values.len() >= NODES_MIN).then(|| median(&mut values))
+}
+
+/// Spread of the nodes' differences from their usual places, as a share of the median.
+fn spread(nodes: &[(&mut Peer, Means)], n: usize, middle: Option<f32>) -> f32 {
+    let changes = nodes.iter().filter(|(peer, _)| peer.learnt >= LEARN);
+    let changes =
+        changes.filter_map(|(peer, means)| Some(share(n, middle, means)? - peer.usual[n]));
+    let mut changes: Vec<f32> = changes.collect();
+    if changes.is_empty() {
+        return FEATURES[n].spread_min;
     }
-    let median = median(&mut values);
-    for value in &mut values {
-        *value = (*value - median).abs();
+    let middle = median(&mut changes);
+    for change in &mut changes {
+        *change = (*change - middle).abs();
     }
-    let spread = 1.4826 * self::median(&mut values);
-    let least = (SPREAD_MIN * median.abs()).max(FEATURES[n].floor);
-    Some((median, spread.max(least)))
+    (1.4826 * median(&mut changes)).max(FEATURES[n].spread_min)
+}
+
+/// How far a node is from the median, as a share of it.
+fn share(n: usize, middle: Option<f32>, means: &Means) -> Option<f32> {
+    let (middle, mean) = middle.zip(means[n])?;
+    Some(((mean - middle) / (middle.abs() + FEATURES[n].floor)).clamp(-FARTHEST, FARTHEST))
 }
 
 fn median(values: &mut [f32]) -> f32 {
@@ -334,24 +384,21 @@ fn median(values: &mut [f32]) -> f32 {
 }
 
 fn compare(job: &JobId, nodes: &mut [(&mut Peer, Means)], now: Duration) {
-    let places: [Option<(f32, f32)>; COUNT] = std::array::from_fn(|n| place(nodes, n));
-    let busy = match (places[UTILISATION], places[0]) {
-        (Some((percent, _)), _) => percent >= BUSY_PERCENT,
-        (None, Some((bytes, _))) => bytes >= BUSY_BYTES,
+    let middles: [Option<f32>; COUNT] = std::array::from_fn(|n| middle(nodes, n));
+    let busy = match (middles[UTILISATION], middles[0]) {
+        (Some(percent), _) => percent >= BUSY_PERCENT,
+        (None, Some(bytes)) => bytes >= BUSY_BYTES,
         (None, None) => false,
     };
     if !busy {
         return;
     }
-    let distance = |means: &Means, n: usize| {
-        let ((median, spread), mean) = places[n].zip(means[n])?;
-        Some(((mean - median) / spread).clamp(-FARTHEST, FARTHEST))
-    };
+    let spreads: [f32; COUNT] = std::array::from_fn(|n| spread(nodes, n, middles[n]));
     // How many are off, below and above: what several do is the job's doing.
     let mut crowd = [[0usize; 2]; COUNT];
     for (peer, means) in nodes.iter() {
         for n in (0..COUNT).filter(|_| peer.learnt >= LEARN) {
-            let off = distance(means, n).map_or(0.0, |d| d - peer.usual[n]);
+            let off = share(n, middles[n], means).map_or(0.0, |s| s - peer.usual[n]) / spreads[n];
             crowd[n][0] += usize::from(off <= -FAR);
             crowd[n][1] += usize::from(off >= FAR);
         }
@@ -361,8 +408,8 @@ fn compare(job: &JobId, nodes: &mut [(&mut Peer, Means)], now: Duration) {
     for (peer, means) in nodes.iter_mut() {
         if peer.learnt < LEARN {
             peer.learnt += 1;
-            for n in 0..COUNT {
-                let place = distance(means, n).unwrap_or(0.0);
+            for (n, middle) in middles.iter().enumerate() {
+                let place = share(n, *middle, means).unwrap_or(0.0);
                 peer.usual[n] += (place - peer.usual[n]) / f32::from(peer.learnt);
             }
             continue;
@@ -370,24 +417,25 @@ fn compare(job: &JobId, nodes: &mut [(&mut Peer, Means)], now: Duration) {
         let mut found = Vec::new();
         let mut enough_alone = false;
         for n in 0..COUNT {
-            let Some(place) = distance(means, n) else {
+            let Some(place) = share(n, middles[n], means) else {
                 continue;
             };
-            let off = place - peer.usual[n];
+            let change = place - peer.usual[n];
+            let off = change / spreads[n];
             let [less, more] = FEATURES[n].sides.count();
             let is = [
                 less && off <= -FAR && crowd[n][0] <= most,
                 more && off >= FAR && crowd[n][1] <= most,
             ];
-            let wide = off.abs() >= WIDE && is.contains(&true);
+            let wide = off.abs() >= WIDE && change.abs() >= WIDE_SHARE && is.contains(&true);
             let wide = peer.wide[n].push(wide, M) >= N && FEATURES[n].sides.may_be_alone();
             let times =
                 std::array::from_fn::<u32, 2, _>(|side| peer.off[n][side].push(is[side], M));
             if !is.contains(&true) {
-                peer.usual[n] += off * DRIFT;
+                peer.usual[n] += change * DRIFT;
             }
-            if let (Some(times), Some((median, _)), Some(mean)) =
-                (times.into_iter().find(|t| *t >= N), places[n], means[n])
+            if let (Some(times), Some(median), Some(mean)) =
+                (times.into_iter().find(|t| *t >= N), middles[n], means[n])
             {
                 found.push((n, mean, median, times));
                 enough_alone |= wide;

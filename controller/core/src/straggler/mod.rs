@@ -3,7 +3,7 @@
 //! What is estimated: for each rank and iteration, how late it was beside the median of all ranks.
 //! A collective ends for all ranks at about the same time, so whoever arrives last spends the shortest
 //! time inside the call, and its shortfall is its lateness, whatever the clocks of the nodes say
-//! (their skew is tens of milliseconds, as starts are told by the arrival of a sample). A rank whose
+//! (their skew is tens of milliseconds, as starts are told by when a sample was taken, see [`clock`]). A rank whose
 //! call is *longer* than the others' either came early, which harms nobody, or ended late, which is the
 //! network; its start tells which, once it is calibrated against the rank's own past. A call of NCCL or
 //! RCCL returns when the work is queued and its duration says nothing: there the start alone is used, behind
@@ -20,8 +20,10 @@
 //! order from burst to burst; a burst of calls is one iteration. What is lost on the way costs iterations,
 //! never a wrong match for long. Several communicators do not wait for each
 //! other: where they show (a rank on two nodes, more ranks than there are) nothing is said.
+//! Where most ranks of a node are late together, the verdict is one on the node.
 //! Cost: O(ranks log ranks) an iteration; 2 us a call were measured with 1,024 ranks.
 
+mod clock;
 mod ranks;
 #[cfg(test)]
 mod tests;
@@ -30,8 +32,9 @@ use crate::ids::{JobId, NodeId};
 use crate::io::NodeSample;
 use crate::jobs::Jobs;
 use crate::verdict::{Class, Evidence, Impact, Severity, Subject, Verdict};
+use clock::Clock;
 pub use ranks::Ranks;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Iterations that a verdict looks back on.
@@ -93,40 +96,50 @@ pub struct Straggler {
 
 /// The ranks of all jobs.
 #[derive(Debug, Clone, Default)]
-pub struct Stragglers(BTreeMap<JobId, Ranks>);
+pub struct Stragglers {
+    jobs: BTreeMap<JobId, Ranks>,
+    clocks: BTreeMap<NodeId, Clock>,
+}
 
 impl Stragglers {
     /// Takes a node's sample that arrived `at`.
     pub fn sampled(&mut self, node: &NodeId, sample: &NodeSample, at: Duration) {
+        if sample.collectives.is_empty() && !self.clocks.contains_key(node) {
+            return;
+        }
+        let clock = self.clocks.entry(node.clone()).or_default();
+        let at = clock.taken(sample.elapsed, at);
         for done in &sample.collectives {
-            if !self.0.contains_key(&done.job) && self.0.len() >= JOBS_MAX {
-                let oldest = self.0.iter().min_by_key(|(_, r)| r.last_seen());
+            if !self.jobs.contains_key(&done.job) && self.jobs.len() >= JOBS_MAX {
+                let oldest = self.jobs.iter().min_by_key(|(_, r)| r.last_seen());
                 let Some(oldest) = oldest.map(|(job, _)| job.clone()) else {
                     continue;
                 };
-                self.0.remove(&oldest);
+                self.jobs.remove(&oldest);
             }
-            self.0
+            self.jobs
                 .entry(done.job.clone())
                 .or_default()
                 .done(node, done, at);
         }
     }
 
-    /// Forgets jobs that nobody reported for `gone`.
+    /// Forgets jobs and nodes that nobody reported for `gone`.
     pub fn expire(&mut self, now: Duration, gone: Duration) {
-        self.0
+        self.jobs
             .retain(|_, r| now.saturating_sub(r.last_seen()) < gone);
+        self.clocks
+            .retain(|_, c| now.saturating_sub(c.arrived) < gone);
     }
 
     #[must_use]
     pub fn get(&self, job: &JobId) -> Option<&Ranks> {
-        self.0.get(job)
+        self.jobs.get(job)
     }
 
     /// All jobs, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&JobId, &Ranks)> {
-        self.0.iter()
+        self.jobs.iter()
     }
 }
 
@@ -142,12 +155,52 @@ pub fn verdicts(stragglers: &Stragglers, jobs: &Jobs, now: Duration) -> Vec<Verd
             continue;
         }
         let known = jobs.get(job);
+        let mut slow_nodes = BTreeSet::new();
         for straggler in ranks.stragglers().unwrap_or_default() {
             let node = known.and_then(|j| j.host_of(straggler.rank)).cloned();
+            if straggler.kind == Kind::Compute
+                && let Some(node) = &node
+            {
+                let (late, all) = ranks.late_beside(&straggler);
+                if slow_nodes.contains(node) {
+                    continue;
+                }
+                if late > 1 && late * 2 > all {
+                    slow_nodes.insert(node.clone());
+                    let ranks = known.and_then(|j| j.ranks);
+                    verdicts.push(slow_node(job, &straggler, node, (late, all), ranks));
+                    continue;
+                }
+            }
             verdicts.push(verdict(job, &straggler, node, known.and_then(|j| j.ranks)));
         }
     }
     verdicts
+}
+
+/// Most ranks of a node arrive late together: that is the node, or a GPU that the others there wait for before they
+/// call; which of the two, arrivals do not tell.
+fn slow_node(
+    job: &JobId,
+    straggler: &Straggler,
+    node: &NodeId,
+    (late, all): (usize, usize),
+    ranks: Option<u32>,
+) -> Verdict {
+    let subject = Subject::Node(node.clone());
+    let confidence = straggler.confidence;
+    let single = verdict(job, straggler, Some(node.clone()), ranks);
+    let together = Evidence::new(
+        format!("ranks on {node}"),
+        format!("{late} of {all} are late together, at least half as much as the latest"),
+    );
+    Verdict {
+        job: single.job,
+        evidence: [together].into_iter().chain(single.evidence).collect(),
+        action: single.action,
+        impact: single.impact,
+        ..Verdict::new(Class::NodeOutlier, Severity::Warning, subject, confidence)
+    }
 }
 
 fn verdict(

@@ -48,9 +48,10 @@ struct Track {
     node: Option<NodeId>,
     calls: VecDeque<Call>,
     seen: Duration,
-    /// End of the newest call (its start, where calls only queue work), and the longest gap of late.
+    /// End of the newest call (its start, where calls only queue work), and the two longest gaps of late: the longest
+    /// may be calls that were lost.
     last: Option<f64>,
-    gap_max: f64,
+    gaps_max: [f64; 2],
     /// Start of the newest burst, and times from one to the next.
     burst: Option<f64>,
     lengths: VecDeque<f64>,
@@ -156,8 +157,9 @@ impl Ranks {
             done.duration.as_secs_f64()
         };
         let gap = track.last.map_or(0.0, |last| (start - last).max(0.0));
-        track.gap_max = gap.max(track.gap_max * 0.95);
-        let first = gap * 2.0 >= track.gap_max;
+        let [longest, second] = track.gaps_max.map(|g| g * 0.95);
+        track.gaps_max = [gap.max(longest), second.max(gap.min(longest))];
+        let first = gap * 2.0 >= track.gaps_max[1];
         track.last = Some(start + seconds);
         if first && let Some(burst) = track.burst.replace(start) {
             push(&mut track.lengths, (start - burst).max(0.0), LENGTHS_MAX);
@@ -378,11 +380,24 @@ impl Ranks {
         lost.sum::<f64>() / self.iterations.len().max(1) as f64
     }
 
-    /// Forgets a rank's usual start, when its path to the controller has changed. (A new node is noticed.)
-    pub fn forget_start(&mut self, rank: u32) {
-        if let Some(track) = self.tracks.get_mut(&rank) {
-            track.starts.clear();
-        }
+    /// Ranks on the straggler's node that are at least half as late, in the median of the last iterations, and all
+    /// ranks there that were compared; itself is one of both.
+    #[must_use]
+    pub fn late_beside(&self, straggler: &Straggler) -> (usize, usize) {
+        let Some(own) = self.tracks.get(&straggler.rank) else {
+            return (0, 0);
+        };
+        let there = self.tracks.iter().filter(|(_, t)| t.node == own.node);
+        let late = there.filter_map(|(rank, _)| {
+            let times = self.iterations.iter().filter_map(|i| i.ranks.get(rank));
+            median(times.map(|(kind, late_s)| match kind {
+                Some(Kind::Network) => 0.0,
+                Some(Kind::Compute) | None => *late_s,
+            }))
+        });
+        let late: Vec<f64> = late.collect();
+        let with_it = late.iter().filter(|l| **l * 2.0 >= straggler.late_s);
+        (with_it.count(), late.len())
     }
 
     /// When any rank was last heard of.

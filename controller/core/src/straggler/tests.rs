@@ -335,6 +335,84 @@ fn jobs_are_kept_apart_and_forgotten_when_nobody_reports_them() {
     assert!(stragglers.get(&JobId::new("a")).is_none());
 }
 
+/// Verdicts on eight ranks, two on each node, of which one is as late as `late_ms` says, from the 30th iteration on.
+fn judged(op: &str, late_ms: fn(u32) -> u64, waits_ms: fn(u32, u64) -> u64) -> Vec<Verdict> {
+    let (mut stragglers, mut jobs) = (Stragglers::default(), Jobs::default());
+    let mut now = Duration::ZERO;
+    for iteration in 0..50u64 {
+        for node in 0..4u32 {
+            let done = (2 * node..2 * node + 2).map(|rank| {
+                let late = if iteration >= 30 { late_ms(rank) } else { 0 };
+                let short = if op.starts_with("MPI") { 300 - late } else { 0 };
+                CollectiveDone {
+                    job: JobId::new("j"),
+                    rank: Some(rank),
+                    ranks: Some(8),
+                    op: op.into(),
+                    bytes: Some(1 << 20),
+                    started_before: Duration::from_millis(400 - late),
+                    duration: Duration::from_millis(short),
+                }
+            });
+            let sample = NodeSample {
+                elapsed: Some(Duration::from_secs(1)),
+                collectives: done.collect(),
+                ..NodeSample::default()
+            };
+            now = Duration::from_millis(1000 * (iteration + 1) + waits_ms(node, iteration));
+            stragglers.sampled(&self::node(node), &sample, now);
+            jobs.sampled(&self::node(node), &sample, now);
+        }
+    }
+    verdicts(&stragglers, &jobs, now)
+}
+
+#[test]
+fn ranks_of_a_node_that_are_late_together_name_the_node() {
+    for op in ["MPI_Allreduce", "ncclAllReduce"] {
+        let both = |rank| {
+            if rank / 2 == 1 {
+                100 + u64::from(rank)
+            } else {
+                0
+            }
+        };
+        let found = judged(op, both, |_, _| 0);
+        let [node] = &found[..] else {
+            panic!("{found:?}")
+        };
+        assert_eq!(node.class, Class::NodeOutlier);
+        assert_eq!(node.entity, Subject::Node(NodeId::new("n1")));
+        let one = |rank| if rank == 3 { 100 } else { 0 };
+        let found = judged(op, one, |_, _| 0);
+        let [rank] = &found[..] else {
+            panic!("{found:?}")
+        };
+        assert_eq!(rank.class, Class::Straggler);
+    }
+}
+
+#[test]
+fn a_node_whose_samples_wait_on_their_way_is_not_late() {
+    let waits = |node, second| if node == 2 && second >= 30 { 300 } else { 0 };
+    for op in ["MPI_Allreduce", "ncclAllReduce"] {
+        assert_eq!(judged(op, |_| 0, waits), []);
+    }
+}
+
+#[test]
+fn a_rank_of_which_calls_were_lost_is_still_compared() {
+    let lost = |rank: u32, second: u64| rank == 3 && (10..13).contains(&second);
+    let late_s = |i: u32, rank: u32| f64::from(u8::from(i >= 30 && rank == 3)) / 10.0;
+    let job = Job {
+        iterations: 44,
+        lost,
+        late_s,
+        ..JOB
+    };
+    assert_eq!(job.found(), [(3, Kind::Compute)]);
+}
+
 #[test]
 fn several_communicators_in_one_are_not_compared() {
     let mut ranks = JOB.run();
