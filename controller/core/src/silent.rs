@@ -11,7 +11,7 @@
 //!
 //! Trip condition: looks that lie [`LOOK`] apart name the same place with confidence [`CONFIDENCE`] at least, its own switch
 //! reports it (so that what a queue dropped in these windows is known, and taken as given), and it is not pressed:
-//! congestion is no fault. A look waits until the paths are known, or asked for [`ASK_MAX`] times. Cold start: two looks.
+//! congestion is no fault. What lost nothing for [`LASTS`] is over. A look waits until the paths are known, or asked for [`ASK_MAX`] times. Cold start: two looks.
 //! Recovery: [`crate::incident`]. Cost: nothing while nothing is lost, otherwise that of localising.
 
 use crate::flows::{Flows, RATE_AGE_MAX};
@@ -33,6 +33,8 @@ const LOOK: Duration = Duration::from_secs(5);
 const CONFIDENCE: f64 = 0.95;
 /// Loss below is not worth a verdict: RoCE at 400 Gb/s with a timeout a minute.
 const LOSS_MIN: f64 = 1e-4;
+/// What lost nothing for so long loses no longer: two looks.
+const LASTS: Duration = Duration::from_secs(10);
 /// Time between two questions for the next hop of paths.
 const ASK: Duration = Duration::from_millis(500);
 /// As many hops are asked for at most: five switches, and repetitions.
@@ -52,6 +54,8 @@ pub struct Tally {
     window: u64,
     now: (u64, u64),
     before: (u64, u64),
+    /// When something was bad last.
+    bad_at: Option<Duration>,
 }
 
 impl Tally {
@@ -64,6 +68,15 @@ impl Tally {
         }
         self.now.0 = self.now.0.saturating_add(sent);
         self.now.1 = self.now.1.saturating_add(bad);
+        if bad > 0 {
+            self.bad_at = Some(at);
+        }
+    }
+
+    /// Whether something was bad in the last [`LASTS`].
+    fn is_lossy(&self, now: Duration) -> bool {
+        let lasts = |at| now.saturating_sub(at) <= LASTS;
+        self.bad_at.is_some_and(lasts)
     }
 
     /// Of both windows; nothing if it is older than they are.
@@ -217,44 +230,49 @@ impl Silent {
     /// they count themselves; where they do not, what was lost stays with the device.
     fn sent(&self, flows: &Flows, topology: &Topology, now: Duration) -> Vec<Sent> {
         let mut all = Vec::new();
-        let mut of_host: BTreeMap<NodeId, Vec<(FlowKey, (u64, u64))>> = BTreeMap::new();
-        for (key, (sent, bad)) in flows.tallies(now) {
+        let mut of_host: BTreeMap<NodeId, Vec<(FlowKey, Tally)>> = BTreeMap::new();
+        for (key, tally) in flows.tallies(now) {
             if key.dst_port != ROCE_PORT {
+                let (sent, bad) = tally.total(now);
                 all.push(Sent {
                     keys: vec![key],
                     sent,
                     bad,
+                    lasts: tally.is_lossy(now),
                     outlier: None,
                 });
             } else if let Some(port) = topology.port_of(key.src) {
                 let host = of_host.entry(port.node.clone()).or_default();
-                host.push((key, (sent, bad)));
+                host.push((key, tally));
             }
         }
+        let outlier = Some(OUTLIERS_ROCE);
         for (node, rows) in of_host {
-            let counted = self.devices.get(&node).map(|d| d.tally.total(now));
-            let sum = rows.iter().fold((0u64, 0u64), |sum, (_, row)| {
+            let device = self.devices.get(&node).map(|d| d.tally);
+            let totals = rows.iter().map(|(_, tally)| tally.total(now));
+            let sum = totals.fold((0u64, 0u64), |sum, row| {
                 (sum.0.saturating_add(row.0), sum.1.saturating_add(row.1))
             });
-            let (sent, bad) = counted.filter(|c| c.0 > 0).unwrap_or(sum);
-            let outlier = Some(OUTLIERS_ROCE);
+            let counted = device.map(|d| d.total(now)).filter(|c| c.0 > 0);
+            let (sent, bad) = counted.unwrap_or(sum);
             if bad > 0 && sum.1 == 0 {
-                let keys = rows.into_iter().map(|(key, _)| key).collect();
                 all.push(Sent {
-                    keys,
+                    keys: rows.into_iter().map(|(key, _)| key).collect(),
                     sent,
                     bad,
+                    lasts: device.is_some_and(|d| d.is_lossy(now)),
                     outlier,
                 });
                 continue;
             }
             for (key, own) in rows {
-                let sent = share(sent, own.0, sum.0);
-                let bad = share(bad, own.1, sum.1).min(sent);
+                let total = own.total(now);
+                let sent = share(sent, total.0, sum.0);
                 all.push(Sent {
                     keys: vec![key],
                     sent,
-                    bad,
+                    bad: share(bad, total.1, sum.1).min(sent),
+                    lasts: own.is_lossy(now),
                     outlier,
                 });
             }
@@ -303,10 +321,19 @@ impl Silent {
                 counted.max(self.discarded(link, &lost_at, topology, now)),
             );
         }
+        let lossy = ways.iter().filter(|w| w.lasts);
+        let lossy = lossy.flat_map(|w| w.paths.iter().flatten().copied());
+        let lossy: BTreeSet<usize> = lossy.collect();
+        let leaves = leaves(topology);
+        let lasts = |element: &Element| match element {
+            Element::Link(n) => lossy.contains(n),
+            Element::Device(n) => lossy.iter().any(|link| leaves[*link] == Some(*n)),
+        };
         let mut faults = seen.explain(&Model::default()).faults;
         faults.retain(|f| {
             f.confidence >= CONFIDENCE
                 && f.loss >= LOSS_MIN
+                && f.elements.iter().any(lasts)
                 && f.elements
                     .iter()
                     .all(|e| is_quiet(*e, links, topology, now))
@@ -339,6 +366,8 @@ struct Sent {
     keys: Vec<FlowKey>,
     sent: u64,
     bad: u64,
+    /// It loses still.
+    lasts: bool,
     outlier: Option<f64>,
 }
 
@@ -347,6 +376,8 @@ struct Way {
     paths: Vec<Vec<usize>>,
     sent: u64,
     bad: u64,
+    /// It loses still.
+    lasts: bool,
     outlier: Option<f64>,
 }
 
@@ -362,6 +393,7 @@ fn ways(sent: Vec<Sent>, flows: &mut Flows, topology: &Topology) -> (Vec<Way>, b
             paths: paths.into_iter().collect(),
             sent: flow.sent,
             bad: flow.bad,
+            lasts: flow.lasts,
             outlier: flow.outlier,
         })
     });
