@@ -4,7 +4,7 @@
 //! are not counted) that left and did not arrive, over up to [`WINDOWS`] windows. Only cables between switches: a host's
 //! network interface does not count what its adapter sends past the kernel.
 //!
-//! The two ends are read at different moments. What may have been on its way in between is known, since the moments
+//! The two ends are read at different moments: by the agents' clocks, set by the frame that came soonest. What may have been on its way in between is known, since the moments
 //! are: traffic at the highest rate seen, for as long as they lie apart. What vendors count differently (checksums, pause
 //! frames) is the same on most cables: a share is compared with the median of all of them.
 //!
@@ -29,6 +29,8 @@ const LOSS_BYTES: f64 = 0.01;
 const PACKET_BYTES_MIN: f64 = 512.0;
 /// Moments of reading are known no better.
 const JITTER: Duration = Duration::from_millis(50);
+/// One part of so many may a clock be off.
+const DRIFT: u32 = 10_000;
 /// Less traffic over a cable says nothing.
 const PACKETS_MIN: u64 = 10_000;
 
@@ -36,7 +38,8 @@ const PACKETS_MIN: u64 = 10_000;
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Mark {
     window: u64,
-    at: Duration,
+    /// Time of the agent's clock since the port is counted without a gap.
+    clock: Duration,
     sums: Sums,
 }
 
@@ -53,6 +56,9 @@ struct Port {
     sums: Sums,
     /// Highest bytes a second sent in one interval.
     peak: f64,
+    clock: Duration,
+    /// Least that arrival was after `clock`: that of a frame which nothing delayed.
+    lag: Duration,
     marks: VecDeque<Mark>,
 }
 
@@ -115,6 +121,12 @@ impl Cables {
         add(&mut sums.rx_bytes, rx);
         add(&mut sums.tx_packets, sample.tx_packets.unwrap_or(0));
         add(&mut sums.rx_packets, sample.rx_packets.unwrap_or(0));
+        // The first frame says nothing of the second's delay; clocks may drift apart by as much as is added.
+        let first = port.clock == Duration::ZERO;
+        port.clock += elapsed;
+        let lag = at.saturating_sub(port.clock);
+        let drifted = port.lag + elapsed / DRIFT;
+        port.lag = if first { lag } else { lag.min(drifted) };
         let seconds = elapsed.as_secs_f64();
         if seconds > 0.0 {
             port.peak = port.peak.max(tx as f64 / seconds);
@@ -124,8 +136,12 @@ impl Cables {
             if port.marks.len() == WINDOWS {
                 port.marks.pop_front();
             }
-            let sums = port.sums;
-            port.marks.push_back(Mark { window, at, sums });
+            let (clock, sums) = (port.clock, port.sums);
+            port.marks.push_back(Mark {
+                window,
+                clock,
+                sums,
+            });
         }
     }
 
@@ -193,7 +209,9 @@ impl Cables {
         } else {
             (bytes, rise(b1.sums.rx_bytes, b0.sums.rx_bytes))
         };
-        let apart = a0.at.abs_diff(b0.at) + a1.at.abs_diff(b1.at) + 2 * JITTER;
+        // When they were read, not when the frames came: those may be late.
+        let apart = |a: &Mark, b: &Mark| (a.clock + near.lag).abs_diff(b.clock + far.lag);
+        let apart = apart(a0, b0) + apart(a1, b1) + 2 * JITTER;
         let on_its_way = near.peak * apart.as_secs_f64();
         Some(Account {
             link,
@@ -202,7 +220,7 @@ impl Cables {
             share: 1.0 - arrived as f64 / sent as f64,
             doubt: on_its_way / bytes.max(1) as f64,
             by_packets,
-            seconds: a1.at.saturating_sub(a0.at).as_secs_f64(),
+            seconds: a1.clock.saturating_sub(a0.clock).as_secs_f64(),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The core itself: facts in, commands out.
 
 use crate::cables::Cables;
+use crate::cabling::{self, Cabling};
 use crate::config::{Config, Mode};
 use crate::flows::Flows;
 use crate::health::Health;
@@ -39,6 +40,7 @@ pub struct Node {
     pub role: Role,
     pub connected: bool,
     pub last_seen: Duration,
+    connected_at: Duration,
     routes_epoch: u64,
 }
 
@@ -62,6 +64,7 @@ pub struct Core {
     health: Health,
     silent: Silent,
     cables: Cables,
+    cabling: Cabling,
     stragglers: Stragglers,
     incidents: Incidents,
     trials: VecDeque<Trial>,
@@ -87,6 +90,7 @@ impl Core {
             flows: Flows::default(),
             jobs: Jobs::default(),
             silent: Silent::default(),
+            cabling: Cabling::default(),
             stragglers: Stragglers::default(),
             incidents: Incidents::default(),
             trials: VecDeque::new(),
@@ -256,6 +260,7 @@ impl Core {
                 role,
                 connected: true,
                 last_seen: now,
+                connected_at: now,
                 routes_epoch: 0,
             },
         );
@@ -376,8 +381,16 @@ impl Core {
                 self.commands.push_back(Command::QueryPaths { node, keys });
             }
         }
+        let settled = |node: &NodeId| {
+            let known = self.nodes.get(node);
+            known.is_some_and(|n| {
+                n.connected && now.saturating_sub(n.connected_at) >= cabling::SETTLED
+            })
+        };
+        let miscabled = self.cabling.verdicts(&self.topology, settled, now);
         let verdicts = verdicts
             .into_iter()
+            .chain(miscabled)
             .chain(self.health.verdicts(&self.topology, now))
             .chain(silent)
             .chain(self.cables.verdicts(&self.topology, now).iter().cloned())

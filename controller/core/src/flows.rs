@@ -235,9 +235,9 @@ impl Flows {
 
     /// Packets that each flow sent, and sent again, lately; flows without any are left out.
     #[must_use]
-    pub fn tallies(&self, now: Duration) -> Vec<(FlowKey, (u64, u64))> {
-        let tallies = self.flows.iter().map(|(k, f)| (*k, f.tally.total(now)));
-        tallies.filter(|(_, total)| total.0 > 0).collect()
+    pub(crate) fn tallies(&self, now: Duration) -> Vec<(FlowKey, Tally)> {
+        let tallies = self.flows.iter().map(|(k, f)| (*k, f.tally));
+        tallies.filter(|(_, t)| t.total(now).0 > 0).collect()
     }
 
     /// Jobs with active flows over one of `ports`, or from or to one of `nodes`, as far as paths are known.

@@ -13,6 +13,7 @@
 //! a recorded run gives the same verdicts and commands again, byte for byte.
 
 pub mod cables;
+pub mod cabling;
 pub mod cause;
 pub mod config;
 pub mod engine;

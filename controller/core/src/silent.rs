@@ -1,12 +1,18 @@
 //! Silent loss: what the ends of flows lost, and which link or switch is to blame though no counter of it says so.
 //!
 //! What is estimated: [`crate::localise`], every [`LOOK`] over what was sent and sent again in the last two windows of
-//! [`WINDOW`]. A TCP flow counts its own retransmissions. A verbs device counts them for all its queue pairs together:
-//! then the paths of all its flows are candidates.
+//! [`WINDOW`]. A TCP flow counts its own retransmissions. A verbs device counts losses for all its queue pairs together:
+//! they are shared out among those that count their retransmissions themselves (mlx5's counters of queue pairs);
+//! otherwise the paths of all are candidates. Nothing lost on a device is nothing lost on each of its paths.
 //!
-//! Trip condition: two looks in a row name the same place with confidence [`CONFIDENCE`] at least, its own switch reports
-//! it (so that what a queue drops is known, and taken as given), and it is not pressed: congestion is no fault. Cold
-//! start: two looks. Recovery: [`crate::incident`]. Cost: nothing while nothing is lost, otherwise that of localising.
+//! A RoCE flow with losses is enough ([`OUTLIERS_ROCE`]): a fabric that pauses does not drop, so that loss which no queue
+//! on the way counts and no receiver discards is a fault of something on the way. Jobs that are placed well have one flow
+//! on a link; waiting for a second would find nothing. A TCP flow loses packets of itself, it takes two.
+//!
+//! Trip condition: looks that lie [`LOOK`] apart name the same place with confidence [`CONFIDENCE`] at least, its own switch
+//! reports it (so that what a queue dropped in these windows is known, and taken as given), and it is not pressed:
+//! congestion is no fault. What lost nothing for [`LASTS`] is over. A look waits until the paths are known, or asked for [`ASK_MAX`] times. Cold start: two looks.
+//! Recovery: [`crate::incident`]. Cost: nothing while nothing is lost, otherwise that of localising.
 
 use crate::flows::{Flows, RATE_AGE_MAX};
 use crate::ids::{FlowKey, NodeId, PortId};
@@ -27,7 +33,15 @@ const LOOK: Duration = Duration::from_secs(5);
 const CONFIDENCE: f64 = 0.95;
 /// Loss below is not worth a verdict: RoCE at 400 Gb/s with a timeout a minute.
 const LOSS_MIN: f64 = 1e-4;
-/// Port of RoCE version 2: its flows do not count their own retransmissions.
+/// What lost nothing for so long loses no longer: two looks.
+const LASTS: Duration = Duration::from_secs(10);
+/// Time between two questions for the next hop of paths.
+const ASK: Duration = Duration::from_millis(500);
+/// As many hops are asked for at most: five switches, and repetitions.
+const ASK_MAX: u32 = 10;
+/// Share of RoCE flows that lose packets for reasons of their own although no receiver discards any: errors in counting.
+const OUTLIERS_ROCE: f64 = 1e-6;
+/// Port of RoCE version 2.
 const ROCE_PORT: u16 = 4791;
 /// Bytes of a packet where only bytes are counted; between an MTU of 1,024 and one of 4,096.
 pub const PACKET_BYTES: u64 = 2048;
@@ -40,6 +54,8 @@ pub struct Tally {
     window: u64,
     now: (u64, u64),
     before: (u64, u64),
+    /// When something was bad last.
+    bad_at: Option<Duration>,
 }
 
 impl Tally {
@@ -52,6 +68,15 @@ impl Tally {
         }
         self.now.0 = self.now.0.saturating_add(sent);
         self.now.1 = self.now.1.saturating_add(bad);
+        if bad > 0 {
+            self.bad_at = Some(at);
+        }
+    }
+
+    /// Whether something was bad in the last [`LASTS`].
+    fn is_lossy(&self, now: Duration) -> bool {
+        let lasts = |at| now.saturating_sub(at) <= LASTS;
+        self.bad_at.is_some_and(lasts)
     }
 
     /// Of both windows; nothing if it is older than they are.
@@ -74,7 +99,9 @@ impl Tally {
 struct Device {
     sent: Vec<usize>,
     bad: Vec<usize>,
+    discards: Vec<usize>,
     tally: Tally,
+    discarded: Tally,
 }
 
 /// What was lost, and whom two looks blame.
@@ -82,35 +109,55 @@ struct Device {
 pub struct Silent {
     devices: BTreeMap<NodeId, Device>,
     next_look: Duration,
-    /// By the last look.
-    suspects: BTreeSet<Vec<Element>>,
+    /// Looks in a row that did not know all paths.
+    asked: u32,
+    /// By the last look, and since when.
+    suspects: BTreeMap<Vec<Element>, Duration>,
     standing: (Duration, Vec<Verdict>),
 }
 
-/// Whether the column counts what a verbs device sent, or had to send again.
-fn role(column: &Column) -> (bool, bool) {
-    let rdma = column.entity == Entity::Rdma && column.index.is_none();
-    let sent = matches!(column.signal, Signal::TxPackets);
-    // Events of loss as the sender sees them; packets sent again would count a window for each.
-    let bad = matches!(column.signal, Signal::SequenceNaks | Signal::AckTimeouts);
-    (rdma && sent, rdma && bad)
+/// What a column says of a node's verbs devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Sent,
+    /// Events of loss as the sender sees them.
+    Bad,
+    /// Packets sent again: with go-back-N a window for each loss.
+    Again,
+    Discarded,
+}
+
+fn role(column: &Column) -> Option<Role> {
+    let role = match (column.entity, column.signal) {
+        (Entity::Rdma, Signal::TxPackets) => Role::Sent,
+        (Entity::Rdma, Signal::SequenceNaks | Signal::AckTimeouts) => Role::Bad,
+        (Entity::Rdma, Signal::Retransmits) => Role::Again,
+        (Entity::Rdma | Entity::Port, Signal::RxDiscards) => Role::Discarded,
+        _ => return None,
+    };
+    column.index.is_none().then_some(role)
 }
 
 impl Silent {
     /// Notes where a node's values tell of its verbs devices.
     pub fn declared(&mut self, node: &NodeId, columns: &[Column]) {
-        let places = |is: fn((bool, bool)) -> bool| {
+        let places = |wanted: Role| -> Vec<usize> {
             let columns = columns.iter().enumerate();
-            let ours = columns.filter(move |(_, c)| is(role(c)));
-            ours.map(|(n, _)| n).collect::<Vec<_>>()
+            let ours = columns.filter(|(_, c)| role(c) == Some(wanted));
+            ours.map(|(n, _)| n).collect()
         };
-        let (sent, bad) = (places(|r| r.0), places(|r| r.1));
+        let mut bad = places(Role::Bad);
+        // Adapters without NAKs (EFA, rxe) send again what was lost and little else.
+        if !columns.iter().any(|c| c.signal == Signal::SequenceNaks) {
+            bad.extend(places(Role::Again));
+        }
         if bad.is_empty() {
             self.devices.remove(node);
             return;
         }
         let device = self.devices.entry(node.clone()).or_default();
-        (device.sent, device.bad) = (sent, bad);
+        device.bad = bad;
+        (device.sent, device.discards) = (places(Role::Sent), places(Role::Discarded));
     }
 
     pub fn forget(&mut self, node: &NodeId) {
@@ -131,7 +178,9 @@ impl Silent {
             packets => packets,
         };
         let bad = sum(&device.bad);
+        let discards = sum(&device.discards);
         device.tally.add(sent.max(bad), bad, at);
+        device.discarded.add(discards, 0, at);
     }
 
     /// What is to blame now.
@@ -143,13 +192,32 @@ impl Silent {
         now: Duration,
     ) -> Vec<Verdict> {
         if now >= self.next_look {
-            self.next_look = now + LOOK;
-            let found = self.look(flows, links, topology, now);
-            let again = |fault: &&Fault| self.suspects.contains(&fault.elements);
-            let sure = found.iter().filter(again);
-            let verdicts: Vec<Verdict> = sure.filter_map(|f| verdict(f, topology)).collect();
-            self.suspects = found.into_iter().map(|f| f.elements).collect();
-            self.standing = (now, verdicts);
+            let sent = self.sent(flows, topology, now);
+            let lossy = sent.iter().any(|s| s.bad > 0);
+            let (ways, unknown) = ways(if lossy { sent } else { Vec::new() }, flows, topology);
+            // Each look asks for the next hop of a path.
+            let waits = unknown && self.asked < ASK_MAX;
+            self.asked = if unknown {
+                (self.asked + 1).min(ASK_MAX)
+            } else {
+                0
+            };
+            if waits {
+                self.next_look = now + ASK;
+            } else {
+                self.next_look = now + LOOK;
+                let found = self.look(&ways, links, topology, now);
+                let since = |f: &Fault| self.suspects.get(&f.elements).copied().unwrap_or(now);
+                let suspects = found.iter().map(|f| (f.elements.clone(), since(f)));
+                self.suspects = suspects.collect();
+                let stood = |f: &&Fault| {
+                    let since = self.suspects.get(&f.elements);
+                    since.is_some_and(|s| now.saturating_sub(*s) >= LOOK)
+                };
+                let sure = found.iter().filter(stood);
+                let verdicts: Vec<Verdict> = sure.filter_map(|f| verdict(f, topology)).collect();
+                self.standing = (now, verdicts);
+            }
         }
         let (at, verdicts) = &self.standing;
         if now.saturating_sub(*at) > STANDS {
@@ -158,58 +226,184 @@ impl Silent {
         verdicts.clone()
     }
 
-    fn look(
-        &self,
-        flows: &mut Flows,
-        links: &Links,
-        topology: &Topology,
-        now: Duration,
-    ) -> Vec<Fault> {
-        let tallies = flows.tallies(now);
-        let lossy = |total: &(u64, u64)| total.1 > 0;
-        let devices = self.devices.iter().map(|(n, d)| (n, d.tally.total(now)));
-        let devices: Vec<(&NodeId, (u64, u64))> = devices.filter(|(_, t)| t.0 > 0).collect();
-        if !tallies.iter().any(|(_, t)| lossy(t)) && !devices.iter().any(|(_, t)| lossy(t)) {
+    /// What each flow sent and lost lately. What a device counts for all its queue pairs is shared out to them as
+    /// they count themselves; where they do not, what was lost stays with the device.
+    fn sent(&self, flows: &Flows, topology: &Topology, now: Duration) -> Vec<Sent> {
+        let mut all = Vec::new();
+        let mut of_host: BTreeMap<NodeId, Vec<(FlowKey, Tally)>> = BTreeMap::new();
+        for (key, tally) in flows.tallies(now) {
+            if key.dst_port != ROCE_PORT {
+                let (sent, bad) = tally.total(now);
+                all.push(Sent {
+                    keys: vec![key],
+                    sent,
+                    bad,
+                    lasts: tally.is_lossy(now),
+                    outlier: None,
+                });
+            } else if let Some(port) = topology.port_of(key.src) {
+                let host = of_host.entry(port.node.clone()).or_default();
+                host.push((key, tally));
+            }
+        }
+        let outlier = Some(OUTLIERS_ROCE);
+        for (node, rows) in of_host {
+            let device = self.devices.get(&node).map(|d| d.tally);
+            let totals = rows.iter().map(|(_, tally)| tally.total(now));
+            let sum = totals.fold((0u64, 0u64), |sum, row| {
+                (sum.0.saturating_add(row.0), sum.1.saturating_add(row.1))
+            });
+            let counted = device.map(|d| d.total(now)).filter(|c| c.0 > 0);
+            let (sent, bad) = counted.unwrap_or(sum);
+            if bad > 0 && sum.1 == 0 {
+                all.push(Sent {
+                    keys: rows.into_iter().map(|(key, _)| key).collect(),
+                    sent,
+                    bad,
+                    lasts: device.is_some_and(|d| d.is_lossy(now)),
+                    outlier,
+                });
+                continue;
+            }
+            for (key, own) in rows {
+                let total = own.total(now);
+                let sent = share(sent, total.0, sum.0);
+                all.push(Sent {
+                    keys: vec![key],
+                    sent,
+                    bad: share(bad, total.1, sum.1).min(sent),
+                    lasts: own.is_lossy(now),
+                    outlier,
+                });
+            }
+        }
+        all
+    }
+
+    fn look(&self, ways: &[Way], links: &Links, topology: &Topology, now: Duration) -> Vec<Fault> {
+        if !ways.iter().any(|w| w.bad > 0) {
             return Vec::new();
         }
         let mut seen = Observations::new(leaves(topology));
-        let mut of_host: BTreeMap<NodeId, BTreeSet<Vec<usize>>> = BTreeMap::new();
-        for (key, (sent, bad)) in tallies {
-            let Some(path) = path_of(&key, flows, topology) else {
+        let mut suspects = BTreeSet::new();
+        let mut lost_at: BTreeMap<&NodeId, u64> = BTreeMap::new();
+        for way in ways {
+            let counts = (way.sent, way.bad);
+            match &way.paths[..] {
+                [path] => seen.flow_with_outlier(path, None, counts, way.outlier),
+                paths => {
+                    let paths: Vec<&[usize]> = paths.iter().map(Vec::as_slice).collect();
+                    let stage = seen.stage(&paths);
+                    if stage.is_some() {
+                        seen.flow_with_outlier(&[], stage, counts, way.outlier);
+                    }
+                }
+            }
+            if way.bad > 0 {
+                suspects.extend(way.paths.iter().flatten().copied());
+                for last in way.paths.iter().filter_map(|p| p.last()) {
+                    let peer = topology.port_at(*last).and_then(|p| topology.peer(p));
+                    if let Some(peer) = peer {
+                        *lost_at.entry(&peer.node).or_default() += way.bad;
+                    }
+                }
+            }
+        }
+        for n in suspects {
+            let Some(link) = topology.link_at(n) else {
                 continue;
             };
-            if key.dst_port != ROCE_PORT {
-                seen.flow(&path, None, sent, bad);
-            } else if let Some(port) = topology.port_of(key.src) {
-                of_host.entry(port.node.clone()).or_default().insert(path);
-            }
+            let lately = links.history(link).rev();
+            let lately = lately.take_while(|s| now.saturating_sub(s.at) <= 2 * WINDOW);
+            let counted = lately.filter_map(counted_loss).fold(0.0, f64::max);
+            seen.counted(
+                n,
+                counted.max(self.discarded(link, &lost_at, topology, now)),
+            );
         }
-        for (node, (sent, bad)) in devices {
-            let Some(paths) = of_host.get(node) else {
-                continue;
-            };
-            let paths: Vec<&[usize]> = paths.iter().map(Vec::as_slice).collect();
-            let stage = seen.stage(&paths);
-            if stage.is_some() {
-                seen.flow(&[], stage, sent, bad);
-            }
-        }
-        for link in links.pressed(now, RATE_AGE_MAX) {
-            let sample = links.newest(link, now, RATE_AGE_MAX);
-            if let Some(loss) = sample.and_then(counted_loss) {
-                seen.counted(link.index(), loss);
-            }
-        }
+        let lossy = ways.iter().filter(|w| w.lasts);
+        let lossy = lossy.flat_map(|w| w.paths.iter().flatten().copied());
+        let lossy: BTreeSet<usize> = lossy.collect();
+        let leaves = leaves(topology);
+        let lasts = |element: &Element| match element {
+            Element::Link(n) => lossy.contains(n),
+            Element::Device(n) => lossy.iter().any(|link| leaves[*link] == Some(*n)),
+        };
         let mut faults = seen.explain(&Model::default()).faults;
         faults.retain(|f| {
             f.confidence >= CONFIDENCE
                 && f.loss >= LOSS_MIN
+                && f.elements.iter().any(lasts)
                 && f.elements
                     .iter()
                     .all(|e| is_quiet(*e, links, topology, now))
         });
         faults
     }
+
+    /// Share of what was `lost` on the way to a link's far end that the adapter there says it discarded, where it is most
+    /// of it: then the host cannot keep up.
+    fn discarded(
+        &self,
+        link: LinkIx,
+        lost: &BTreeMap<&NodeId, u64>,
+        topology: &Topology,
+        now: Duration,
+    ) -> f64 {
+        let Some(peer) = topology.peer(topology.port(link)) else {
+            return 0.0;
+        };
+        let device = self.devices.get(&peer.node);
+        let (discards, _) = device.map_or((0, 0), |d| d.discarded.total(now));
+        let lost = lost.get(&peer.node).copied().unwrap_or(0).max(1);
+        let share = discards as f64 / lost as f64;
+        if share >= 0.5 { share.min(1.0) } else { 0.0 }
+    }
+}
+
+/// What some flows sent and lost together; of which of them it was is not known if they are several.
+struct Sent {
+    keys: Vec<FlowKey>,
+    sent: u64,
+    bad: u64,
+    /// It loses still.
+    lasts: bool,
+    outlier: Option<f64>,
+}
+
+/// The same by the links of each flow's path.
+struct Way {
+    paths: Vec<Vec<usize>>,
+    sent: u64,
+    bad: u64,
+    /// It loses still.
+    lasts: bool,
+    outlier: Option<f64>,
+}
+
+/// Paths of all flows, and whether one is not known yet; flows without any are left out.
+fn ways(sent: Vec<Sent>, flows: &mut Flows, topology: &Topology) -> (Vec<Way>, bool) {
+    let mut unknown = false;
+    let ways = sent.into_iter().filter_map(|flow| {
+        let paths = flow.keys.iter().map(|key| path_of(key, flows, topology));
+        let paths: Vec<Option<Vec<usize>>> = paths.collect();
+        unknown |= paths.contains(&None);
+        let paths: BTreeSet<Vec<usize>> = paths.into_iter().flatten().collect();
+        (!paths.is_empty()).then(|| Way {
+            paths: paths.into_iter().collect(),
+            sent: flow.sent,
+            bad: flow.bad,
+            lasts: flow.lasts,
+            outlier: flow.outlier,
+        })
+    });
+    (ways.collect(), unknown)
+}
+
+/// `part` of `whole` of what was counted, rounded up.
+fn share(counted: u64, part: u64, whole: u64) -> u64 {
+    let product = u128::from(counted) * u128::from(part);
+    u64::try_from(product.div_ceil(u128::from(whole.max(1)))).unwrap_or(u64::MAX)
 }
 
 /// Share of packets that a queue says it dropped.

@@ -47,6 +47,18 @@ impl LinkIx {
     }
 }
 
+/// A planned cable whose end reports another neighbour.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Contradiction {
+    /// The end that reports it.
+    pub port: PortId,
+    pub planned: PortId,
+    /// The port, which the plan cables elsewhere, that it has for a neighbour.
+    pub actual: PortId,
+    /// Both ends report each other: no stale entry in one table.
+    pub mutual: bool,
+}
+
 /// What is known of a directed link.
 #[derive(Debug, Clone)]
 struct Link {
@@ -71,7 +83,10 @@ pub struct Topology {
     /// Ports of each node that a link leaves by, in order.
     of_node: BTreeMap<NodeId, Vec<(Arc<str>, LinkIx)>>,
     addresses: BTreeMap<Ipv4Addr, PortId>,
+    /// Addresses that more than one port has: they name none.
+    shared: BTreeSet<Ipv4Addr>,
     findings: BTreeSet<String>,
+    contradictions: BTreeSet<Contradiction>,
 }
 
 impl Topology {
@@ -258,12 +273,24 @@ impl Topology {
         &self.findings
     }
 
+    /// Where cables are not as the operator's file says, as their ends report.
+    ///
+    /// A port counts that has one neighbour only, as a cable has two ends: who sees several sits on a segment, and so do
+    /// two hosts that see each other where the file has switches. The neighbour must be a port that the file cables
+    /// elsewhere: the address of a VLAN interface says nothing of a cable.
+    #[must_use]
+    pub fn contradictions(&self) -> &BTreeSet<Contradiction> {
+        &self.contradictions
+    }
+
     fn rebuild(&mut self) {
         for link in &mut self.links {
             (link.peer, link.capacity_bps, link.planned) = (None, None, false);
         }
         self.addresses.clear();
+        self.shared.clear();
         self.findings.clear();
+        self.contradictions.clear();
         let mut subnets: BTreeMap<(Ipv4Addr, u8), Vec<(PortId, Ipv4Addr)>> = BTreeMap::new();
         for (node, (role, inventory)) in &self.reported {
             if let Some(planned) = self.plan.nodes.get(node)
@@ -277,6 +304,7 @@ impl Topology {
                 for (address, prefix) in &port.addresses {
                     let id = PortId::new(node, &port.name);
                     if let Some(other) = self.addresses.insert(*address, id.clone()) {
+                        self.shared.insert(*address);
                         self.findings
                             .insert(format!("{address} is on {id} and on {other}"));
                     }
@@ -294,6 +322,7 @@ impl Topology {
             }
         }
         self.plan.cables = cables;
+        let mut seen = Vec::new();
         for ports in subnets.values() {
             if let [(a, _), (b, _)] = ports.as_slice() {
                 for (from, to) in [(a, b), (b, a)] {
@@ -304,13 +333,43 @@ impl Topology {
                             let text = format!(
                                 "{from} is cabled to {planned} in the topology file but shares its subnet with {to}"
                             );
+                            seen.push((from.clone(), planned.clone(), to.clone()));
                             self.findings.insert(text);
                         }
                     }
                 }
             }
         }
-        self.check_reports();
+        self.check_reports(&mut seen);
+        self.contradict(seen);
+    }
+
+    /// The only neighbour of a port that an address names.
+    fn sole_neighbour(&self, port: &PortId) -> Option<&PortId> {
+        let ports = &self.reported.get(&port.node)?.1.ports;
+        let report = ports.iter().find(|p| p.name == port.port)?;
+        let named = report.neighbours.iter();
+        let named = named.filter(|a| !self.shared.contains(a));
+        sole(named.filter_map(|a| self.addresses.get(a).filter(|p| p.node != port.node)))
+    }
+
+    /// Keeps of what was seen what speaks of cables.
+    fn contradict(&mut self, seen: Vec<(PortId, PortId, PortId)>) {
+        let planned = |p: &PortId| self.link(p).is_some_and(|l| self.links[l.index()].planned);
+        let mut found = BTreeSet::new();
+        for (port, plan, actual) in seen.into_iter().take(FINDINGS_MAX) {
+            if planned(&actual) && (self.is_switch(&port.node) || self.is_switch(&actual.node)) {
+                let mutual = self.sole_neighbour(&port) == Some(&actual)
+                    && self.sole_neighbour(&actual) == Some(&port);
+                found.insert(Contradiction {
+                    port,
+                    planned: plan,
+                    actual,
+                    mutual,
+                });
+            }
+        }
+        self.contradictions = found;
     }
 
     fn connect(&mut self, from: &PortId, to: &PortId, rate_bps: Option<f64>, planned: bool) {
@@ -347,7 +406,8 @@ impl Topology {
 
     /// What nodes report of their ports: speeds where the file gives none; a planned port must
     /// exist, and a planned neighbour must not be contradicted by the kernel's neighbour table.
-    fn check_reports(&mut self) {
+    /// Adds to `seen` each planned port with another neighbour: port, planned, actual.
+    fn check_reports(&mut self, seen: &mut Vec<(PortId, PortId, PortId)>) {
         let mut wrong = Vec::new();
         for (node, links) in &self.of_node {
             let Some((_, inventory)) = self.reported.get(node) else {
@@ -377,6 +437,16 @@ impl Topology {
                 if capacity_bps.is_none() {
                     *capacity_bps = report.speed_bps.map(|bps| bps as f64);
                 }
+                let known = |a: &Ipv4Addr| match self.shared.contains(a) {
+                    true => None,
+                    false => self.addresses.get(a).filter(|p| p.node != *node),
+                };
+                if *planned
+                    && let Some(actual) = sole(report.neighbours.iter().filter_map(known))
+                    && actual != peer
+                {
+                    seen.push((port.clone(), peer.clone(), actual.clone()));
+                }
                 for neighbour in report.neighbours.iter().filter(|_| *planned) {
                     if let Some(actual) = self.addresses.get(neighbour)
                         && actual.node != peer.node
@@ -398,6 +468,12 @@ impl Topology {
                 .insert(format!("~ {} more findings", over + 1));
         }
     }
+}
+
+/// The only one there is, however often.
+fn sole<'a>(mut ports: impl Iterator<Item = &'a PortId>) -> Option<&'a PortId> {
+    let first = ports.next()?;
+    ports.all(|p| p == first).then_some(first)
 }
 
 fn network(address: Ipv4Addr, prefix: u8) -> Ipv4Addr {

@@ -442,15 +442,13 @@ fn silent(world: &World, rng: &mut Rng, span: (f64, f64)) -> Option<Fault> {
         );
         fault.jobs = jobs_on(world, &all);
         fault.entities = BTreeSet::from([whole(&world.fabric, node)]);
-        // With flows over one of its links alone, that link says it as well.
+        // With flows over one of its links alone, that link says it as well, and those that carry just the same.
         let used: Vec<Link> = all
             .into_iter()
             .filter(|l| !jobs_on(world, &[*l]).is_empty())
             .collect();
         if let [only] = used.as_slice() {
-            fault
-                .entities
-                .insert(Subject::Link(world.fabric.port_id(*only)));
+            fault.entities.extend(alike(world, *only));
         }
     } else {
         let text = format!(

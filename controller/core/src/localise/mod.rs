@@ -10,11 +10,12 @@
 //! and the explanation is the one most probable *jointly*. Two things are added, because loss in a real
 //! fabric has more than one size and not all of it is a link's fault: a bad link has one of [`LOSSES`]
 //! and the path the worst of its links'; and any flow may be an outlier that loses packets for reasons
-//! of its own (incast at its receiver, a slow host), so that no single flow can convict a link. Why not
+//! of its own (incast at its receiver, a slow host), so that no single flow can convict a link, unless the caller
+//! knows better ([`Observations::flow_with_outlier`]). Why not
 //! votes (007, [`vote`]): a vote is blind to flows that crossed a link unharmed.
 //!
 //! Trip condition: a link is named when the explanation with it is more probable than without, prior
-//! included: two flows at least. The loss of good paths is estimated from the same flows. Cold start and
+//! included: two flows at least, of flows that may be outliers. The loss of good paths is estimated from the same flows. Cold start and
 //! recovery: none, each call stands for itself; the caller debounces. Loss that a switch counts
 //! is not silent: [`Observations::counted`] takes it as given.
 //!
@@ -87,6 +88,8 @@ struct Flow {
     stage: usize,
     sent: u64,
     bad: u64,
+    /// Probability that its losses are its own; `None`: [`Model::outliers`].
+    outlier: Option<f64>,
 }
 
 /// What flows and probes saw over some window.
@@ -149,6 +152,18 @@ impl Observations {
     /// `bad` of the `sent` packets were retransmitted. A series of probes over one path is a flow as well.
     /// One that says nothing (no packets) or names a link that there is not is refused and counted.
     pub fn flow(&mut self, known: &[usize], stage: Option<Stage>, sent: u64, bad: u64) {
+        self.flow_with_outlier(known, stage, (sent, bad), None);
+    }
+
+    /// As [`Observations::flow`], of a flow whose losses are its own with probability `outlier`, in 0..1; `None`: as
+    /// [`Model::outliers`] says. On a lossless fabric a queue pair has hardly a reason of its own to lose packets.
+    pub fn flow_with_outlier(
+        &mut self,
+        known: &[usize],
+        stage: Option<Stage>,
+        (sent, bad): (u64, u64),
+        outlier: Option<f64>,
+    ) {
         let mut number = stage.map_or(NO_STAGE, |s| s.0);
         let room = self.flows.len() < OBSERVATIONS_MAX;
         let known = self.numbered(known);
@@ -174,6 +189,7 @@ impl Observations {
             stage: number,
             sent,
             bad,
+            outlier,
         });
     }
 

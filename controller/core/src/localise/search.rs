@@ -79,7 +79,9 @@ pub(super) struct Search<'a> {
     weighed: Vec<Vec<(Counts, f64)>>,
     /// By flow: likelihood of what it saw at each level, over the greatest of them.
     likelihood: Vec<[f64; LEVELS]>,
-    /// By flow: what an outlier would make of it, times the share of outliers.
+    /// By flow: probability that it is an outlier.
+    outlier: Vec<f64>,
+    /// By flow: what an outlier would make of it, times that.
     own: Vec<f64>,
     /// By flow: the level of what it certainly passed.
     known: Vec<usize>,
@@ -105,6 +107,7 @@ impl<'a> Search<'a> {
             counts: vec![[0; LEVELS]; stages],
             weighed: vec![Vec::new(); stages],
             likelihood: Vec::with_capacity(flows),
+            outlier: Vec::with_capacity(flows),
             own: Vec::with_capacity(flows),
             known: vec![0; flows],
             log: vec![[0.0; LEVELS]; flows],
@@ -135,7 +138,9 @@ impl<'a> Search<'a> {
             });
             let own = likelihood.iter().sum::<f64>() / LEVELS as f64;
             search.likelihood.push(likelihood);
-            search.own.push(model.outliers * own);
+            let outlier = flow.outlier.unwrap_or(model.outliers);
+            search.outlier.push(outlier);
+            search.own.push(outlier * own);
             search.flows_in[flow.stage].push(n);
             for element in &flow.known {
                 search.flows_of[*element].push(n);
@@ -198,7 +203,7 @@ impl<'a> Search<'a> {
     /// Log-likelihood of a flow over paths with these levels, none better than `known`.
     fn log(&self, flow: usize, known: usize, counts: &Counts) -> f64 {
         let likelihood = &self.likelihood[flow];
-        let (share, own) = (1.0 - self.model.outliers, self.own[flow]);
+        let (share, own) = (1.0 - self.outlier[flow], self.own[flow]);
         if self.seen.flows[flow].stage == NO_STAGE {
             return (share * likelihood[known] + own).ln();
         }
@@ -403,7 +408,7 @@ impl<'a> Search<'a> {
             let counts = &self.counts[flow.stage];
             if self.known[n] == 0 && counts[1..].iter().all(|c| *c == 0) {
                 let ordinary =
-                    (1.0 - self.model.outliers) * self.likelihood[n][0] / self.log[n][0].exp();
+                    (1.0 - self.outlier[n]) * self.likelihood[n][0] / self.log[n][0].exp();
                 bad += ordinary * flow.bad as f64;
                 sent += ordinary * flow.sent as f64;
             }

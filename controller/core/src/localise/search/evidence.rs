@@ -38,8 +38,16 @@ impl Search<'_> {
             .filter(|e| kind(*e) == kind(element) && self.level[*e] == 0 && !self.given[*e])
             .filter(|e| (self.best[*e].gain - ours).abs() <= GAIN_MIN)
             .collect();
+        // A switch all of whose flows take this one link is the same place by another name.
+        let same_place = |e: Number| {
+            kind(e) != kind(element)
+                && class.iter().any(|c| {
+                    self.flows_of[e] == self.flows_of[*c] && self.stages_of[e] == self.stages_of[*c]
+                })
+        };
         let (mut next, mut next_gain) = (None, 0.0);
-        for other in self.seen.numbers.values().filter(|e| !class.contains(e)) {
+        let others = self.seen.numbers.values();
+        for other in others.filter(|e| !class.contains(e) && !same_place(**e)) {
             if self.best[*other].gain > next_gain {
                 (next, next_gain) = (Some(self.seen.elements[*other]), self.best[*other].gain);
             }
