@@ -68,19 +68,29 @@ impl Load {
         };
         let mut offered = vec![0.0; links];
         let mut senders = vec![0u32; links];
+        // By link and the link before it.
+        let mut from: BTreeMap<(Link, Option<Link>), f64> = BTreeMap::new();
         for job in active {
             for flow in &mut jobs[*job].flows {
                 flow.path = fabric.path(&flow.key, &physics.up).unwrap_or_default();
+                let mut before = None;
                 for link in &flow.path {
                     offered[*link] += flow.demand_bps;
                     senders[*link] += 1;
+                    *from.entry((*link, before)).or_insert(0.0) += flow.demand_bps;
+                    before = Some(*link);
                 }
             }
         }
         let capacity = capacities(physics, jobs, active);
         load.rates(jobs, active, &capacity, &offered);
+        // No more arrives than the links before can carry: behind a full link of the same rate there is no queue.
+        let mut arriving = vec![0.0; links];
+        for ((link, before), bps) in from {
+            arriving[link] += before.map_or(bps, |before| bps.min(capacity[before]));
+        }
         for (link, state) in load.links.iter_mut().enumerate() {
-            let overload = offered[link] / capacity[link].max(1.0);
+            let overload = arriving[link] / capacity[link].max(1.0);
             *state = contended(overload, senders[link], fabric.ports[link].bps);
         }
         load.pause(physics, jobs, active);
