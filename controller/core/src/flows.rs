@@ -285,6 +285,17 @@ impl Flows {
 
     /// The path that a flow would take after leaving a node by `port`.
     pub fn walk(&mut self, key: &FlowKey, port: PortId, topology: &Topology) -> Option<Path> {
+        self.lead(key, port, topology).flatten()
+    }
+
+    /// The same: `None` while a hop is not known, `Some(None)` if that way has no route to the receiver.
+    #[expect(clippy::option_option, reason = "not known, and known to be none")]
+    pub fn lead(
+        &mut self,
+        key: &FlowKey,
+        port: PortId,
+        topology: &Topology,
+    ) -> Option<Option<Path>> {
         let target = topology.port_of(key.dst)?.node.clone();
         let mut path = Path {
             ports: vec![port],
@@ -293,7 +304,7 @@ impl Flows {
         while path.ports.len() <= PATH_MAX {
             let entry = topology.peer(path.ports.last()?)?;
             if entry.node == target {
-                return Some(path);
+                return Some(Some(path));
             }
             match self.answer(&entry.node, &entry.port, key) {
                 Some(Answer::Known {
@@ -313,7 +324,7 @@ impl Flows {
                         port: out.clone(),
                     });
                 }
-                Some(Answer::Known { out_port: None, .. }) => return None,
+                Some(Answer::Known { out_port: None, .. }) => return Some(None),
                 Some(Answer::Asked(_)) | None => {
                     let question = (entry.node.clone(), entry.port.clone(), *key);
                     self.wanted.insert(question);
@@ -321,7 +332,8 @@ impl Flows {
                 }
             }
         }
-        None
+        // A way in circles leads nowhere.
+        Some(None)
     }
 
     /// Questions to send now, by node; each is repeated only after a second without an answer.

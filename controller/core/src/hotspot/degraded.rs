@@ -82,6 +82,10 @@ impl Scene<'_> {
         let confidence = self.share_of_window(port, |s| s.pressed);
         let far = self.topology.peer(port)?;
         let job = common_job(self.flows_on(port).map(|(_, c)| c));
+        // A flow whose path is not known yet may be what fills it.
+        if self.astray.contains(&job) {
+            return None;
+        }
         Some(Verdict {
             // A cable that is trained down is slow both ways.
             links: vec![port.clone(), far.clone()],

@@ -59,11 +59,13 @@ impl Scene<'_> {
                     node: chosen.node.clone(),
                     port,
                 };
-                match flows.walk(key, leave, self.topology) {
-                    Some(behind) => {
+                match flows.lead(key, leave, self.topology) {
+                    Some(Some(behind)) => {
                         let path = before.iter().cloned().chain(behind.ports).collect();
                         option.paths.push((**key, path));
                     }
+                    // A way without a route is none to choose.
+                    Some(None) => option.port = None,
                     None => complete = false,
                 }
             }

@@ -20,6 +20,8 @@ pub(super) struct Crossing {
 pub(super) struct Crossings {
     by_key: BTreeMap<FlowKey, Crossing>,
     on_port: BTreeMap<PortId, Vec<FlowKey>>,
+    /// Jobs, or none, of the active flows whose path is not known.
+    astray: BTreeSet<Option<JobId>>,
 }
 
 impl Crossings {
@@ -29,10 +31,11 @@ impl Crossings {
         let active: Vec<_> = active
             .map(|(k, f)| (*k, f.job.clone(), f.rate_bps))
             .collect();
-        let mut by_key = BTreeMap::new();
+        let (mut by_key, mut astray) = (BTreeMap::new(), BTreeSet::new());
         let mut on_port: BTreeMap<PortId, Vec<FlowKey>> = BTreeMap::new();
         for (key, job, rate_bps) in active {
             let Some(path) = flows.path(&key, topology) else {
+                astray.insert(job);
                 continue;
             };
             for port in &path.ports {
@@ -50,7 +53,11 @@ impl Crossings {
             };
             by_key.insert(key, one);
         }
-        Crossings { by_key, on_port }
+        Crossings {
+            by_key,
+            on_port,
+            astray,
+        }
     }
 
     /// Jobs that cross a port; `None` if a flow of no known job does, or nobody is known to.
@@ -67,6 +74,8 @@ pub(super) struct Scene<'a> {
     pub now: Duration,
     pub crossing: BTreeMap<FlowKey, Crossing>,
     on_port: BTreeMap<PortId, Vec<FlowKey>>,
+    /// Jobs, or none, of the active flows whose path is not known.
+    pub astray: BTreeSet<Option<JobId>>,
 }
 
 impl<'a> Scene<'a> {
@@ -84,6 +93,7 @@ impl<'a> Scene<'a> {
             now,
             crossing: crossings.by_key,
             on_port: crossings.on_port,
+            astray: crossings.astray,
         }
     }
 
