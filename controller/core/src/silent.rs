@@ -9,7 +9,7 @@
 //! on the way counts and no receiver discards is a fault of something on the way. Jobs that are placed well have one flow
 //! on a link; waiting for a second would find nothing. A TCP flow loses packets of itself, it takes two.
 //!
-//! Trip condition: looks that lie [`LOOK`] apart name the same place with confidence [`CONFIDENCE`] at least, its own switch
+//! Trip condition: looks that lie [`LOOK`] apart, at most [`REMEMBERED`], name the same place with confidence [`CONFIDENCE`] at least, its own switch
 //! reports it (so that what a queue dropped in these windows is known, and taken as given), and it is not pressed:
 //! congestion is no fault. What lost nothing for [`LASTS`] is over. A look waits until the paths are known, or asked for [`ASK_MAX`] times. Cold start: two looks.
 //! Recovery: [`crate::incident`]. Cost: nothing while nothing is lost, otherwise that of localising.
@@ -35,6 +35,8 @@ const CONFIDENCE: f64 = 0.95;
 const LOSS_MIN: f64 = 1e-4;
 /// What lost nothing for so long loses no longer: two looks.
 const LASTS: Duration = Duration::from_secs(10);
+/// A suspect that some looks miss stays one for so long.
+const REMEMBERED: Duration = Duration::from_secs(20);
 /// Time between two questions for the next hop of paths.
 const ASK: Duration = Duration::from_millis(500);
 /// As many hops are asked for at most: five switches, and repetitions.
@@ -111,8 +113,8 @@ pub struct Silent {
     next_look: Duration,
     /// Looks in a row that did not know all paths.
     asked: u32,
-    /// By the last look, and since when.
-    suspects: BTreeMap<Vec<Element>, Duration>,
+    /// Since when, and when last.
+    suspects: BTreeMap<Vec<Element>, (Duration, Duration)>,
     standing: (Duration, Vec<Verdict>),
 }
 
@@ -207,12 +209,15 @@ impl Silent {
             } else {
                 self.next_look = now + LOOK;
                 let found = self.look(&ways, links, topology, now);
-                let since = |f: &Fault| self.suspects.get(&f.elements).copied().unwrap_or(now);
-                let suspects = found.iter().map(|f| (f.elements.clone(), since(f)));
-                self.suspects = suspects.collect();
+                self.suspects
+                    .retain(|_, (_, last)| now.saturating_sub(*last) <= REMEMBERED);
+                for fault in &found {
+                    let suspect = self.suspects.entry(fault.elements.clone());
+                    suspect.or_insert((now, now)).1 = now;
+                }
                 let stood = |f: &&Fault| {
                     let since = self.suspects.get(&f.elements);
-                    since.is_some_and(|s| now.saturating_sub(*s) >= LOOK)
+                    since.is_some_and(|(s, _)| now.saturating_sub(*s) >= LOOK)
                 };
                 let sure = found.iter().filter(stood);
                 let verdicts: Vec<Verdict> = sure.filter_map(|f| verdict(f, topology)).collect();
@@ -334,9 +339,11 @@ impl Silent {
             f.confidence >= CONFIDENCE
                 && f.loss >= LOSS_MIN
                 && f.elements.iter().any(lasts)
-                && f.elements
-                    .iter()
-                    .all(|e| is_quiet(*e, links, topology, now))
+                && f.elements.iter().all(|e| {
+                    // An agent that restarts takes nothing back.
+                    let known = || self.suspects.contains_key(&f.elements);
+                    is_quiet(*e, links, topology, now).unwrap_or_else(known)
+                })
         });
         faults
     }
@@ -435,18 +442,15 @@ fn path_of(key: &FlowKey, flows: &mut Flows, topology: &Topology) -> Option<Vec<
     links.collect()
 }
 
-/// Whether those who should know report the place, and no queue there is pressed.
-fn is_quiet(element: Element, links: &Links, topology: &Topology, now: Duration) -> bool {
-    let quiet = |link: LinkIx| {
-        let sample = links.newest(link, now, RATE_AGE_MAX);
-        sample.is_some_and(|s| !s.pressed)
-    };
+/// Whether no queue at the place is pressed; `None` while those who should know do not report.
+fn is_quiet(element: Element, links: &Links, topology: &Topology, now: Duration) -> Option<bool> {
+    let quiet = |link: LinkIx| Some(!links.newest(link, now, RATE_AGE_MAX)?.pressed);
     match element {
-        Element::Link(n) => topology.link_at(n).is_some_and(quiet),
+        Element::Link(n) => quiet(topology.link_at(n)?),
         Element::Device(n) => {
-            let mut nodes = topology.nodes();
-            let links = nodes.nth(n).map(|(_, links)| links);
-            links.is_some_and(|links| links.iter().any(|(_, link)| quiet(*link)))
+            let (_, ports) = topology.nodes().nth(n)?;
+            let told = ports.iter().filter_map(|(_, link)| quiet(*link));
+            told.max()
         }
     }
 }

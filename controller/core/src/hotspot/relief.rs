@@ -70,6 +70,11 @@ impl Scene<'_> {
                 }
             }
         }
+        for item in items.values_mut() {
+            let mut first = true;
+            item.options
+                .retain(|o| std::mem::take(&mut first) || o.port.is_some());
+        }
         (complete && !items.is_empty()).then(|| items.into_values().collect())
     }
 

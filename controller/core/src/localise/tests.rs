@@ -221,3 +221,23 @@ proptest! {
         prop_assert!(vote::blame(&observed(&clean), vote::SHARE_MIN).is_empty());
     }
 }
+
+#[test]
+fn one_flow_convicts_a_link_only_if_it_has_no_losses_of_its_own() {
+    for (outlier, expected) in [(None, 0), (Some(1e-6), 1)] {
+        let mut seen = fabric();
+        for src in 0..6 {
+            let bad = if src == 2 { 1_000 } else { 0 };
+            let dst = (src + 2) % 6;
+            let path = [&[src, 6 + dst][..], &way(src, dst, src % 2)].concat();
+            seen.flow_with_outlier(&path, None, (1_000_000, bad), outlier);
+        }
+        let explanation = seen.explain(&Model::default());
+        assert_eq!(explanation.faults.len(), expected, "{explanation:?}");
+        for fault in &explanation.faults {
+            let links = [2, 10, 14, 22].map(Element::Link);
+            assert_eq!(fault.elements, links, "its whole path, and no switch");
+            assert!(fault.confidence > 0.95, "{fault:?}");
+        }
+    }
+}
