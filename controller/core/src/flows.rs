@@ -289,7 +289,6 @@ impl Flows {
     }
 
     /// The same: `None` while a hop is not known, `Some(None)` if that way has no route to the receiver.
-    #[expect(clippy::option_option, reason = "not known, and known to be none")]
     pub fn lead(
         &mut self,
         key: &FlowKey,
