@@ -90,8 +90,8 @@ const fn feature(
 /// Spreads: clocks, and so power, of healthy GPUs that do the same differ by a few percent that stay; a
 /// temperature is told in whole degrees, and four spreads are four degrees.
 const FEATURES: [Feature; 9] = [
-    feature(Signal::TxBytes, Entity::Rdma, 0, (1e5, 0.05), Sides::Less),
-    feature(Signal::RxBytes, Entity::Rdma, 0, (1e5, 0.05), Sides::Less),
+    feature(Signal::TxBytes, Entity::Rdma, 0, (1e7, 0.05), Sides::Less),
+    feature(Signal::RxBytes, Entity::Rdma, 0, (1e7, 0.05), Sides::Less),
     // Of the priorities and ports together: a tenth of one port's time.
     feature(Signal::PauseRxUs, Entity::Port, 1, (1e5, 0.1), Sides::More),
     feature(Signal::PauseTxUs, Entity::Port, 2, (1e5, 0.1), Sides::More),
