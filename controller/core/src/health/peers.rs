@@ -372,9 +372,13 @@ fn spread(nodes: &[(&mut Peer, Means)], n: usize, middle: Option<f32>) -> f32 {
     (1.4826 * median(&mut changes)).max(FEATURES[n].spread_min)
 }
 
-/// How far a node is from the median, as a share of it.
+/// How far a node is from the median, as a share of it. `None` where most have nothing of which a node could have less:
+/// while a job stands still, all lose what they had more than the others.
 fn share(n: usize, middle: Option<f32>, means: &Means) -> Option<f32> {
     let (middle, mean) = middle.zip(means[n])?;
+    if FEATURES[n].sides == Sides::Less && middle < FEATURES[n].floor {
+        return None;
+    }
     Some(((mean - middle) / (middle.abs() + FEATURES[n].floor)).clamp(-FARTHEST, FARTHEST))
 }
 
