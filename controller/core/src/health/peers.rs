@@ -90,8 +90,8 @@ const fn feature(
 /// Spreads: clocks, and so power, of healthy GPUs that do the same differ by a few percent that stay; a
 /// temperature is told in whole degrees, and four spreads are four degrees.
 const FEATURES: [Feature; 9] = [
-    feature(Signal::TxBytes, Entity::Rdma, 0, (1e5, 0.05), Sides::Less),
-    feature(Signal::RxBytes, Entity::Rdma, 0, (1e5, 0.05), Sides::Less),
+    feature(Signal::TxBytes, Entity::Rdma, 0, (1e7, 0.05), Sides::Less),
+    feature(Signal::RxBytes, Entity::Rdma, 0, (1e7, 0.05), Sides::Less),
     // Of the priorities and ports together: a tenth of one port's time.
     feature(Signal::PauseRxUs, Entity::Port, 1, (1e5, 0.1), Sides::More),
     feature(Signal::PauseTxUs, Entity::Port, 2, (1e5, 0.1), Sides::More),
@@ -372,9 +372,13 @@ fn spread(nodes: &[(&mut Peer, Means)], n: usize, middle: Option<f32>) -> f32 {
     (1.4826 * median(&mut changes)).max(FEATURES[n].spread_min)
 }
 
-/// How far a node is from the median, as a share of it.
+/// How far a node is from the median, as a share of it. `None` where most have nothing of which a node could have less:
+/// while a job stands still, all lose what they had more than the others.
 fn share(n: usize, middle: Option<f32>, means: &Means) -> Option<f32> {
     let (middle, mean) = middle.zip(means[n])?;
+    if FEATURES[n].sides == Sides::Less && middle < FEATURES[n].floor {
+        return None;
+    }
     Some(((mean - middle) / (middle.abs() + FEATURES[n].floor)).clamp(-FARTHEST, FARTHEST))
 }
 

@@ -5,14 +5,17 @@
 //! sample which did not wait (the minimum filter of NTP, RFC 5905 section 10). Its constant part, the fastest way, stays in; it
 //! is the rank's usual start.
 //!
-//! Cold start: the first sample's arrival. A break in the node's clock is bridged by arrivals; a sample that came late just
-//! before it lets the node look early for a [`SPAN`] or two, never late. Cost: a few additions a sample.
+//! Cold start, and after each break in the node's clock: the first sample's arrival. What was learnt from starts before a
+//! break holds no more ([`Clock::breaks`]). Cost: a few additions a sample.
 
 use std::time::Duration;
 
 /// The least difference is of the last one to two of these: longer than a node is held up, so short that clocks which
 /// differ by 50 ppm move by 3 ms.
 const SPAN: Duration = Duration::from_secs(30);
+
+/// A sample that comes sooner than all of late by so many seconds shows that those waited. More than samples jitter.
+const WAITED_S: f64 = 0.05;
 
 /// One node's clock.
 #[derive(Debug, Clone, Default)]
@@ -24,17 +27,24 @@ pub struct Clock {
     /// Least arrival less own time, in seconds: in the present span, and in the one before. `None` before any sample.
     least_s: [Option<f64>; 2],
     span_began: Duration,
+    /// How often it began anew, or showed that all samples before had waited.
+    pub breaks: u32,
 }
 
 impl Clock {
-    /// Takes a sample's arrival and the length of its interval by the node's clock (`None`: unknown); returns when it was taken,
+    /// Takes a sample's arrival and the length of its interval by the node's clock (`None`: it has begun anew); returns when it was taken,
     /// never later than it arrived.
     pub fn taken(&mut self, elapsed: Option<Duration>, at: Duration) -> Duration {
-        if self.least_s == [None; 2] {
-            self.span_began = at;
-        } else {
-            let bridged = at.saturating_sub(self.arrived);
-            self.own_s += elapsed.unwrap_or(bridged).as_secs_f64();
+        match elapsed {
+            Some(elapsed) => self.own_s += elapsed.as_secs_f64(),
+            None => {
+                let breaks = self.breaks.saturating_add(1);
+                *self = Clock {
+                    span_began: at,
+                    breaks,
+                    ..Clock::default()
+                };
+            }
         }
         self.arrived = at;
         if at.saturating_sub(self.span_began) >= SPAN {
@@ -42,6 +52,10 @@ impl Clock {
             self.least_s = [None, self.least_s[0]];
         }
         let apart = at.as_secs_f64() - self.own_s;
+        let before = self.least_s.into_iter().flatten().reduce(f64::min);
+        if before.is_some_and(|before| before - apart > WAITED_S) {
+            self.breaks = self.breaks.saturating_add(1);
+        }
         let present = self.least_s[0].map_or(apart, |l| l.min(apart));
         self.least_s[0] = Some(present);
         let least = self.least_s[1].map_or(present, |l| l.min(present));
@@ -72,6 +86,21 @@ mod tests {
                 "{k}: {taken:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_first_sample_that_did_not_wait_voids_what_was_learnt_before() {
+        let mut clock = Clock::default();
+        let mut breaks = Vec::new();
+        for k in 0..40u32 {
+            let waits = if k < 20 { SECOND * 2 } else { Duration::ZERO };
+            clock.taken((k > 0).then_some(SECOND), SECOND * (k + 10) + waits);
+            breaks.push(clock.breaks);
+        }
+        assert_eq!(
+            (breaks[0], breaks[19], breaks[20], breaks[39]),
+            (1, 1, 2, 2)
+        );
     }
 
     #[test]

@@ -117,10 +117,9 @@ impl Stragglers {
                 };
                 self.jobs.remove(&oldest);
             }
-            self.jobs
-                .entry(done.job.clone())
-                .or_default()
-                .done(node, done, at);
+            let ranks = self.jobs.entry(done.job.clone()).or_default();
+            ranks.dated(done.rank, clock.breaks);
+            ranks.done(node, done, at);
         }
     }
 

@@ -55,8 +55,9 @@ struct Track {
     /// Start of the newest burst, and times from one to the next.
     burst: Option<f64>,
     lengths: VecDeque<f64>,
-    /// Starts behind the median of all ranks, of ordinary iterations.
+    /// Starts behind the median of all ranks, of ordinary iterations since the node's clock began anew so often.
     starts: VecDeque<f64>,
+    breaks: u32,
 }
 
 impl Track {
@@ -105,6 +106,16 @@ pub struct Ranks {
 }
 
 impl Ranks {
+    /// A rank's next calls are dated by its node's clock after so many breaks: usual starts from before one mean nothing.
+    pub fn dated(&mut self, rank: Option<u32>, breaks: u32) {
+        if let Some(track) = rank.and_then(|rank| self.tracks.get_mut(&rank))
+            && track.breaks != breaks
+        {
+            track.breaks = breaks;
+            track.starts.clear();
+        }
+    }
+
     /// Takes a finished call, in the order of each rank.
     pub fn done(&mut self, node: &NodeId, done: &CollectiveDone, at: Duration) {
         self.last_seen = at;
