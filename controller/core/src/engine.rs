@@ -25,6 +25,8 @@ use std::time::Duration;
 const TICK: Duration = Duration::from_millis(250);
 /// The graph is built again at most this often: a tenth of the time that it takes.
 const REFRESH_PER_LINK: Duration = Duration::from_micros(20);
+/// A longer interval is a gap: a mean over it would say nothing.
+const INTERVAL_MAX: Duration = Duration::from_secs(3600);
 /// Nodes held at once.
 pub const NODES_MAX: usize = 16_384;
 /// A node that was lost for longer is no part of the fabric any more.
@@ -178,7 +180,10 @@ impl Core {
                     self.health.event_seen(&node, event, now);
                 }
             }
-            Input::SampleReported { node, sample } => self.sampled(&node, &sample, now),
+            Input::SampleReported { node, mut sample } => {
+                sample.elapsed = sample.elapsed.filter(|e| *e <= INTERVAL_MAX);
+                self.sampled(&node, &sample, now);
+            }
             Input::PathsResolved { node, .. } if !self.nodes.contains_key(&node) => {}
             Input::PathsResolved { node, hops } => {
                 for hop in hops {

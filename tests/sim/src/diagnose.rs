@@ -81,6 +81,8 @@ pub struct Found {
     pub class: Class,
     /// What it is about.
     pub entity: String,
+    /// Links that it names, where no flow tells them apart or the cause makes them wait.
+    pub links: Vec<String>,
     /// Interval in which it was found, from 1.
     pub interval: u64,
     /// Whether it follows from another.
@@ -310,6 +312,7 @@ impl Fabric {
         let found = self.core.incidents().iter().map(|i| Found {
             class: i.verdict.class,
             entity: i.verdict.entity.to_string(),
+            links: i.verdict.links.iter().map(ToString::to_string).collect(),
             interval: i.opened_at.as_secs(),
             consequence: i.root.is_some(),
         });

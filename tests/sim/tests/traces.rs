@@ -92,6 +92,10 @@ fn every_scenario_that_comes_with_the_simulator_builds_and_ends() {
     let mut seen = 0;
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
+        // Those of the tuner go on until it is done.
+        if path.is_dir() {
+            continue;
+        }
         let name = path.display();
         let scenario = Scenario::parse(&std::fs::read_to_string(&path).unwrap())
             .unwrap_or_else(|e| panic!("{name}: {e}"));
