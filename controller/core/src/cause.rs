@@ -69,8 +69,14 @@ pub fn follows(verdict: &Verdict, root: Affected<'_>, topology: &Topology) -> bo
         return false;
     }
     let host = |v: &Verdict| -> Option<NodeId> {
-        let node = v.entity.node()?;
-        (!topology.is_switch(node)).then(|| node.clone())
+        // A last hop is its host's.
+        let far = v
+            .entity
+            .link()
+            .and_then(|l| topology.peer(l))
+            .map(|p| &p.node);
+        let mut nodes = v.entity.node().into_iter().chain(far);
+        nodes.find(|node| !topology.is_switch(node)).cloned()
     };
     let same_host = host(verdict).is_some_and(|h| Some(h) == host(root.verdict));
     if from == Class::GpuFault {
@@ -205,6 +211,10 @@ mod tests {
         let gpu = Verdict::new(Class::GpuFault, Severity::Critical, gpu, 1.0);
         check(&straggler("b"), &gpu, &[], true);
         check(&degraded, &gpu, &["a"], false);
+        let nic = Subject::Nic(NodeId::new("h1"), "mlx5_0/1".into());
+        let nic = Verdict::new(Class::NicFault, Severity::Warning, nic, 1.0);
+        check(&link(Class::SlowReceiver, "l1:h1"), &nic, &[], true);
+        check(&link(Class::SlowReceiver, "l1:up1"), &nic, &[], false);
     }
 
     #[test]

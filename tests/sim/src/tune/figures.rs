@@ -6,11 +6,11 @@ mod tests;
 use crate::time::{MS, Time, to_us};
 use crate::tune::case::{Outcome, WARM_UP};
 use crate::tune::stats::Estimate;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// One run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Raw {
     /// Seed.
     pub seed: u64,
@@ -27,12 +27,12 @@ pub struct Raw {
     /// When the search was over, ms after the warm-up. `None`: it was not, or there is none.
     pub settled_ms: Option<f64>,
     /// What was tried, in words; only of ours.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<String>,
 }
 
 /// A job in one run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RawJob {
     /// Its name.
     pub name: String,
@@ -68,7 +68,7 @@ fn raw(seed: u64, ran: Ran) -> Raw {
 }
 
 /// A contestant in a scenario, over all seeds.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Row {
     /// Contestant.
     pub name: String,
@@ -93,7 +93,7 @@ pub struct Row {
 }
 
 /// A scenario.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ScenarioResult {
     /// Its name.
     pub name: String,
@@ -108,7 +108,7 @@ pub struct ScenarioResult {
 }
 
 /// Everything.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TuningResults {
     /// Seeds of each scenario.
     pub seeds: u64,

@@ -1,6 +1,6 @@
 //! Means over seeds with their confidence intervals.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Two-sided 95 % quantiles of Student's t, by degrees of freedom from 1.
 const T: [f64; 10] = [
@@ -8,7 +8,7 @@ const T: [f64; 10] = [
 ];
 
 /// A mean over seeds.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Estimate {
     /// The mean.
     pub mean: f64,
