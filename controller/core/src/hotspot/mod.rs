@@ -35,7 +35,7 @@ use crate::config::Hotspot;
 use crate::flows::{Flows, RATE_AGE_MAX};
 use crate::ids::{FlowKey, JobId, PortId};
 use crate::jobs::Jobs;
-use crate::links::Links;
+use crate::links::{LinkSample, Links};
 use crate::plan;
 use crate::topology::{LinkIx, Topology};
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
@@ -348,7 +348,12 @@ impl Scene<'_> {
     fn is_too_little(&self, port: &PortId, hot: &[PortId]) -> bool {
         let offered = self.offered(port);
         let more = offered.is_some_and(|(offered, there)| offered > there);
-        (more && self.explained(port) >= ALL) || self.group_is_full(port, hot)
+        // That hosts could fill it is no proof that they do: it is full, or marks enough say so.
+        let used = self.utilisation(port).map(|u| u + self.paused(port));
+        let full = used.is_some_and(|u| u >= self.limits.utilisation_full);
+        let marked = self.newest(port).and_then(LinkSample::marked);
+        let marked = marked.is_some_and(|m| m >= self.limits.marked_alone);
+        (more && (full || marked) && self.explained(port) >= ALL) || self.group_is_full(port, hot)
     }
 
     /// What the hosts can send whose flows cross a port's group, and what its members carry, in bits per second.
