@@ -26,6 +26,24 @@ pub fn fault(
     span: (f64, f64),
     others: &[Fault],
 ) -> Option<Fault> {
+    let scheduled = world.schedule.len();
+    let fault = strike(world, rng, class, span).filter(|f| !is_taken(f, others));
+    if fault.is_none() {
+        // What is no fault must not run either.
+        world.schedule.truncate(scheduled);
+    }
+    fault
+}
+
+/// Whether a place has a fault already, or there is one of the class.
+fn is_taken(fault: &Fault, others: &[Fault]) -> bool {
+    let mut taken = others
+        .iter()
+        .flat_map(|f| f.entities.iter().chain(&f.touched));
+    taken.any(|e| fault.entities.contains(e)) || others.iter().any(|f| f.class == fault.class)
+}
+
+fn strike(world: &mut World, rng: &mut Rng, class: Class, span: (f64, f64)) -> Option<Fault> {
     let mut fault = match class {
         Class::EcmpCollision => collision(world, rng, span)?,
         Class::Incast => gather(world, rng, span)?,
@@ -100,13 +118,6 @@ pub fn fault(
         Class::NodeOutlier => outlier(world, rng, span),
         Class::Cabling => cabling(world, rng, span)?,
     };
-    let taken: BTreeSet<&Subject> = others
-        .iter()
-        .flat_map(|f| f.entities.iter().chain(&f.touched))
-        .collect();
-    if fault.entities.iter().any(|e| taken.contains(e)) || others.iter().any(|f| f.class == class) {
-        return None;
-    }
     fault.touched.extend(neighbourhood(world, &fault));
     Some(fault)
 }
@@ -196,8 +207,13 @@ fn at_nic(
     fault
 }
 
-/// A flow is hashed to the uplink of another of the same leaf.
-fn collision(world: &mut World, rng: &mut Rng, span: (f64, f64)) -> Option<Fault> {
+/// Demand over capacity that a collision makes at least: less than this holds nobody back.
+const COLLIDES: f64 = 1.2;
+/// Flows that meet by bad luck; more are bad hashing.
+const GUESTS_MAX: usize = 4;
+
+/// Flows are hashed to the uplink of another of the same leaf, and together they want more than it has.
+fn collision(world: &World, rng: &mut Rng, span: (f64, f64)) -> Option<Fault> {
     let flows = &world.jobs[WIDE].flows;
     let leaving: Vec<(usize, Link)> = flows
         .iter()
@@ -205,17 +221,37 @@ fn collision(world: &mut World, rng: &mut Rng, span: (f64, f64)) -> Option<Fault
         .filter_map(|(n, f)| Some((n, *f.path.get(1)?)))
         .filter(|(_, l)| world.is_fabric(*l))
         .collect();
-    let (_, link) = pick(rng, &leaving)?;
+    let links: BTreeSet<Link> = leaving.iter().map(|(_, l)| *l).collect();
+    let links: Vec<Link> = links.into_iter().collect();
+    let first = position(rng.below(links.len().max(1) as u64));
+    let mut order = links[first..].iter().chain(&links[..first]);
+    order.find_map(|link| collision_on(world, *link, &leaving, span))
+}
+
+fn collision_on(
+    world: &World,
+    link: Link,
+    leaving: &[(usize, Link)],
+    span: (f64, f64),
+) -> Option<Fault> {
+    let flows = &world.jobs[WIDE].flows;
     let leaf = world.fabric.ports[link].node;
-    let guests: Vec<(usize, Link)> = leaving
+    let guests = leaving
         .iter()
-        .copied()
-        .filter(|(_, l)| *l != link && world.fabric.ports[*l].node == leaf)
-        .collect();
-    let mut moves = Vec::new();
-    let mut hit: BTreeSet<Link> = BTreeSet::from([link]);
-    for (n, _) in guests.into_iter().take(1 + position(rng.below(2))) {
-        let flow = &world.jobs[WIDE].flows[n];
+        .filter(|(_, l)| *l != link && world.fabric.ports[*l].node == leaf);
+    let demand = |link: Link, paths: &[Option<Vec<Link>>]| -> f64 {
+        let ours = flows.iter().zip(paths);
+        let ours = ours.map(|(f, moved)| (f.demand_bps, moved.as_ref().unwrap_or(&f.path)));
+        let others = world.jobs.iter().skip(WIDE + 1).flat_map(|j| &j.flows);
+        let others = others.map(|f| (f.demand_bps, &f.path));
+        let on = ours.chain(others).filter(|(_, path)| path.contains(&link));
+        on.map(|(bps, _)| bps).sum()
+    };
+    let (mut moves, mut hit) = (Vec::new(), BTreeSet::from([link]));
+    let mut paths: Vec<Option<Vec<Link>>> = vec![None; flows.len()];
+    let enough = COLLIDES * world.physics.capacity[link];
+    for (n, _) in guests.take(GUESTS_MAX) {
+        let flow = &flows[*n];
         let port = world.port_towards(flow, link)?;
         let key = weir_controller_core::ids::FlowKey {
             src_port: port,
@@ -224,9 +260,13 @@ fn collision(world: &mut World, rng: &mut Rng, span: (f64, f64)) -> Option<Fault
         let path = world.fabric.path(&key, &world.physics.up)?;
         // Behind the spine it may meet others, too.
         hit.extend(path.iter().copied().filter(|l| world.is_fabric(*l)));
-        moves.push((n, flow.key.src_port ^ port));
+        moves.push((*n, flow.key.src_port ^ port));
+        paths[*n] = Some(path);
+        if demand(link, &paths) >= enough {
+            break;
+        }
     }
-    if moves.is_empty() {
+    if moves.is_empty() || demand(link, &paths) < enough {
         return None;
     }
     let shared: Vec<Link> = hit.into_iter().collect();
@@ -235,12 +275,8 @@ fn collision(world: &mut World, rng: &mut Rng, span: (f64, f64)) -> Option<Fault
         moves.len(),
         world.fabric.port_id(link)
     );
-    let mut fault = Fault::new(
-        Class::EcmpCollision,
-        span,
-        vec![Effect::Rehash(WIDE, moves)],
-        text,
-    );
+    let effects = vec![Effect::Rehash(WIDE, moves)];
+    let mut fault = Fault::new(Class::EcmpCollision, span, effects, text);
     fault.jobs = jobs_on(world, &shared);
     fault.entities = shared
         .iter()
