@@ -54,16 +54,35 @@ fn sheds(class: Class) -> bool {
     )
 }
 
-/// A verdict with the jobs whose flows cross its links or end at its host.
+/// Whether a class says that more comes than a link carries: what is routed elsewhere may do that.
+#[must_use]
+pub fn is_crowded(class: Class) -> bool {
+    matches!(
+        class,
+        Class::EcmpCollision | Class::Oversubscription | Class::Incast | Class::StorageBurst
+    )
+}
+
+/// Whether a verdict says that a cable, named by one of its ports, carries nothing, for good or again and again.
+#[must_use]
+pub fn loses(verdict: &Verdict, cable: &PortId, topology: &Topology) -> bool {
+    matches!(verdict.class, Class::LinkDown | Class::LinkFlap)
+        && ports(verdict).any(|p| p == cable || topology.peer(p) == Some(cable))
+}
+
+/// A verdict with the jobs whose flows cross its links or end at its host, and the cables that were lost before it
+/// where its flows pass ([`crate::losses`]).
 #[derive(Debug, Clone, Copy)]
 pub struct Affected<'a> {
     pub verdict: &'a Verdict,
     pub jobs: &'a BTreeSet<JobId>,
+    pub after: &'a BTreeSet<PortId>,
 }
 
-/// Whether `verdict` follows from `root`.
+/// Whether the verdict of `of` follows from that of `root`.
 #[must_use]
-pub fn follows(verdict: &Verdict, root: Affected<'_>, topology: &Topology) -> bool {
+pub fn follows(of: Affected<'_>, root: Affected<'_>, topology: &Topology) -> bool {
+    let verdict = of.verdict;
     let (class, from) = (verdict.class, root.verdict.class);
     if order(class) <= order(from) {
         return false;
@@ -88,6 +107,9 @@ pub fn follows(verdict: &Verdict, root: Affected<'_>, topology: &Topology) -> bo
     if from == Class::NicFault && same_host {
         return true;
     }
+    if of.after.iter().any(|c| loses(root.verdict, c, topology)) {
+        return true;
+    }
     let cable = |port: &PortId| {
         let far = topology.peer(port).cloned();
         [Some(port.clone()), far].into_iter().flatten()
@@ -99,10 +121,7 @@ pub fn follows(verdict: &Verdict, root: Affected<'_>, topology: &Topology) -> bo
     // What a link does not carry any more, its siblings do.
     sheds(from)
         && cables.iter().any(|port| {
-            let group = topology.group_of(port);
-            let sibling = |p: &PortId| {
-                p.node == port.node && group.is_some_and(|g| g.members.contains(&p.port))
-            };
+            let sibling = |p: &PortId| p.node == port.node && topology.shared_group(port, &p.port);
             ports(verdict).any(sibling)
         })
 }
@@ -146,11 +165,19 @@ mod tests {
             ..Plan::default()
         });
         let members = vec!["up1".into(), "up2".into()];
-        let inventory = Inventory {
-            groups: vec![EcmpGroup { id: 1, members }],
+        let groups = vec![EcmpGroup { id: 1, members }];
+        let l1 = NodeId::new("l1");
+        let inventory = |groups| Inventory {
+            groups,
             ..Inventory::default()
         };
-        topology.inventory_reported(&NodeId::new("l1"), inventory);
+        topology.inventory_reported(&l1, inventory(groups));
+        // A kernel takes a next hop whose link is down out of its group.
+        let groups = vec![EcmpGroup {
+            id: 1,
+            members: vec!["up2".into()],
+        }];
+        topology.inventory_reported(&l1, inventory(groups));
         topology
     }
 
@@ -178,11 +205,35 @@ mod tests {
     #[track_caller]
     fn check(verdict: &Verdict, root: &Verdict, jobs: &[&str], expected: bool) {
         let jobs = jobs.iter().map(|j| JobId::new(j)).collect();
-        let root = Affected {
-            verdict: root,
-            jobs: &jobs,
+        check_after(verdict, root, &jobs, &BTreeSet::new(), expected);
+    }
+
+    #[track_caller]
+    fn check_after(
+        verdict: &Verdict,
+        root: &Verdict,
+        jobs: &BTreeSet<JobId>,
+        after: &BTreeSet<PortId>,
+        expected: bool,
+    ) {
+        let affected = |verdict| Affected {
+            verdict,
+            jobs,
+            after,
         };
-        assert_eq!(follows(verdict, root, &topology()), expected);
+        let is = follows(affected(verdict), affected(root), &topology());
+        assert_eq!(is, expected);
+    }
+
+    #[test]
+    fn what_is_routed_elsewhere_after_a_loss_follows_from_it() {
+        let full = link(Class::EcmpCollision, "l2:up2");
+        let after = BTreeSet::from([port("l1:up1")]);
+        let check = |root: &Verdict, is| check_after(&full, root, &BTreeSet::new(), &after, is);
+        check(&link(Class::LinkDown, "s1:down1"), true);
+        check(&link(Class::LinkFlap, "l1:up1"), true);
+        check(&link(Class::LinkDown, "l1:up2"), false);
+        check(&link(Class::LinkErrors, "l1:up1"), false);
     }
 
     #[test]

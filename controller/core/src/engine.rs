@@ -2,15 +2,17 @@
 
 use crate::cables::Cables;
 use crate::cabling::{self, Cabling};
+use crate::cause;
 use crate::config::{Config, Mode};
 use crate::flows::Flows;
 use crate::health::Health;
 use crate::hotspot;
-use crate::ids::{JobId, NodeId};
+use crate::ids::{JobId, NodeId, PortId};
 use crate::incident::Incidents;
 use crate::io::{Command, Input, LeaseOutcome, NodeSample, PinChange, Role};
 use crate::jobs::Jobs;
 use crate::links::{Interval, Links};
+use crate::losses::Losses;
 use crate::memory::Memory;
 use crate::silent::Silent;
 use crate::straggler::{self, Stragglers};
@@ -61,6 +63,7 @@ pub struct Core {
     topology: Topology,
     nodes: BTreeMap<NodeId, Node>,
     links: Links,
+    losses: Losses,
     flows: Flows,
     jobs: Jobs,
     health: Health,
@@ -89,6 +92,7 @@ impl Core {
             topology: Topology::new(plan),
             nodes: BTreeMap::new(),
             links: Links::default(),
+            losses: Losses::default(),
             flows: Flows::default(),
             jobs: Jobs::default(),
             silent: Silent::default(),
@@ -240,6 +244,7 @@ impl Core {
             self.next_refresh = now + REFRESH_PER_LINK * links;
         }
         self.flows.expire(now);
+        self.losses.expire(now);
         self.jobs.expire(now, self.config.trial.job_gone);
         self.stragglers.expire(now, self.config.trial.job_gone);
         self.forget_nodes(now);
@@ -358,6 +363,10 @@ impl Core {
                 let capacity = self.topology.capacity_of(link);
                 self.links
                     .sampled(link, port, &interval, capacity, &self.config.hotspot);
+                if known_role == Role::Switch {
+                    self.losses
+                        .sampled(link, port, elapsed, &self.topology, now);
+                }
             }
         }
         for flow in &sample.flows {
@@ -410,8 +419,8 @@ impl Core {
         }
     }
 
-    /// Jobs whose flows cross what a verdict is about.
-    fn touched(&mut self, verdict: &Verdict, now: Duration) -> BTreeSet<JobId> {
+    /// Jobs whose flows cross what a verdict is about, and cables that were lost lately at a switch that these pass.
+    fn touched(&mut self, verdict: &Verdict, now: Duration) -> (BTreeSet<JobId>, BTreeSet<PortId>) {
         let mut ports = BTreeSet::new();
         for port in verdict.entity.link().into_iter().chain(&verdict.links) {
             ports.extend(self.topology.peer(port).cloned());
@@ -424,7 +433,11 @@ impl Core {
         let hosts = host.cloned().into_iter().collect();
         let mut jobs = self.flows.jobs_over(&ports, &hosts, &self.topology, now);
         jobs.extend(verdict.job.clone());
-        jobs
+        if self.losses.is_empty() || !cause::is_crowded(verdict.class) {
+            return (jobs, BTreeSet::new());
+        }
+        let passed = self.flows.passed_with(&ports, &self.topology, now);
+        (jobs, self.losses.at(&passed, &self.topology))
     }
 
     /// Takes a verdict; true if it opened an incident.
@@ -444,9 +457,17 @@ impl Core {
             .impact
             .or(held_back.and_then(|job| job.impact(began, now)));
         let touched = opened.is_none().then(|| self.touched(&verdict, now));
+        if let Some((_, after)) = &touched {
+            // Whether it follows from the loss of a link is known soon.
+            let open = |cable: &PortId| self.incidents.is_lost(cable, &self.topology);
+            let mut after = after.iter();
+            if after.any(|cable| self.losses.is_undecided(cable, now) && !open(cable)) {
+                return false;
+            }
+        }
         let (id, new) = self.incidents.judged(verdict, now);
-        if let Some(jobs) = touched {
-            self.incidents.touches(&id, jobs);
+        if let Some((jobs, after)) = touched {
+            self.incidents.touches(&id, jobs, after);
         }
         if new {
             self.note(&id, text.clone());
@@ -725,6 +746,7 @@ impl Core {
             .into_iter()
             .chain(self.topology.tables())
             .chain(self.links.tables())
+            .chain(self.losses.tables())
             .chain(self.flows.tables())
             .chain(self.jobs.tables())
             .chain(self.incidents.tables());

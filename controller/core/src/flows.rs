@@ -34,6 +34,8 @@ pub struct Flow {
     pub job: Option<JobId>,
     pub rate_bps: f64,
     pub at: Duration,
+    /// Newest sample in which it had data on the wire; `None` if none had.
+    pub active_at: Option<Duration>,
     pub retransmits: u64,
     /// When it retransmitted last.
     pub retransmitted_at: Option<Duration>,
@@ -118,6 +120,11 @@ impl Flows {
             job,
             rate_bps,
             at,
+            active_at: if rate_bps >= ACTIVE_BPS {
+                Some(at)
+            } else {
+                known.and_then(|f| f.active_at)
+            },
             retransmits: sample.retransmits,
             srtt_us: sample.srtt_us,
             delivered_ce: sample.delivered_ce,
@@ -233,6 +240,17 @@ impl Flows {
         })
     }
 
+    /// Flows that had data on the wire within `back`, but have none now.
+    pub fn rested(&self, now: Duration, back: Duration) -> impl Iterator<Item = &FlowKey> {
+        let flows = self.flows.iter();
+        let lately = move |f: &Flow| f.active_at.is_some_and(|at| now.saturating_sub(at) <= back);
+        let rests =
+            move |f: &Flow| f.rate_bps < ACTIVE_BPS || now.saturating_sub(f.at) > RATE_AGE_MAX;
+        flows
+            .filter(move |(_, f)| lately(f) && rests(f))
+            .map(|(k, _)| k)
+    }
+
     /// Packets that each flow sent, and sent again, lately; flows without any are left out.
     #[must_use]
     pub(crate) fn tallies(&self, now: Duration) -> Vec<(FlowKey, Tally)> {
@@ -268,6 +286,24 @@ impl Flows {
             }
         }
         jobs
+    }
+
+    /// Switches that active flows over one of `ports` pass, as far as paths are known.
+    pub fn passed_with(
+        &mut self,
+        ports: &BTreeSet<PortId>,
+        topology: &Topology,
+        now: Duration,
+    ) -> BTreeSet<NodeId> {
+        let active: Vec<FlowKey> = self.active(now).map(|(key, _)| *key).collect();
+        let mut passed = BTreeSet::new();
+        for key in active {
+            let path = self.path(&key, topology);
+            let path = path.filter(|path| path.ports.iter().any(|p| ports.contains(p)));
+            passed.extend(path.into_iter().flat_map(|path| path.ports).map(|p| p.node));
+        }
+        passed.retain(|node| topology.is_switch(node));
+        passed
     }
 
     /// Flows refused because the table was full.

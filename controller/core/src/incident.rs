@@ -2,7 +2,7 @@
 //! its links were not hot for a while.
 
 use crate::cause::{self, Affected};
-use crate::ids::JobId;
+use crate::ids::{JobId, PortId};
 use crate::memory::keep;
 use crate::topology::Topology;
 use crate::verdict::{Class, Verdict};
@@ -26,11 +26,13 @@ pub struct Incident {
     pub root: Option<String>,
     /// Jobs whose flows cross its links or end at its host, when it was opened.
     pub jobs: BTreeSet<JobId>,
+    /// Cables that were lost shortly before it was opened, at switches that its flows pass.
+    pub after: BTreeSet<PortId>,
     /// What was done about it, oldest first.
     pub story: VecDeque<(Duration, String)>,
 }
 
-keep!(struct Incident { id, verdict, opened_at, last_seen, resolved_at, root, jobs, story });
+keep!(struct Incident { id, verdict, opened_at, last_seen, resolved_at, root, jobs, after, story });
 
 impl Incident {
     /// Adds a line to the story, unless it says the same as the last.
@@ -90,6 +92,7 @@ impl Incidents {
             resolved_at: None,
             root: None,
             jobs: BTreeSet::new(),
+            after: BTreeSet::new(),
             story: VecDeque::new(),
         };
         incident.tell(
@@ -130,10 +133,17 @@ impl Incidents {
         resolved
     }
 
-    /// Says which jobs an incident touches.
-    pub fn touches(&mut self, id: &str, jobs: BTreeSet<JobId>) {
+    /// Whether an open incident says that a cable is lost, for good or again and again.
+    #[must_use]
+    pub fn is_lost(&self, cable: &PortId, topology: &Topology) -> bool {
+        let mut open = self.list.iter().filter(|i| i.is_open());
+        open.any(|i| cause::loses(&i.verdict, cable, topology))
+    }
+
+    /// Says which jobs an incident touches, and after which losses it came.
+    pub fn touches(&mut self, id: &str, jobs: BTreeSet<JobId>, after: BTreeSet<PortId>) {
         if let Some(incident) = self.list.iter_mut().find(|i| i.id == id) {
-            incident.jobs = jobs;
+            (incident.jobs, incident.after) = (jobs, after);
         }
     }
 
@@ -142,15 +152,19 @@ impl Incidents {
         let open: Vec<usize> = (0..self.list.len())
             .filter(|n| self.list[*n].is_open())
             .collect();
+        let affected = |n: usize| {
+            let incident = &self.list[n];
+            Affected {
+                verdict: &incident.verdict,
+                jobs: &incident.jobs,
+                after: &incident.after,
+            }
+        };
         let root_of = |n: usize| {
-            let roots = open.iter().filter(|m| {
-                let root = &self.list[**m];
-                let root = Affected {
-                    verdict: &root.verdict,
-                    jobs: &root.jobs,
-                };
-                cause::follows(&self.list[n].verdict, root, topology)
-            });
+            let of = affected(n);
+            let roots = open
+                .iter()
+                .filter(|m| cause::follows(of, affected(**m), topology));
             roots
                 .min_by_key(|m| (cause::order(self.list[**m].verdict.class), **m))
                 .copied()

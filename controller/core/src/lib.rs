@@ -27,6 +27,7 @@ pub mod io;
 pub mod jobs;
 pub mod links;
 pub mod localise;
+pub mod losses;
 pub mod maxmin;
 pub mod memory;
 pub mod pinglist;

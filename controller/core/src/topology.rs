@@ -78,6 +78,8 @@ struct Link {
 pub struct Topology {
     plan: Plan,
     reported: BTreeMap<NodeId, (Role, Inventory)>,
+    /// By port that is in no group any more: the members of the one that it was in last, itself among them.
+    parted: BTreeMap<PortId, Vec<Arc<str>>>,
     outdated: bool,
     links: Vec<Link>,
     /// Ports of each node that a link leaves by, in order.
@@ -111,6 +113,7 @@ impl Topology {
     /// Forgets what a node reported.
     pub fn node_forgotten(&mut self, node: &NodeId) {
         self.outdated |= self.reported.remove(node).is_some();
+        self.parted.retain(|port, _| port.node != *node);
     }
 
     /// Takes a node's report; true if anything changed.
@@ -120,9 +123,30 @@ impl Topology {
             return false;
         }
         let ports_changed = entry.1.ports != inventory.ports;
-        entry.1 = inventory;
+        let before = std::mem::replace(&mut entry.1, inventory);
         self.outdated |= ports_changed;
+        self.part(node, before.groups);
         true
+    }
+
+    /// Remembers which ports left their group.
+    fn part(&mut self, node: &NodeId, before: Vec<EcmpGroup>) {
+        let now = self.reported.get(node).map(|r| r.1.groups.as_slice());
+        let is_member = |port: &Arc<str>| {
+            let mut now = now.into_iter().flatten();
+            now.any(|g| g.members.len() > 1 && g.members.contains(port))
+        };
+        self.parted
+            .retain(|port, _| port.node != *node || !is_member(&port.port));
+        for group in before.into_iter().filter(|g| g.members.len() > 1) {
+            for port in group.members.iter().filter(|m| !is_member(m)) {
+                let port = PortId {
+                    node: node.clone(),
+                    port: port.clone(),
+                };
+                self.parted.insert(port, group.members.clone());
+            }
+        }
     }
 
     fn entry(&mut self, node: &NodeId) -> &mut (Role, Inventory) {
@@ -239,6 +263,14 @@ impl Topology {
         groups
             .iter()
             .find(|g| g.members.len() > 1 && g.members.contains(&port.port))
+    }
+
+    /// Whether two ports of a node share a group, or did when `port` was in one last.
+    #[must_use]
+    pub fn shared_group(&self, port: &PortId, other: &str) -> bool {
+        let members = self.group_of(port).map(|g| &g.members);
+        let members = members.or_else(|| self.parted.get(port));
+        members.is_some_and(|m| m.iter().any(|m| **m == *other))
     }
 
     /// Members of the node's largest ECMP group; `None` if it reported none.

@@ -30,12 +30,12 @@ impl Scene<'_> {
         suspects.filter_map(|port| self.held_back(port)).collect()
     }
 
-    /// What can reach a link at once: what its senders' own links carry, or the links before it. `None` while a rate is
-    /// unknown.
+    /// What can reach a link at once: what the own links carry of all who sent over it in the window, or the links
+    /// before it. `None` while a rate is unknown.
     fn offered_to(&self, port: &PortId) -> Option<f64> {
         let (mut first, mut before) = (BTreeSet::new(), BTreeSet::new());
-        for (_, crossing) in self.flows_on(port) {
-            let ports = &crossing.path.ports;
+        for path in self.paths_on(port) {
+            let ports = &path.ports;
             let at = ports.iter().position(|p| p == port)?;
             first.insert(ports.first()?);
             before.insert(&ports[at.checked_sub(1)?]);

@@ -71,7 +71,7 @@ pub fn detect(
     {
         return Vec::new();
     }
-    let crossings = Crossings::new(flows, topology, now);
+    let crossings = Crossings::new(flows, topology, limits.window, now);
     let pressed: Vec<LinkIx> = links.pressed(now, RATE_AGE_MAX).collect();
     for link in pressed {
         if let Some(ours) = crossings.jobs_on(topology.port(link)) {
@@ -366,10 +366,7 @@ impl Scene<'_> {
         let (mut there, mut senders) = (0.0, BTreeSet::new());
         for member in members {
             there += self.topology.capacity_bps(&member)?;
-            senders.extend(
-                self.flows_on(&member)
-                    .filter_map(|(_, c)| c.path.ports.first()),
-            );
+            senders.extend(self.paths_on(&member).filter_map(|path| path.ports.first()));
         }
         let rates = senders.into_iter().map(|p| self.topology.capacity_bps(p));
         Some((rates.sum::<Option<f64>>()?, there))

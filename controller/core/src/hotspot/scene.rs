@@ -20,13 +20,23 @@ pub(super) struct Crossing {
 pub(super) struct Crossings {
     by_key: BTreeMap<FlowKey, Crossing>,
     on_port: BTreeMap<PortId, Vec<FlowKey>>,
+    /// Paths of flows that rest now and did not in the window, by port: what waits in a burst was sent before it.
+    rested: BTreeMap<PortId, Vec<Path>>,
     /// Jobs, or none, of the active flows whose path is not known.
     astray: BTreeSet<Option<JobId>>,
 }
 
 impl Crossings {
-    /// Asks for the paths of all active flows.
-    pub fn new(flows: &mut Flows, topology: &Topology, now: Duration) -> Crossings {
+    /// Asks for the paths of all flows that are active, or were in the last `window` samples.
+    pub fn new(flows: &mut Flows, topology: &Topology, window: usize, now: Duration) -> Crossings {
+        let back = RATE_AGE_MAX * u32::try_from(window).unwrap_or(u32::MAX);
+        let resting: Vec<FlowKey> = flows.rested(now, back).copied().collect();
+        let mut rested: BTreeMap<PortId, Vec<Path>> = BTreeMap::new();
+        for path in resting.iter().filter_map(|key| flows.path(key, topology)) {
+            for port in &path.ports {
+                rested.entry(port.clone()).or_default().push(path.clone());
+            }
+        }
         let active = flows.active(now);
         let active: Vec<_> = active
             .map(|(k, f)| (*k, f.job.clone(), f.rate_bps))
@@ -56,6 +66,7 @@ impl Crossings {
         Crossings {
             by_key,
             on_port,
+            rested,
             astray,
         }
     }
@@ -74,6 +85,7 @@ pub(super) struct Scene<'a> {
     pub now: Duration,
     pub crossing: BTreeMap<FlowKey, Crossing>,
     on_port: BTreeMap<PortId, Vec<FlowKey>>,
+    rested: BTreeMap<PortId, Vec<Path>>,
     /// Jobs, or none, of the active flows whose path is not known.
     pub astray: BTreeSet<Option<JobId>>,
 }
@@ -93,6 +105,7 @@ impl<'a> Scene<'a> {
             now,
             crossing: crossings.by_key,
             on_port: crossings.on_port,
+            rested: crossings.rested,
             astray: crossings.astray,
         }
     }
@@ -100,6 +113,12 @@ impl<'a> Scene<'a> {
     pub fn flows_on(&self, port: &PortId) -> impl Iterator<Item = (&FlowKey, &Crossing)> {
         let keys = self.on_port.get(port).into_iter().flatten();
         keys.filter_map(|key| self.crossing.get_key_value(key))
+    }
+
+    /// Paths over a port of all flows that were active in the window.
+    pub fn paths_on(&self, port: &PortId) -> impl Iterator<Item = &Path> {
+        let rested = self.rested.get(port).into_iter().flatten();
+        self.flows_on(port).map(|(_, c)| &c.path).chain(rested)
     }
 
     pub fn newest(&self, port: &PortId) -> Option<&LinkSample> {
