@@ -8,7 +8,7 @@ use crate::flows::Flows;
 use crate::health::Health;
 use crate::hotspot;
 use crate::ids::{JobId, NodeId, PortId};
-use crate::incident::Incidents;
+use crate::incident::{Incident, Incidents};
 use crate::io::{Command, Input, LeaseOutcome, NodeSample, PinChange, Role};
 use crate::jobs::Jobs;
 use crate::links::{Interval, Links};
@@ -450,13 +450,15 @@ impl Core {
         let window = self.config.hotspot.window;
         let link = verdict.entity.link().and_then(|l| self.topology.link(l));
         let since = link.and_then(|l| self.links.hot_since(l, window));
-        let opened = self.incidents.open(&verdict).map(|i| i.opened_at);
+        let known = self.incidents.about(&verdict, now);
+        let opened = known.map(|i| i.opened_at);
+        let is_open = known.is_some_and(Incident::is_open);
         let held_back = verdict.job.as_ref().and_then(|job| self.jobs.get(job));
         let began = since.or(opened).unwrap_or(now);
         verdict.impact = verdict
             .impact
             .or(held_back.and_then(|job| job.impact(began, now)));
-        let touched = opened.is_none().then(|| self.touched(&verdict, now));
+        let touched = (!is_open).then(|| self.touched(&verdict, now));
         if let Some((_, after)) = &touched {
             // Whether it follows from the loss of a link is known soon.
             let open = |cable: &PortId| self.incidents.is_lost(cable, &self.topology);

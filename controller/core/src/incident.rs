@@ -11,6 +11,11 @@ use std::time::Duration;
 
 /// Incidents kept, resolved ones included; the oldest resolved goes first.
 const INCIDENTS_MAX: usize = 1024;
+/// What comes back so soon after it was resolved is the same incident: a job that computes for a while, a fault that comes
+/// and goes. Nobody wants to be told twice.
+const REOPEN: Duration = Duration::from_secs(60);
+/// Links kept that an incident named earlier in its life.
+const LINKS_MAX: usize = 256;
 /// Lines kept of an incident's story.
 const STORY_MAX: usize = 64;
 
@@ -65,15 +70,25 @@ keep!(struct Incidents { list, opened, opened_by_class });
 
 impl Incidents {
     /// Takes a verdict: opens an incident or brings the open one of the same cause up to date.
-    /// Returns its id, and whether it is new.
+    /// Returns its id, and whether it was not open before.
     pub fn judged(&mut self, verdict: Verdict, at: Duration) -> (String, bool) {
-        let open = self.place(&verdict);
+        let open = self.place(&verdict, at);
         if let Some(incident) = open.and_then(|n| self.list.get_mut(n)) {
             // What it is called stays, though another of its links may look worse by now.
             let entity = incident.verdict.entity.clone();
-            incident.verdict = Verdict { entity, ..verdict };
+            let mut verdict = Verdict { entity, ..verdict };
+            // Nor are links forgotten that have a rest.
+            let before = std::mem::take(&mut incident.verdict.links).into_iter();
+            let rest: Vec<PortId> = before.filter(|l| !verdict.links.contains(l)).collect();
+            let room = LINKS_MAX.saturating_sub(verdict.links.len());
+            verdict.links.extend(rest.into_iter().take(room));
+            incident.verdict = verdict;
             incident.last_seen = at;
-            return (incident.id.clone(), false);
+            let back = incident.resolved_at.take().is_some();
+            if back {
+                incident.tell(at, "it is back: open again".into());
+            }
+            return (incident.id.clone(), back);
         }
         if self.list.len() >= INCIDENTS_MAX {
             let oldest = self.list.iter().position(|i| !i.is_open()).unwrap_or(0);
@@ -107,17 +122,20 @@ impl Incidents {
         (id, true)
     }
 
-    /// The open incident that a verdict is about, if there is one.
+    /// The incident that a verdict is about, open or resolved so lately that it is opened again, if there is one.
     #[must_use]
-    pub fn open(&self, verdict: &Verdict) -> Option<&Incident> {
-        self.list.get(self.place(verdict)?)
+    pub fn about(&self, verdict: &Verdict, now: Duration) -> Option<&Incident> {
+        self.list.get(self.place(verdict, now)?)
     }
 
-    fn place(&self, verdict: &Verdict) -> Option<usize> {
-        let same = |i: &Incident| {
-            i.is_open() && i.verdict.class == verdict.class && same_cause(&i.verdict, verdict)
+    fn place(&self, verdict: &Verdict, now: Duration) -> Option<usize> {
+        let same = |i: &Incident| i.verdict.class == verdict.class && same_cause(i, verdict);
+        let lately = |i: &Incident| {
+            i.resolved_at
+                .is_some_and(|at| now.saturating_sub(at) <= REOPEN)
         };
-        self.list.iter().position(same)
+        let open = self.list.iter().position(|i| i.is_open() && same(i));
+        open.or_else(|| self.list.iter().rposition(|i| lately(i) && same(i)))
     }
 
     /// Resolves what was not seen for `clear_after`; returns the ids.
@@ -220,16 +238,15 @@ impl Incidents {
     }
 }
 
-/// The same thing, or a link in common. Collisions and full groups of one job are one, too: which of its links is
-/// the hottest differs from sample to sample.
-fn same_cause(a: &Verdict, b: &Verdict) -> bool {
+/// The same thing, or a link in common. Collisions and full groups of one job, or of jobs that cross the same links, are
+/// one, too: which of the links is the hottest differs from sample to sample.
+fn same_cause(of: &Incident, new: &Verdict) -> bool {
     let by_job = matches!(
-        a.class,
+        new.class,
         Class::EcmpCollision | Class::Oversubscription | Class::StorageBurst
     );
-    match (&a.job, &b.job) {
-        _ if a.entity == b.entity => true,
-        (Some(a), Some(b)) if by_job => a == b,
-        _ => a.links.iter().any(|l| b.links.contains(l)),
-    }
+    let job = || new.job.as_ref().is_some_and(|job| of.jobs.contains(job));
+    of.verdict.entity == new.entity
+        || (by_job && job())
+        || of.verdict.links.iter().any(|l| new.links.contains(l))
 }

@@ -103,7 +103,22 @@ pub fn detect(
     let (last_hop, fabric): (Vec<PortId>, Vec<PortId>) =
         hot.into_iter().partition(|p| scene.is_last_hop(p));
     for port in last_hop {
-        verdicts.extend(scene.incast(&port, &fabric, &mut consequences));
+        let Some(verdict) = scene.incast(&port, &fabric, &mut consequences) else {
+            continue;
+        };
+        // A receiver with several ports is one.
+        let far = scene.leads_to(&port);
+        let same = |v: &&mut Verdict| {
+            let link = v.entity.link();
+            v.class == verdict.class && link.and_then(|l| scene.leads_to(l)) == far
+        };
+        match verdicts.iter_mut().find(same) {
+            Some(one) => {
+                one.links.extend(verdict.links);
+                one.evidence.extend(verdict.evidence);
+            }
+            None => verdicts.push(verdict),
+        }
     }
     let roots: Vec<PortId> = fabric
         .into_iter()
