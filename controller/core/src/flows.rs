@@ -5,7 +5,7 @@
 
 use crate::engine::NODES_MAX;
 use crate::ids::{FlowKey, JobId, NodeId, PortId};
-use crate::io::{FlowSample, ResolvedHop};
+use crate::io::{FlowSample, ResolvedHop, age_max};
 use crate::silent::{self, Tally};
 use crate::topology::Topology;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +21,7 @@ pub const HOPS_MAX: usize = FLOWS_MAX * 10;
 const PATH_MAX: usize = 8;
 /// A question without an answer is asked again after this long.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// A rate older than this is no longer current (samples come once a second).
+/// A rate older than this is no longer current where samples come once a second; [`age_max`] otherwise.
 pub const RATE_AGE_MAX: Duration = Duration::from_millis(2500);
 /// TCP doubles the time between its retransmissions: a flow without any for longer is at rest.
 const RETRANSMITS_AGE_MAX: Duration = Duration::from_secs(5);
@@ -34,12 +34,23 @@ pub struct Flow {
     pub job: Option<JobId>,
     pub rate_bps: f64,
     pub at: Duration,
+    /// The shorter of its last two intervals: the longer may be one of a lost sample.
+    interval: Duration,
+    /// The newest.
+    elapsed: Duration,
     pub retransmits: u64,
     /// When it retransmitted last.
     pub retransmitted_at: Option<Duration>,
     pub srtt_us: u32,
     pub delivered_ce: u64,
     tally: Tally,
+}
+
+impl Flow {
+    /// Whether what was told `at` is no older than `least`, or than its node's interval allows.
+    fn is_current(&self, at: Duration, least: Duration, now: Duration) -> bool {
+        now.saturating_sub(at) <= age_max(least, self.interval)
+    }
 }
 
 /// Where a node sends a flow that comes in by a port.
@@ -108,7 +119,12 @@ impl Flows {
         let known = self.flows.get(&sample.key);
         let before = known.and_then(|f| f.retransmitted_at);
         let mut tally = known.map(|f| f.tally).unwrap_or_default();
-        tally.add(sample.bytes / silent::PACKET_BYTES, sample.retransmits, at);
+        let interval = known.map_or(elapsed, |f| f.elapsed.min(elapsed));
+        tally.add(
+            (sample.bytes / silent::PACKET_BYTES, sample.retransmits),
+            interval,
+            at,
+        );
         let flow = Flow {
             retransmitted_at: if sample.retransmits > 0 {
                 Some(at)
@@ -118,6 +134,8 @@ impl Flows {
             job,
             rate_bps,
             at,
+            interval,
+            elapsed,
             retransmits: sample.retransmits,
             srtt_us: sample.srtt_us,
             delivered_ce: sample.delivered_ce,
@@ -222,15 +240,15 @@ impl Flows {
                 && flow.rate_bps < ACTIVE_BPS
                 && flow
                     .retransmitted_at
-                    .is_some_and(|at| now.saturating_sub(at) <= RETRANSMITS_AGE_MAX)
+                    .is_some_and(|at| flow.is_current(at, RETRANSMITS_AGE_MAX, now))
         })
     }
 
     /// Flows with data on the wire in their newest sample.
     pub fn active(&self, now: Duration) -> impl Iterator<Item = (&FlowKey, &Flow)> {
-        self.flows.iter().filter(move |(_, f)| {
-            f.rate_bps >= ACTIVE_BPS && now.saturating_sub(f.at) <= RATE_AGE_MAX
-        })
+        self.flows
+            .iter()
+            .filter(move |(_, f)| f.rate_bps >= ACTIVE_BPS && f.is_current(f.at, RATE_AGE_MAX, now))
     }
 
     /// Packets that each flow sent, and sent again, lately; flows without any are left out.

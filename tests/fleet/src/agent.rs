@@ -336,13 +336,20 @@ impl Agent {
         let (done, later): (Vec<_>, Vec<_>) =
             seen.partition(|(_, call)| call.start_s + call.duration_s <= at_s);
         self.calls = later;
+        // Of a job, the same for all calls.
+        let mut bytes: Option<(usize, u64)> = None;
         for (j, call) in done {
             let id = self.series_of(world, (j, call.rank), frame);
+            let of_call = match bytes {
+                Some((of, known)) if of == j => known,
+                _ => world.jobs[j].call_bytes(),
+            };
+            bytes = Some((j, of_call));
             let started_us = self.clock_us(call.start_s);
             let row = CallRow {
                 started_us,
                 duration_us: whole(call.duration_s * 1e6),
-                bytes: Some(world.jobs[j].call_bytes()),
+                bytes: Some(of_call),
             };
             rows.push((id, row.into()));
         }

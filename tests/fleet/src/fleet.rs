@@ -57,6 +57,8 @@ pub struct Fleet {
     pub found: Vec<Found>,
     pub fed: Fed,
     interval_s: f64,
+    /// Steps of the world in an interval.
+    steps: u32,
     noise: Vec<(f64, usize, Noise)>,
     /// On their way, by when they arrive and in which order they left.
     wire: BTreeMap<(u64, u64), Event>,
@@ -98,6 +100,7 @@ impl Fleet {
             found: Vec::new(),
             fed: Fed::default(),
             interval_s: shape.interval_s,
+            steps: shape.steps.max(1),
             noise,
             wire: BTreeMap::new(),
             left: 0,
@@ -120,15 +123,25 @@ impl Fleet {
 
     /// One interval.
     pub fn step(&mut self) {
-        let begin = self.world.now_s;
-        self.make_noise(begin);
-        self.world.step(self.interval_s);
-        self.tell_changes();
-        self.tell_events(begin);
-        for n in 0..self.agents.len() {
-            self.sample(n, begin);
+        let interval = self.world.now_s;
+        let steps = f64::from(self.steps);
+        let length = self.interval_s / steps;
+        for step in 0..self.steps {
+            let begin = self.world.now_s;
+            self.make_noise(begin);
+            self.world.step(length);
+            self.tell_changes(length);
+            self.tell_events(begin, begin + length);
+            for n in 0..self.agents.len() {
+                let phase = self.agents[n].phase;
+                if whole(phase * steps) == u64::from(step) {
+                    self.sample(n, (begin, length), interval + phase * self.interval_s);
+                } else {
+                    self.agents[n].observe(&self.world, length);
+                }
+            }
+            self.deliver(self.world.now_s);
         }
-        self.deliver(begin + self.interval_s);
     }
 
     fn send(&mut self, at_s: f64, event: Event) {
@@ -153,11 +166,11 @@ impl Fleet {
         self.send(at_s, Event::Message { node, message });
     }
 
-    fn sample(&mut self, n: usize, begin: f64) {
-        let at = begin + self.agents[n].phase * self.interval_s;
+    /// The agent's sample of an interval, in the step of `length` that began at `begin`.
+    fn sample(&mut self, n: usize, (begin, length): (f64, f64), at: f64) {
         if let Some((back, booted)) = self.away.get(&n).copied() {
             if back > at {
-                self.agents[n].observe(&self.world, self.interval_s);
+                self.agents[n].observe(&self.world, length);
                 return;
             }
             self.away.remove(&n);
@@ -166,7 +179,7 @@ impl Fleet {
             }
             self.connect(n, at);
         }
-        self.agents[n].observe(&self.world, self.interval_s);
+        self.agents[n].observe(&self.world, length);
         if self.slow_until.get(&n).is_some_and(|until| *until <= begin) {
             self.slow_until.remove(&n);
             self.agents[n].delay_s = 0.0;
@@ -212,7 +225,7 @@ impl Fleet {
     }
 
     /// Inventories of nodes whose links changed, and new paths.
-    fn tell_changes(&mut self) {
+    fn tell_changes(&mut self, length: f64) {
         if self.ups == self.world.physics.up && self.swapped == self.world.physics.swapped {
             return;
         }
@@ -246,14 +259,14 @@ impl Fleet {
                 }
             }
             let inventory = agent.inventory(&self.world);
-            let at = now - self.interval_s + agent.phase * self.interval_s;
+            let at = now - length + agent.phase * length;
             self.message(n, at, Body::Inventory(inventory));
         }
     }
 
     /// Events of faults that are due.
-    fn tell_events(&mut self, begin: f64) {
-        let (world, until) = (&self.world, begin + self.interval_s);
+    fn tell_events(&mut self, begin: f64, until: f64) {
+        let world = &self.world;
         let due: Vec<(usize, v1::Event)> = world
             .faults
             .iter()

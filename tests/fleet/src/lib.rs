@@ -18,6 +18,7 @@ pub mod counters;
 pub mod fabric;
 pub mod fault;
 pub mod fleet;
+pub mod healthy;
 pub mod inject;
 pub mod job;
 pub mod load;

@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use weir_controller_core::verdict::{Class, Subject};
 
-/// Agents sample at moments of their own: what began in a step may be told at its beginning.
+/// Agents sample at moments of their own: what began in a step of the world may be told at its beginning.
 const EARLY_S: f64 = 1.0;
-/// A verdict may come this long after the end of its fault: two intervals and the frames' way.
-const GRACE_S: f64 = 4.0;
-/// What a fault leaves behind is counted as its consequence for so long.
-const AFTERMATH_S: f64 = 15.0;
+/// A verdict may come so many intervals after the end of its fault: two, and the frames' way.
+const GRACE: f64 = 4.0;
+/// What a fault leaves behind is counted as its consequence for so many intervals.
+const AFTERMATH: f64 = 15.0;
 
 /// What a verdict turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +89,7 @@ pub fn run(scenario: Scenario, mut watch: impl FnMut(&Fleet)) -> (Outcome, Fleet
         fleet.step();
         watch(&fleet);
     }
-    let (faults, verdicts) = judge(&fleet.world.faults, &fleet.found);
+    let (faults, verdicts) = judge(&fleet.world.faults, &fleet.found, shape.interval_s);
     let intervals =
         |found: &Option<f64>, f: &Fault| found.map(|at| (at - f.start_s) / shape.interval_s);
     let outcome = Outcome {
@@ -111,14 +111,14 @@ pub fn run(scenario: Scenario, mut watch: impl FnMut(&Fleet)) -> (Outcome, Fleet
     (outcome, fleet)
 }
 
-/// When each fault was found, and what each verdict is.
+/// When each fault was found, and what each verdict is, where agents sample every `interval_s`.
 #[must_use]
-pub fn judge(faults: &[Fault], found: &[Found]) -> (Vec<Option<f64>>, Vec<Kind>) {
+pub fn judge(faults: &[Fault], found: &[Found], interval_s: f64) -> (Vec<Option<f64>>, Vec<Kind>) {
     let mut seen: Vec<Option<f64>> = vec![None; faults.len()];
     let mut kinds = Vec::with_capacity(found.len());
     for verdict in found {
         let matched = faults.iter().enumerate().find_map(|(n, fault)| {
-            let span = fault.start_s - EARLY_S..=fault.end_s + GRACE_S;
+            let span = fault.start_s - EARLY_S..=fault.end_s + GRACE * interval_s.max(1.0);
             let names = |(at, e): &(f64, Subject)| {
                 (span.contains(at) && fault.entities.contains(e)).then_some(*at)
             };
@@ -137,7 +137,7 @@ pub fn judge(faults: &[Fault], found: &[Found]) -> (Vec<Option<f64>>, Vec<Kind>)
                     Kind::Repeated(n)
                 }
             }
-            None => match faults.iter().position(|f| touches(f, verdict)) {
+            None => match faults.iter().position(|f| touches(f, verdict, interval_s)) {
                 Some(n) => Kind::Consequence(n),
                 None => Kind::False,
             },
@@ -159,7 +159,7 @@ pub fn judge(faults: &[Fault], found: &[Found]) -> (Vec<Option<f64>>, Vec<Kind>)
     (seen, kinds)
 }
 
-fn touches(fault: &Fault, found: &Found) -> bool {
+fn touches(fault: &Fault, found: &Found, interval_s: f64) -> bool {
     let near = |e: &Subject| fault.touched.contains(e) || fault.entities.contains(e);
     let links = found.verdict.links.iter().map(|l| Subject::Link(l.clone()));
     let job = found
@@ -167,7 +167,8 @@ fn touches(fault: &Fault, found: &Found) -> bool {
         .job
         .as_ref()
         .is_some_and(|j| fault.jobs.contains(j.as_str()));
-    (fault.start_s - EARLY_S..=fault.end_s + AFTERMATH_S).contains(&found.opened_s)
+    let aftermath_s = AFTERMATH * interval_s.max(1.0);
+    (fault.start_s - EARLY_S..=fault.end_s + aftermath_s).contains(&found.opened_s)
         && (job
             || found.entities.iter().any(|(_, e)| near(e))
             || links.into_iter().any(|l| near(&l)))

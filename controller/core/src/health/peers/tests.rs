@@ -60,7 +60,7 @@ impl Job {
                     peer.sampled(&values, Some(STEP / 2), Some(&job), self.now);
                 }
             }
-            step(self.peers.iter_mut(), self.now);
+            step(self.peers.iter_mut(), STEP / 2, self.now);
         }
         let found = self.peers.iter().enumerate();
         found
@@ -203,7 +203,7 @@ proptest! {
             let values = [Some(value); COUNT].map(|v| v.filter(|v| v % 5 != 0));
             let elapsed = (millis % 7 != 0).then_some(Duration::from_millis(millis));
             job.peers[n].sampled(&values, elapsed, Some(&JobId::new("j")), job.now);
-            step(job.peers.iter_mut(), job.now);
+            step(job.peers.iter_mut(), STEP / 2, job.now);
             let usual = job.peers[n].usual;
             prop_assert!(usual.iter().all(|u| u.is_finite()), "{usual:?}");
         }
