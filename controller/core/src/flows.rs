@@ -370,3 +370,47 @@ impl Flows {
         questions
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_current_for_two_and_a_half_of_its_own_intervals() {
+        let key = FlowKey {
+            src: Ipv4Addr::new(10, 0, 0, 1),
+            dst: Ipv4Addr::new(10, 0, 0, 2),
+            src_port: 50_000,
+            dst_port: 4791,
+        };
+        // Intervals, the newest last, and how long the last is current in milliseconds.
+        for (intervals, current_ms) in [
+            (&[1u64, 1, 1][..], 2_500),
+            (&[10, 10, 10], 25_000),
+            // A lost sample; an agent that looks more often from now on.
+            (&[1, 1, 4], 2_500),
+            (&[10, 10, 1], 2_500),
+        ] {
+            let (mut flows, mut now) = (Flows::default(), Duration::ZERO);
+            for interval in intervals {
+                let elapsed = Duration::from_secs(*interval);
+                now += elapsed;
+                let sample = FlowSample {
+                    key,
+                    job: None,
+                    bytes: 1 << 30,
+                    retransmits: 0,
+                    srtt_us: 0,
+                    delivered_ce: 0,
+                    received_ce: 0,
+                    cnps_sent: 0,
+                };
+                flows.sampled(&sample, elapsed, now);
+            }
+            let until = now + Duration::from_millis(current_ms);
+            assert_eq!(flows.active(until).count(), 1, "{intervals:?}");
+            let later = until + Duration::from_millis(1);
+            assert_eq!(flows.active(later).count(), 0, "{intervals:?}");
+        }
+    }
+}

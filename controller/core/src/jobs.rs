@@ -592,6 +592,35 @@ mod tests {
     }
 
     #[test]
+    fn what_a_job_told_is_its_present_until_its_next_sample_is_overdue() {
+        let at = Duration::from_secs;
+        let node = NodeId::new("h1");
+        for interval in [1, 10, 30] {
+            let mut jobs = Jobs::default();
+            for n in 1..=4u64 {
+                let sample = NodeSample {
+                    elapsed: Some(at(interval)),
+                    collectives: vec![done(0, 4000, 900, 250)],
+                    running: vec![crate::io::CollectiveRunning {
+                        job: JobId::new("j"),
+                        running: at(7),
+                    }],
+                    ..NodeSample::default()
+                };
+                jobs.sampled(&node, &sample, at(n * interval));
+            }
+            let job = jobs.get(&JobId::new("j")).unwrap();
+            let last = at(4 * interval);
+            let until = last + at(interval * 5 / 2).max(RUNNING_AGE_MAX);
+            assert_eq!(job.running_for(until), Some(at(7)), "{interval} s");
+            assert_eq!(job.running_for(until + Duration::from_secs(1)), None);
+            let series = |now| job.series(now).is_some();
+            assert!(series(last + at(interval)), "{interval} s");
+            assert!(!series(last + at(interval * 5 / 2).max(CURRENT)));
+        }
+    }
+
+    #[test]
     fn a_large_collective_that_does_not_come_back_gives_way() {
         let mut job = Job::default();
         let at = Duration::from_secs;

@@ -476,6 +476,31 @@ mod tests {
     }
 
     #[test]
+    fn a_link_is_unknown_after_two_and_a_half_of_its_own_intervals() {
+        let age = Duration::from_millis(2500);
+        let known = |at: &[u64], now_ms: u64| {
+            let mut links = Links::default();
+            at.iter()
+                .for_each(|at_s| add(&mut links, *at_s, 24_000_000, 1.0, 60_000));
+            let now = Duration::from_millis(now_ms);
+            let newest = links.newest(link(), now, age).is_some();
+            assert_eq!(links.hot(now, age).next().is_some(), newest);
+            newest
+        };
+        for (at, until_ms) in [
+            (&[1u64, 2, 3][..], 5_500),
+            (&[10, 20, 30], 55_000),
+            (&[30, 60, 90], 165_000),
+            // One sample was lost; one alone says nothing of the next.
+            (&[1, 2, 8], 10_500),
+            (&[10], 12_500),
+        ] {
+            assert!(known(at, until_ms), "{at:?}");
+            assert!(!known(at, until_ms + 1), "{at:?}");
+        }
+    }
+
+    #[test]
     fn only_what_was_hot_is_remembered_for_long() {
         let mut links = Links::default();
         let (now, age) = (Duration::from_secs(300), Duration::from_secs(1000));

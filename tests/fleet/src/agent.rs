@@ -169,7 +169,11 @@ impl Agent {
                 name: port.name.clone(),
                 up,
                 addresses: vec![format!("{}/32", fabric.address(*link))],
-                neighbours: if up { vec![neighbour] } else { Vec::new() },
+                neighbours: if up && world.site.switches_tell() {
+                    vec![neighbour]
+                } else {
+                    Vec::new()
+                },
                 speed_bps: whole(world.physics.trained[*link].0),
             }
         });

@@ -97,7 +97,7 @@ pub fn measure(
     seconds: u64,
     mut tell: impl FnMut(u64),
 ) -> Cost {
-    let plan = world.fabric.plan();
+    let plan = world.fabric.plan(true);
     let (nodes, links) = (agents.len(), plan.cables.len() * 2);
     let before = resident();
     let mut brain = Brain::new(Config::default(), plan, false, 0);

@@ -72,8 +72,8 @@ pub struct Fleet {
     open: BTreeSet<usize>,
     ups: Vec<bool>,
     swapped: Vec<(usize, usize)>,
-    /// Agents by the number of their node, and by its name.
-    of_node: Vec<usize>,
+    /// Agents by the number of their node, if it has one, and by its name.
+    of_node: Vec<Option<usize>>,
     of_name: BTreeMap<String, usize>,
     encoded: Vec<u8>,
 }
@@ -87,12 +87,14 @@ impl Fleet {
         noise: Vec<(f64, usize, Noise)>,
     ) -> Fleet {
         let nodes = 0..world.fabric.nodes.len();
-        let agents = nodes.map(|n| Agent::new(&world, n, shape.gpus, shape.nvlinks, shape.seed));
+        let agents = nodes
+            .filter(|n| world.site.switches_tell() || world.fabric.nodes[*n].tier == Tier::Host);
+        let agents = agents.map(|n| Agent::new(&world, n, shape.gpus, shape.nvlinks, shape.seed));
         let agents: Vec<Agent> = agents.collect();
         let mut fleet = Fleet {
-            brain: Brain::new(Config::default(), world.fabric.plan(), false, 0),
+            brain: Brain::new(Config::default(), world.plan(), false, 0),
             away: (0..agents.len()).map(|n| (n, (0.0, false))).collect(),
-            of_node: vec![0; agents.len()],
+            of_node: vec![None; world.fabric.nodes.len()],
             of_name: BTreeMap::new(),
             ups: world.physics.up.clone(),
             swapped: Vec::new(),
@@ -115,7 +117,7 @@ impl Fleet {
         // The order in which frames arrive in an interval is theirs for good.
         fleet.agents.sort_by(|a, b| a.phase.total_cmp(&b.phase));
         for (n, agent) in fleet.agents.iter().enumerate() {
-            fleet.of_node[agent.node] = n;
+            fleet.of_node[agent.node] = Some(n);
             fleet.of_name.insert(agent.name.clone(), n);
         }
         fleet
@@ -275,7 +277,9 @@ impl Fleet {
             .map(|(_, node, event)| (*node, event.clone()))
             .collect();
         for (node, event) in due {
-            self.agents[self.of_node[node]].see(event);
+            if let Some(n) = self.of_node[node] {
+                self.agents[n].see(event);
+            }
         }
     }
 
@@ -285,7 +289,13 @@ impl Fleet {
                 return;
             }
             self.noise.pop();
-            let n = self.of_node[node];
+            if noise == Noise::ControllerRestart {
+                self.restart_controller(begin);
+                continue;
+            }
+            let Some(n) = self.of_node[node] else {
+                continue;
+            };
             let is_host = self.world.fabric.nodes[node].tier == Tier::Host;
             match noise {
                 Noise::AgentRestart { down_s } => self.lose(n, begin, begin + down_s, false),
@@ -328,7 +338,7 @@ impl Fleet {
                         self.agents[n].see(xid);
                     }
                 }
-                Noise::ControllerRestart => self.restart_controller(begin),
+                Noise::ControllerRestart => {}
             }
         }
     }
@@ -360,7 +370,7 @@ impl Fleet {
     fn restart_controller(&mut self, begin: f64) {
         self.deliver(begin);
         self.collect(begin);
-        self.brain = Brain::new(Config::default(), self.world.fabric.plan(), false, 0);
+        self.brain = Brain::new(Config::default(), self.world.plan(), false, 0);
         self.life += 1;
         self.opened = 0;
         self.open.clear();

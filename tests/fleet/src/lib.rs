@@ -27,4 +27,5 @@ pub mod physics;
 pub mod scenario;
 pub mod score;
 pub mod show;
+pub mod site;
 pub mod world;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use weir_fleet::healthy::{FalseVerdict, Plan};
 use weir_fleet::scenario::Scenario;
 use weir_fleet::score::{Outcome, Score, run};
+use weir_fleet::site::Site;
 use weir_fleet::{cost, healthy, show};
 
 /// Simulates fleets of agents with faults whose truth is known, and scores what the controller says.
@@ -38,6 +39,9 @@ enum Command {
         /// Sample interval; beyond 1s jobs and faults last longer in proportion
         #[arg(long, default_value = "1s", value_parser = seconds)]
         interval: f64,
+        /// What the site has, and so what its agents tell
+        #[arg(long, default_value = "ethernet")]
+        site: Site,
         /// Write the figures as JSON to standard output
         #[arg(long)]
         json: bool,
@@ -57,6 +61,8 @@ enum Command {
         /// Sample interval
         #[arg(long, default_value = "1s", value_parser = seconds)]
         interval: f64,
+        #[arg(long, default_value = "ethernet")]
+        site: Site,
         /// Leave out the signals
         #[arg(long)]
         brief: bool,
@@ -138,12 +144,13 @@ fn main() -> anyhow::Result<()> {
             first,
             jobs,
             interval,
+            site,
             json,
             misses,
             progress,
         } => {
             let outcomes = outcomes(
-                (seed, interval),
+                (seed, interval, site),
                 first..first + scenarios,
                 jobs,
                 &bar(scenarios, progress)?,
@@ -164,8 +171,8 @@ fn main() -> anyhow::Result<()> {
                 table.add_rows(rows);
                 writeln!(
                     out,
-                    "{table}\n{} scenarios, {:.1} hours of fleets, {} streams refused",
-                    score.scenarios, score.simulated_hours, score.refused
+                    "{table}\n{} scenarios, {:.1} hours of fleets, {} streams refused, {} faults that nobody at the site can see",
+                    score.scenarios, score.simulated_hours, score.refused, score.hidden
                 )?;
             }
         }
@@ -173,12 +180,13 @@ fn main() -> anyhow::Result<()> {
             scenario,
             seed,
             interval,
+            site,
             brief,
         } => {
             write!(
                 out,
                 "{}",
-                show::scenario(Scenario::sampled(seed, scenario, interval), !brief)
+                show::scenario(Scenario::at(seed, scenario, interval, site), !brief)
             )?;
         }
         Command::Healthy {
@@ -279,7 +287,7 @@ fn main() -> anyhow::Result<()> {
 
 /// Runs scenarios on several threads; the order of the results does not depend on them.
 fn outcomes(
-    (seed, interval_s): (u64, f64),
+    (seed, interval_s, site): (u64, f64, Site),
     numbers: std::ops::Range<u64>,
     jobs: usize,
     bar: &ProgressBar,
@@ -294,7 +302,7 @@ fn outcomes(
                     if number >= numbers.end {
                         return;
                     }
-                    let (outcome, _) = run(Scenario::sampled(seed, number, interval_s), |_| ());
+                    let (outcome, _) = run(Scenario::at(seed, number, interval_s, site), |_| ());
                     if let Ok(mut all) = all.lock() {
                         all.push(outcome);
                     }

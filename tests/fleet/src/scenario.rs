@@ -5,6 +5,7 @@ use crate::fault::Fault;
 use crate::inject;
 use crate::job::{Pattern, Spec};
 use crate::noise::{self, Noise, Rates};
+use crate::site::Site;
 use crate::world::World;
 use std::collections::BTreeSet;
 use weir_controller_core::verdict::Class;
@@ -43,13 +44,13 @@ impl Scenario {
     /// Scenario `number` of a run: 16 in 20 have one fault, of each class in turn; two have two, two have none.
     #[must_use]
     pub fn new(seed: u64, number: u64) -> Scenario {
-        Scenario::sampled(seed, number, 1.0)
+        Scenario::at(seed, number, 1.0, Site::default())
     }
 
-    /// The same with agents that look every `interval_s`; where that is more than a second, jobs and faults last longer in
+    /// The same at another kind of site, with agents that look every `interval_s`; where that is more than a second, jobs and faults last longer in
     /// proportion, so that there is as much to see.
     #[must_use]
-    pub fn sampled(seed: u64, number: u64, interval_s: f64) -> Scenario {
+    pub fn at(seed: u64, number: u64, interval_s: f64, site: Site) -> Scenario {
         let longer = interval_s.max(1.0);
         let own = mix(mix(seed) ^ number);
         let mut rng = Rng::new(own);
@@ -83,6 +84,7 @@ impl Scenario {
             off
         };
         let mut world = World::new(fabric, shape.gpus, off, own);
+        world.site = site;
         let narrow = classes.contains(&Class::Oversubscription);
         let length_s = some_jobs(&mut world, &mut rng, narrow, longer);
         let mut faults: Vec<Fault> = Vec::new();

@@ -9,7 +9,7 @@ use crate::fault::Fault;
 use crate::fleet::{Fleet, Found};
 use crate::scenario::Scenario;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use weir_controller_core::verdict::{Class, Subject};
 
 /// Agents sample at moments of their own: what began in a step of the world may be told at its beginning.
@@ -39,6 +39,8 @@ pub struct Outcome {
     pub number: u64,
     /// Class of each fault, and after how many intervals it was found.
     pub faults: Vec<(String, Option<f64>)>,
+    /// Numbers of faults of which nobody at the site tells enough.
+    pub hidden: BTreeSet<usize>,
     /// Class of each verdict, and what it was.
     pub verdicts: Vec<(String, Kind)>,
     pub seconds: f64,
@@ -50,17 +52,22 @@ impl Outcome {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         let right = |k: &Kind| matches!(k, Kind::True(_) | Kind::Repeated(_) | Kind::Linked(_));
-        self.faults.iter().all(|(_, l)| l.is_some()) && self.verdicts.iter().all(|(_, k)| right(k))
+        self.missed().next().is_none() && self.verdicts.iter().all(|(_, k)| right(k))
+    }
+
+    /// Classes of faults that should have been found.
+    fn missed(&self) -> impl Iterator<Item = &str> {
+        let missed = |(n, (_, found)): &(usize, &(String, Option<f64>))| {
+            found.is_none() && !self.hidden.contains(n)
+        };
+        let all = self.faults.iter().enumerate().filter(missed);
+        all.map(|(_, (class, _))| class.as_str())
     }
 
     /// What was missed and what is not right, in a line.
     #[must_use]
     pub fn line(&self) -> String {
-        let missed = self
-            .faults
-            .iter()
-            .filter(|(_, l)| l.is_none())
-            .map(|(c, _)| format!("missed {c}"));
+        let missed = self.missed().map(|c| format!("missed {c}"));
         let wrong = self.verdicts.iter().filter_map(|(class, kind)| match kind {
             Kind::True(_) | Kind::Repeated(_) | Kind::Linked(_) => None,
             Kind::Consequence(n) => {
@@ -98,6 +105,9 @@ pub fn run(scenario: Scenario, mut watch: impl FnMut(&Fleet)) -> (Outcome, Fleet
             .iter()
             .zip(&fleet.world.faults)
             .map(|(found, f)| (f.class.name().to_owned(), intervals(found, f)))
+            .collect(),
+        hidden: (0..faults.len())
+            .filter(|n| !fleet.world.site.shows(fleet.world.faults[*n].class))
             .collect(),
         verdicts: fleet
             .found
@@ -234,6 +244,9 @@ pub struct Score {
     pub simulated_hours: f64,
     /// Streams that the controller refused.
     pub refused: u64,
+    /// Faults of which nobody at the site tells enough to name them; they count for nothing else.
+    #[serde(default)]
+    pub hidden: u64,
     pub classes: BTreeMap<String, Tally>,
     pub all: Tally,
 }
@@ -255,7 +268,11 @@ impl Score {
         for outcome in outcomes {
             score.simulated_hours += outcome.seconds / 3600.0;
             score.refused += outcome.refused;
-            for (class, latency) in &outcome.faults {
+            for (n, (class, latency)) in outcome.faults.iter().enumerate() {
+                if latency.is_none() && outcome.hidden.contains(&n) {
+                    score.hidden += 1;
+                    continue;
+                }
                 for tally in [
                     score.classes.entry(class.clone()).or_default(),
                     &mut score.all,

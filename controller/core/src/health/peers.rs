@@ -43,7 +43,7 @@ const BUSY_PERCENT: f32 = 20.0;
 const BUSY_BYTES: f32 = 1e6;
 /// A node that nobody saw in its job for so long is no part of it, where samples come once a second.
 const JOB_GONE: Duration = Duration::from_secs(10);
-/// An outlier stands for this long after it was one.
+/// An outlier stands for this long after it was one, and over two steps at least.
 const HOLD: Duration = Duration::from_secs(60);
 /// Nothing differs by more medians than this.
 const FARTHEST: f32 = 1000.0;
@@ -332,13 +332,14 @@ pub fn step_of(interval: Duration) -> Duration {
 /// Compares the nodes of each job over the last step; `interval` is that of their samples.
 pub fn step<'a>(peers: impl Iterator<Item = &'a mut Peer>, interval: Duration, now: Duration) {
     let gone = age_max(JOB_GONE, interval);
+    let hold = age_max(HOLD, step_of(interval));
     let mut jobs: BTreeMap<JobId, Vec<(&mut Peer, Means)>> = BTreeMap::new();
     for peer in peers {
         let means = peer.take_means();
         if peer
             .outlier
             .as_ref()
-            .is_some_and(|o| now.saturating_sub(o.last) >= HOLD)
+            .is_some_and(|o| now.saturating_sub(o.last) >= hold)
         {
             peer.outlier = None;
         }

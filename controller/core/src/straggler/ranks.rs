@@ -91,11 +91,8 @@ impl Track {
     /// The usual start behind the other ranks; `None` before it is calibrated.
     fn usual(&self) -> Option<f64> {
         let sorted = &self.starts.sorted;
-        let middle = |sorted: &[f64]| {
-            let upper = *sorted.get(sorted.len() / 2)?;
-            Some((*sorted.get((sorted.len() - 1) / 2)? + upper) / 2.0)
-        };
-        (sorted.len() >= CALIBRATED).then(|| middle(sorted))?
+        let n = sorted.len();
+        (n >= CALIBRATED).then(|| (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0)
     }
 }
 
@@ -490,4 +487,31 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let lower = below.iter().copied().max_by(f64::total_cmp);
     let lower = lower.filter(|_| is_even).unwrap_or(*upper);
     Some((lower + *upper) / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn usual_starts_have_the_median_of_the_last_ones(starts in prop::collection::vec(any::<f64>(), 0..200)) {
+            let mut track = Track::default();
+            for (n, start) in starts.iter().enumerate() {
+                track.starts.push(*start);
+                let last = &starts[(n + 1).saturating_sub(STARTS_MAX)..=n];
+                let expected = median(last.iter().copied()).filter(|_| last.len() >= CALIBRATED);
+                prop_assert_eq!(track.usual().map(f64::to_bits), expected.map(f64::to_bits));
+            }
+        }
+
+        #[test]
+        fn a_median_is_the_middle_of_the_sorted_values(values in prop::collection::vec(any::<f64>(), 0..40)) {
+            let mut sorted = values.clone();
+            sorted.sort_by(f64::total_cmp);
+            let middle = sorted.get(values.len() / 2).map(|upper| (sorted[(values.len() - 1) / 2] + upper) / 2.0);
+            prop_assert_eq!(median(values.into_iter()).map(f64::to_bits), middle.map(f64::to_bits));
+        }
+    }
 }

@@ -54,7 +54,8 @@ pub fn fault(
         }
         Class::DegradedLink => {
             let link = busy_link(world, rng);
-            let told = rng.below(2) == 0;
+            // What no counter of a host says, only switches show.
+            let told = rng.below(2) == 0 || !world.site.switches_tell();
             let share = if told && rng.below(2) == 0 { 0.25 } else { 0.5 };
             let text = format!(
                 "{} has {share} of its rate{}",
@@ -77,7 +78,11 @@ pub fn fault(
             on_cable(world, class, span, Effect::Down { link }, link, text)
         }
         Class::LinkErrors => {
-            let link = busy_link(world, rng);
+            let mut link = busy_link(world, rng);
+            // The receiving end counts.
+            if !world.site.switches_tell() && !world.is_to_host(link) {
+                link = world.fabric.ports[link].peer;
+            }
             let blocks = 10f64.powf(1.0 + 2.5 * rng.unit());
             let text = format!(
                 "{} damages {blocks:.0} blocks a second",
@@ -144,9 +149,13 @@ fn job_port(world: &World, rng: &mut Rng) -> Link {
     ports[position(rng.below(ports.len() as u64))]
 }
 
-/// A link that carries flows of the job, any in its paths.
+/// A link that carries flows of the job, any in its paths; where switches tell nothing, one of a host.
 fn busy_link(world: &World, rng: &mut Rng) -> Link {
-    let links: Vec<Link> = world.links_of(WIDE).into_iter().collect();
+    let links: Vec<Link> = world
+        .links_of(WIDE)
+        .into_iter()
+        .filter(|l| world.site.switches_tell() || !world.is_fabric(*l))
+        .collect();
     links[position(rng.below(links.len() as u64))]
 }
 
