@@ -71,13 +71,13 @@ sim: setup ## Simulate a fabric: SCENARIO=FILE.yaml; tables here, drawings in ta
 	target/release/weir-sim run $(SCENARIO) --progress --svg target/sim
 
 .PHONY: results
-results: setup ## Measure diagnosis, localisation, tuning and speed; writes docs/results/, docs/results.json and docs/results.md (HEALTHY_DAYS=7)
+results: setup ## Measure diagnosis, localisation, tuning and speed; writes docs/results/, docs/results.json and docs/results.md (HEALTHY_DAYS=7 HEALTHY_INTERVAL=10s)
 	cargo build -q --release --locked -p weir-fleet -p weir-sim -p weir-results
 	cargo build -q --release --locked -p weir-controller-core --example localisation
 	mkdir -p docs/results
 	keep() { "$${@:2}" >target/results.tmp && mv target/results.tmp docs/results/$$1.json; }; \
 	keep diagnosis target/release/weir-fleet score --scenarios 2000 --jobs 2 --json --progress; \
-	keep healthy target/release/weir-fleet healthy --nodes 1000 --days $(or $(HEALTHY_DAYS),7) --json --progress; \
+	keep healthy target/release/weir-fleet healthy --nodes 1000 --days $(or $(HEALTHY_DAYS),7) --interval $(or $(HEALTHY_INTERVAL),10s) --fleets 2 --jobs 2 --json --progress; \
 	keep cost target/release/weir-fleet cost --nodes 10000 --json --progress; \
 	keep localisation target/release/examples/localisation --json; \
 	keep sim target/release/weir-sim bench --json; \

@@ -335,7 +335,8 @@ impl Core {
         self.stragglers.sampled(node, sample, now);
         let bytes = sample.flows.iter().map(|f| f.bytes);
         let sent = bytes.fold(0, u64::saturating_add);
-        self.silent.sampled(node, &sample.values, sent, now);
+        self.silent
+            .sampled(node, &sample.values, sent, sample.elapsed, now);
         let job = sample.job();
         self.health
             .sampled(node, &sample.values, sample.elapsed, job, now);

@@ -5,7 +5,7 @@
 
 use crate::engine::NODES_MAX;
 use crate::ids::{FlowKey, JobId, NodeId, PortId};
-use crate::io::{FlowSample, ResolvedHop};
+use crate::io::{FlowSample, ResolvedHop, age_max};
 use crate::silent::{self, Tally};
 use crate::topology::Topology;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +21,7 @@ pub const HOPS_MAX: usize = FLOWS_MAX * 10;
 const PATH_MAX: usize = 8;
 /// A question without an answer is asked again after this long.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// A rate older than this is no longer current (samples come once a second).
+/// A rate older than this is no longer current where samples come once a second; [`age_max`] otherwise.
 pub const RATE_AGE_MAX: Duration = Duration::from_millis(2500);
 /// TCP doubles the time between its retransmissions: a flow without any for longer is at rest.
 const RETRANSMITS_AGE_MAX: Duration = Duration::from_secs(5);
@@ -36,12 +36,23 @@ pub struct Flow {
     pub at: Duration,
     /// Newest sample in which it had data on the wire; `None` if none had.
     pub active_at: Option<Duration>,
+    /// The shorter of its last two intervals: the longer may be one of a lost sample.
+    interval: Duration,
+    /// The newest.
+    elapsed: Duration,
     pub retransmits: u64,
     /// When it retransmitted last.
     pub retransmitted_at: Option<Duration>,
     pub srtt_us: u32,
     pub delivered_ce: u64,
     tally: Tally,
+}
+
+impl Flow {
+    /// Whether what was told `at` is no older than `least`, or than its node's interval allows.
+    fn is_current(&self, at: Duration, least: Duration, now: Duration) -> bool {
+        now.saturating_sub(at) <= age_max(least, self.interval)
+    }
 }
 
 /// Where a node sends a flow that comes in by a port.
@@ -110,7 +121,12 @@ impl Flows {
         let known = self.flows.get(&sample.key);
         let before = known.and_then(|f| f.retransmitted_at);
         let mut tally = known.map(|f| f.tally).unwrap_or_default();
-        tally.add(sample.bytes / silent::PACKET_BYTES, sample.retransmits, at);
+        let interval = known.map_or(elapsed, |f| f.elapsed.min(elapsed));
+        tally.add(
+            (sample.bytes / silent::PACKET_BYTES, sample.retransmits),
+            interval,
+            at,
+        );
         let flow = Flow {
             retransmitted_at: if sample.retransmits > 0 {
                 Some(at)
@@ -125,6 +141,8 @@ impl Flows {
             } else {
                 known.and_then(|f| f.active_at)
             },
+            interval,
+            elapsed,
             retransmits: sample.retransmits,
             srtt_us: sample.srtt_us,
             delivered_ce: sample.delivered_ce,
@@ -229,26 +247,28 @@ impl Flows {
                 && flow.rate_bps < ACTIVE_BPS
                 && flow
                     .retransmitted_at
-                    .is_some_and(|at| now.saturating_sub(at) <= RETRANSMITS_AGE_MAX)
+                    .is_some_and(|at| flow.is_current(at, RETRANSMITS_AGE_MAX, now))
         })
     }
 
     /// Flows with data on the wire in their newest sample.
     pub fn active(&self, now: Duration) -> impl Iterator<Item = (&FlowKey, &Flow)> {
-        self.flows.iter().filter(move |(_, f)| {
-            f.rate_bps >= ACTIVE_BPS && now.saturating_sub(f.at) <= RATE_AGE_MAX
-        })
+        self.flows
+            .iter()
+            .filter(move |(_, f)| f.rate_bps >= ACTIVE_BPS && f.is_current(f.at, RATE_AGE_MAX, now))
     }
 
-    /// Flows that had data on the wire within `back`, but have none now.
-    pub fn rested(&self, now: Duration, back: Duration) -> impl Iterator<Item = &FlowKey> {
-        let flows = self.flows.iter();
-        let lately = move |f: &Flow| f.active_at.is_some_and(|at| now.saturating_sub(at) <= back);
+    /// Flows that had data on the wire in one of the last `window` samples, but have none now.
+    pub fn rested(&self, now: Duration, window: u32) -> impl Iterator<Item = &FlowKey> {
+        let lately = move |f: &Flow| {
+            let back = age_max(RATE_AGE_MAX, f.interval) * window;
+            f.active_at.is_some_and(|at| now.saturating_sub(at) <= back)
+        };
         let rests =
-            move |f: &Flow| f.rate_bps < ACTIVE_BPS || now.saturating_sub(f.at) > RATE_AGE_MAX;
-        flows
-            .filter(move |(_, f)| lately(f) && rests(f))
-            .map(|(k, _)| k)
+            move |f: &Flow| f.rate_bps < ACTIVE_BPS || !f.is_current(f.at, RATE_AGE_MAX, now);
+        let flows = self.flows.iter();
+        let rested = flows.filter(move |(_, f)| lately(f) && rests(f));
+        rested.map(|(k, _)| k)
     }
 
     /// Packets that each flow sent, and sent again, lately; flows without any are left out.
@@ -386,5 +406,49 @@ impl Flows {
             }
         }
         questions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_current_for_two_and_a_half_of_its_own_intervals() {
+        let key = FlowKey {
+            src: Ipv4Addr::new(10, 0, 0, 1),
+            dst: Ipv4Addr::new(10, 0, 0, 2),
+            src_port: 50_000,
+            dst_port: 4791,
+        };
+        // Intervals, the newest last, and how long the last is current in milliseconds.
+        for (intervals, current_ms) in [
+            (&[1u64, 1, 1][..], 2_500),
+            (&[10, 10, 10], 25_000),
+            // A lost sample; an agent that looks more often from now on.
+            (&[1, 1, 4], 2_500),
+            (&[10, 10, 1], 2_500),
+        ] {
+            let (mut flows, mut now) = (Flows::default(), Duration::ZERO);
+            for interval in intervals {
+                let elapsed = Duration::from_secs(*interval);
+                now += elapsed;
+                let sample = FlowSample {
+                    key,
+                    job: None,
+                    bytes: 1 << 30,
+                    retransmits: 0,
+                    srtt_us: 0,
+                    delivered_ce: 0,
+                    received_ce: 0,
+                    cnps_sent: 0,
+                };
+                flows.sampled(&sample, elapsed, now);
+            }
+            let until = now + Duration::from_millis(current_ms);
+            assert_eq!(flows.active(until).count(), 1, "{intervals:?}");
+            let later = until + Duration::from_millis(1);
+            assert_eq!(flows.active(later).count(), 0, "{intervals:?}");
+        }
     }
 }

@@ -110,6 +110,13 @@ pub struct NodeSample {
     pub values: Vec<Option<u64>>,
 }
 
+/// How long what a node told may stand: two and a half of its own `interval`s, so that one lost sample does not make
+/// it unknown, and `least` at least, which is right for samples of a second.
+#[must_use]
+pub fn age_max(least: Duration, interval: Duration) -> Duration {
+    least.max(interval.saturating_mul(5) / 2)
+}
+
 impl NodeSample {
     /// The job that the node worked for, as far as the interval tells.
     #[must_use]

@@ -13,7 +13,7 @@
 //! per megabyte that the first reporting node sent, one value each sample.
 
 use crate::ids::{JobId, NodeId};
-use crate::io::{CollectiveDone, NodeSample};
+use crate::io::{CollectiveDone, NodeSample, age_max};
 use crate::memory::keep;
 use crate::verdict::Impact;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -40,6 +40,9 @@ const RUNNING_AGE_MAX: Duration = Duration::from_secs(3);
 
 /// A window over calls that only queue work lasts at least this long.
 const WINDOW: Duration = Duration::from_secs(1);
+
+/// Calls of a late frame are dated late: by less than this, they stand out of order.
+const LATE_MAX: Duration = Duration::from_secs(10);
 
 /// Iterations on either side before a loss is told.
 const IMPACT_MIN: usize = 3;
@@ -113,10 +116,13 @@ pub struct Job {
     hosts: BTreeMap<u32, NodeId>,
     /// Samples of a node's flows that were passed over, up to [`WARM_UP`].
     warm_up: BTreeMap<NodeId, u32>,
+    /// The last two intervals of its nodes; the longer may be one of a lost sample.
+    elapsed: Option<(Duration, Duration)>,
 }
 
 keep!(struct Job {
     ranks, first_seen, last_seen, collective, collective_seen, by_rank, trains, by_flows, running, hosts, warm_up,
+    elapsed,
 });
 
 /// Calls since a window began.
@@ -233,7 +239,9 @@ impl Job {
         let current = |s: &VecDeque<Iteration>| {
             s.back().is_some_and(|i| {
                 now.saturating_sub(i.ended)
-                    <= CURRENT.max(Duration::from_secs_f64(i.seconds.clamp(0.0, 1e6) * 3.0))
+                    <= self
+                        .age_max(CURRENT)
+                        .max(Duration::from_secs_f64(i.seconds.clamp(0.0, 1e6) * 3.0))
             })
         };
         if let (Some((op, bytes)), Some((rank, series))) = (
@@ -257,7 +265,14 @@ impl Job {
     #[must_use]
     pub fn running_for(&self, now: Duration) -> Option<Duration> {
         let (seen, running) = self.running?;
-        (now.saturating_sub(seen) <= RUNNING_AGE_MAX).then_some(running)
+        (now.saturating_sub(seen) <= self.age_max(RUNNING_AGE_MAX)).then_some(running)
+    }
+
+    /// How old what its nodes told may be: [`age_max`] of the shorter of their last two intervals.
+    #[must_use]
+    pub fn age_max(&self, least: Duration) -> Duration {
+        let interval = self.elapsed.map_or(Duration::ZERO, |(a, b)| a.min(b));
+        age_max(least, interval)
     }
 
     /// The host that a rank runs on; `None` if its agent does not tell.
@@ -360,7 +375,11 @@ impl Job {
         } else {
             0.0
         };
-        for (before, after) in series.iter().zip(series.iter().skip(1)) {
+        // The newest first: what began long before `from` has no gap in the interval.
+        for (after, before) in series.iter().rev().zip(series.iter().rev().skip(1)) {
+            if after.started.saturating_add(LATE_MAX) < from {
+                break;
+            }
             idle += overlap(before.ended, after.started);
         }
         let length = to.saturating_sub(from).as_secs_f64();
@@ -394,8 +413,11 @@ impl crate::memory::Keep for Jobs {
 
 impl Jobs {
     pub fn sampled(&mut self, node: &NodeId, sample: &NodeSample, at: Duration) {
-        for done in &sample.collectives {
-            if let Some(job) = self.entry(&done.job, at) {
+        for calls in sample.collectives.chunk_by(|a, b| a.job == b.job) {
+            let Some(job) = self.entry(&calls[0].job, at) else {
+                continue;
+            };
+            for done in calls {
                 job.collective_done(done, at);
                 if let Some(rank) = done.rank
                     && (job.hosts.len() < HOSTS_MAX || job.hosts.contains_key(&rank))
@@ -415,6 +437,10 @@ impl Jobs {
         let Some(elapsed) = sample.elapsed else {
             return;
         };
+        if let Some(job) = sample.job().and_then(|job| self.0.get_mut(job)) {
+            let before = job.elapsed.map_or(elapsed, |(_, newest)| newest);
+            job.elapsed = Some((before, elapsed));
+        }
         let mut sent: BTreeMap<&JobId, u64> = BTreeMap::new();
         for flow in &sample.flows {
             if let Some(job) = &flow.job {
@@ -528,7 +554,7 @@ impl Jobs {
 }
 
 fn busiest<'a>(jobs: impl Iterator<Item = &'a Job>, from: Duration, to: Duration) -> f64 {
-    let current = jobs.filter(|j| to.saturating_sub(j.last_seen) <= CURRENT);
+    let current = jobs.filter(|j| to.saturating_sub(j.last_seen) <= j.age_max(CURRENT));
     let shares = current.map(|j| 1.0 - j.idle_share(from, to));
     shares.reduce(f64::max).unwrap_or(1.0)
 }
@@ -563,6 +589,35 @@ mod tests {
         }
         let (_, series) = job.series(at).unwrap();
         assert_eq!(series.iter().map(|i| i.seconds).collect::<Vec<_>>(), [0.29]);
+    }
+
+    #[test]
+    fn what_a_job_told_is_its_present_until_its_next_sample_is_overdue() {
+        let at = Duration::from_secs;
+        let node = NodeId::new("h1");
+        for interval in [1, 10, 30] {
+            let mut jobs = Jobs::default();
+            for n in 1..=4u64 {
+                let sample = NodeSample {
+                    elapsed: Some(at(interval)),
+                    collectives: vec![done(0, 4000, 900, 250)],
+                    running: vec![crate::io::CollectiveRunning {
+                        job: JobId::new("j"),
+                        running: at(7),
+                    }],
+                    ..NodeSample::default()
+                };
+                jobs.sampled(&node, &sample, at(n * interval));
+            }
+            let job = jobs.get(&JobId::new("j")).unwrap();
+            let last = at(4 * interval);
+            let until = last + at(interval * 5 / 2).max(RUNNING_AGE_MAX);
+            assert_eq!(job.running_for(until), Some(at(7)), "{interval} s");
+            assert_eq!(job.running_for(until + Duration::from_secs(1)), None);
+            let series = |now| job.series(now).is_some();
+            assert!(series(last + at(interval)), "{interval} s");
+            assert!(!series(last + at(interval * 5 / 2).max(CURRENT)));
+        }
     }
 
     #[test]

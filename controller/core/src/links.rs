@@ -1,7 +1,7 @@
 //! What each directed link did in its last sample intervals.
 
 use crate::config::Hotspot;
-use crate::io::PortSample;
+use crate::io::{PortSample, age_max};
 use crate::memory::keep;
 use crate::topology::{LINKS_MAX, LinkIx};
 use std::collections::{BTreeSet, VecDeque};
@@ -15,6 +15,9 @@ const SAMPLES_QUIET: usize = 16;
 
 /// Histories that are kept for a replay: 20 MB.
 const REMEMBERED_MAX: usize = 4096;
+
+/// Gaps between samples of a link, of which the shortest is its interval: a longer one may be a sample that was lost.
+const GAPS: usize = 2;
 
 /// A shorter busy share than this says nothing about the rest of the interval.
 const BUSY_MIN: f64 = 0.1;
@@ -143,6 +146,16 @@ pub struct Track {
 }
 
 keep!(struct Track { samples, hot_at });
+
+impl Track {
+    /// Time from one of its last samples to the next, as they arrived; zero before the second.
+    fn interval(&self) -> Duration {
+        let newer = self.samples.iter().rev();
+        let gaps = newer.clone().zip(newer.skip(1)).take(GAPS);
+        let gaps = gaps.map(|(newer, older)| newer.at.saturating_sub(older.at));
+        gaps.min().unwrap_or_default()
+    }
+}
 
 /// History of all links.
 #[derive(Debug, Clone, Default)]
@@ -298,7 +311,7 @@ impl Links {
         }
     }
 
-    /// Links whose newest interval was hot and is not older than `max_age`.
+    /// Links whose newest interval was hot; how old it may be: [`Links::newest`].
     pub fn hot(&self, now: Duration, max_age: Duration) -> impl Iterator<Item = LinkIx> {
         let fresh = move |link: &LinkIx| self.newest(*link, now, max_age).is_some();
         self.hot.iter().copied().filter(fresh)
@@ -316,11 +329,14 @@ impl Links {
         self.paused.iter().copied().filter(fresh)
     }
 
-    /// Newest interval of a link, unless it is older than `max_age`.
+    /// Newest interval of a link, unless it is older than `max_age` and than two and a half of the intervals at which the
+    /// link is sampled.
     #[must_use]
     pub fn newest(&self, link: LinkIx, now: Duration, max_age: Duration) -> Option<&LinkSample> {
-        let sample = self.tracks.get(link.index())?.samples.back()?;
-        (now.saturating_sub(sample.at) <= max_age).then_some(sample)
+        let track = self.tracks.get(link.index())?;
+        let sample = track.samples.back()?;
+        let age = now.saturating_sub(sample.at);
+        (age <= max_age || age <= age_max(max_age, track.interval())).then_some(sample)
     }
 
     /// Intervals held of a link, oldest first.
@@ -457,6 +473,31 @@ mod tests {
         assert_eq!(since(&[0, 0, 1, 1]), Some(2));
         assert_eq!(since(&[0, 0, 1, 0, 0, 1, 0]), Some(2));
         assert_eq!(since(&[1, 0, 0, 0, 1, 1]), Some(4));
+    }
+
+    #[test]
+    fn a_link_is_unknown_after_two_and_a_half_of_its_own_intervals() {
+        let age = Duration::from_millis(2500);
+        let known = |at: &[u64], now_ms: u64| {
+            let mut links = Links::default();
+            at.iter()
+                .for_each(|at_s| add(&mut links, *at_s, 24_000_000, 1.0, 60_000));
+            let now = Duration::from_millis(now_ms);
+            let newest = links.newest(link(), now, age).is_some();
+            assert_eq!(links.hot(now, age).next().is_some(), newest);
+            newest
+        };
+        for (at, until_ms) in [
+            (&[1u64, 2, 3][..], 5_500),
+            (&[10, 20, 30], 55_000),
+            (&[30, 60, 90], 165_000),
+            // One sample was lost; one alone says nothing of the next.
+            (&[1, 2, 8], 10_500),
+            (&[10], 12_500),
+        ] {
+            assert!(known(at, until_ms), "{at:?}");
+            assert!(!known(at, until_ms + 1), "{at:?}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@
 
 use crate::flows::{Flows, RATE_AGE_MAX};
 use crate::ids::{FlowKey, NodeId, PortId};
-use crate::io::Column;
+use crate::io::{Column, age_max};
 use crate::links::{LinkSample, Links};
 use crate::localise::{Element, Fault, Model, Observations};
 use crate::topology::{LinkIx, Topology};
@@ -25,7 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use weir_signal::{Entity, Signal};
 
-/// Retransmissions are added up over two of these, the newer one unfinished.
+/// Retransmissions are added up over two of these, the newer one unfinished; over longer ones where samples come more
+/// seldom than each ten seconds, so that there is one in each.
 const WINDOW: Duration = Duration::from_secs(15);
 /// Time between two looks.
 const LOOK: Duration = Duration::from_secs(5);
@@ -53,16 +54,26 @@ const STANDS: Duration = Duration::from_secs(7);
 /// Packets sent, and sent again, in the finished window and in the one under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tally {
+    /// Length of the windows, and number of the one under way.
+    length: Duration,
     window: u64,
     now: (u64, u64),
     before: (u64, u64),
-    /// When something was bad last.
-    bad_at: Option<Duration>,
+    /// Until when it counts as lossy.
+    lossy_until: Option<Duration>,
 }
 
 impl Tally {
-    pub fn add(&mut self, sent: u64, bad: u64, at: Duration) {
-        let window = at.as_secs() / WINDOW.as_secs();
+    /// Takes packets sent, and sent again, of a sample; `interval` is that of its node.
+    pub fn add(&mut self, (sent, bad): (u64, u64), interval: Duration, at: Duration) {
+        let length = WINDOW.max(Duration::from_secs(interval.as_secs() * 3 / 2));
+        if length != self.length {
+            *self = Tally {
+                length,
+                ..Tally::default()
+            };
+        }
+        let window = self.number(at);
         if window != self.window {
             let next = window == self.window + 1;
             self.before = if next { self.now } else { (0, 0) };
@@ -71,21 +82,23 @@ impl Tally {
         self.now.0 = self.now.0.saturating_add(sent);
         self.now.1 = self.now.1.saturating_add(bad);
         if bad > 0 {
-            self.bad_at = Some(at);
+            self.lossy_until = Some(at.saturating_add(age_max(LASTS, interval)));
         }
+    }
+
+    fn number(&self, at: Duration) -> u64 {
+        at.as_secs() / self.length.as_secs().max(1)
     }
 
     /// Whether something was bad in the last [`LASTS`].
     fn is_lossy(&self, now: Duration) -> bool {
-        let lasts = |at| now.saturating_sub(at) <= LASTS;
-        self.bad_at.is_some_and(lasts)
+        self.lossy_until.is_some_and(|until| now <= until)
     }
 
     /// Of both windows; nothing if it is older than they are.
     #[must_use]
     pub fn total(&self, at: Duration) -> (u64, u64) {
-        let window = at.as_secs() / WINDOW.as_secs();
-        if window > self.window + 1 {
+        if self.number(at) > self.window + 1 {
             return (0, 0);
         }
         let sum = (
@@ -104,6 +117,8 @@ struct Device {
     discards: Vec<usize>,
     tally: Tally,
     discarded: Tally,
+    /// Of the newest sample.
+    elapsed: Duration,
 }
 
 /// What was lost, and whom two looks blame.
@@ -167,7 +182,15 @@ impl Silent {
     }
 
     /// Takes a node's values; `bytes` are those of its RoCE flows, for devices that count no packets.
-    pub fn sampled(&mut self, node: &NodeId, values: &[Option<u64>], bytes: u64, at: Duration) {
+    /// `elapsed` is the sample's interval, if it is known.
+    pub fn sampled(
+        &mut self,
+        node: &NodeId,
+        values: &[Option<u64>],
+        bytes: u64,
+        elapsed: Option<Duration>,
+        at: Duration,
+    ) {
         let Some(device) = self.devices.get_mut(node) else {
             return;
         };
@@ -181,8 +204,11 @@ impl Silent {
         };
         let bad = sum(&device.bad);
         let discards = sum(&device.discards);
-        device.tally.add(sent.max(bad), bad, at);
-        device.discarded.add(discards, 0, at);
+        // A longer interval than the one before may be that of a lost sample.
+        let elapsed = elapsed.unwrap_or(device.elapsed);
+        let interval = std::mem::replace(&mut device.elapsed, elapsed).min(elapsed);
+        device.tally.add((sent.max(bad), bad), interval, at);
+        device.discarded.add((discards, 0), interval, at);
     }
 
     /// What is to blame now.
@@ -512,18 +538,33 @@ mod tests {
     fn a_tally_holds_two_windows() {
         let at = Duration::from_secs;
         let mut tally = Tally::default();
-        tally.add(100, 1, at(1));
-        tally.add(100, 2, at(16));
+        let second = at(1);
+        tally.add((100, 1), second, at(1));
+        tally.add((100, 2), second, at(16));
         assert_eq!(tally.total(at(17)), (200, 3));
         assert_eq!(tally.total(at(31)), (200, 3));
         assert_eq!(tally.total(at(46)), (0, 0));
-        tally.add(7, 0, at(31));
+        tally.add((7, 0), second, at(31));
         assert_eq!(tally.total(at(31)), (107, 2));
-        tally.add(5, 9, at(300));
+        tally.add((5, 9), second, at(300));
         assert_eq!(
             tally.total(at(300)),
             (9, 9),
             "more sent again than sent is all of it"
         );
+    }
+
+    #[test]
+    fn samples_that_come_seldom_have_a_window_each_and_last_until_the_next() {
+        let at = Duration::from_secs;
+        let interval = at(30);
+        let mut tally = Tally::default();
+        for n in 1..20u64 {
+            tally.add((100, u64::from(n >= 10)), interval, at(n * 30));
+            let (sent, _) = tally.total(at(n * 30 + 29));
+            assert!(sent >= 100, "sample {n}: {sent}");
+            assert_eq!(tally.is_lossy(at(n * 30 + 29)), n >= 10);
+        }
+        assert!(!tally.is_lossy(at(19 * 30 + 80)));
     }
 }

@@ -169,7 +169,11 @@ impl Agent {
                 name: port.name.clone(),
                 up,
                 addresses: vec![format!("{}/32", fabric.address(*link))],
-                neighbours: if up { vec![neighbour] } else { Vec::new() },
+                neighbours: if up && world.site.switches_tell() {
+                    vec![neighbour]
+                } else {
+                    Vec::new()
+                },
                 speed_bps: whole(world.physics.trained[*link].0),
             }
         });
@@ -336,13 +340,20 @@ impl Agent {
         let (done, later): (Vec<_>, Vec<_>) =
             seen.partition(|(_, call)| call.start_s + call.duration_s <= at_s);
         self.calls = later;
+        // Of a job, the same for all calls.
+        let mut bytes: Option<(usize, u64)> = None;
         for (j, call) in done {
             let id = self.series_of(world, (j, call.rank), frame);
+            let of_call = match bytes {
+                Some((of, known)) if of == j => known,
+                _ => world.jobs[j].call_bytes(),
+            };
+            bytes = Some((j, of_call));
             let started_us = self.clock_us(call.start_s);
             let row = CallRow {
                 started_us,
                 duration_us: whole(call.duration_s * 1e6),
-                bytes: Some(world.jobs[j].call_bytes()),
+                bytes: Some(of_call),
             };
             rows.push((id, row.into()));
         }

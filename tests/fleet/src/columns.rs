@@ -14,6 +14,8 @@ macro_rules! table {
                 const INDEX: &[u32] = &[$($index)?];
                 if INDEX.is_empty() { None } else { Some(INDEX[0]) }
             }),)+];
+            /// The columns themselves, in the same order.
+            pub const COLUMNS: &[$name] = &[$($name::$variant,)+];
         }
     };
 }

@@ -43,9 +43,9 @@ pub struct Cost {
     pub wire_bytes_per_sample: f64,
 }
 
-/// CPU time of this process.
-fn cpu() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
+/// CPU time of this thread; zero where the kernel does not tell.
+pub(crate) fn cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     Duration::from_nanos(
         stat.split(' ')
             .next()
@@ -97,7 +97,7 @@ pub fn measure(
     seconds: u64,
     mut tell: impl FnMut(u64),
 ) -> Cost {
-    let plan = world.fabric.plan();
+    let plan = world.fabric.plan(true);
     let (nodes, links) = (agents.len(), plan.cables.len() * 2);
     let before = resident();
     let mut brain = Brain::new(Config::default(), plan, false, 0);

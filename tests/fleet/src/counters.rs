@@ -7,6 +7,7 @@ use crate::columns::{GPUS, Gpu, Layout, NVLINK_COLUMNS, NVLINKS, Of, Rdma};
 use crate::fabric::{Link, Tier};
 use crate::load::{PACKET, Share};
 use crate::physics::GpuFault;
+use crate::site::Site;
 use crate::world::World;
 use std::cell::RefCell;
 use weir_sim::num::whole;
@@ -28,6 +29,8 @@ const MANAGEMENT_BPS: f64 = 60e3;
 pub struct Counters {
     pub layout: Layout,
     pub values: Vec<Option<u64>>,
+    /// Columns that nobody at the site tells.
+    lacking: Vec<bool>,
     /// Columns whose counter was reset since the last frame.
     pub resets: Vec<u32>,
     ports: Vec<Link>,
@@ -55,8 +58,29 @@ impl Counters {
         };
         let mut rng = Rng::new(mix(seed ^ node as u64));
         let ports = owner.ports.len();
+        let mut lacking = vec![false; layout.len()];
+        for n in 0..layout.ports {
+            for column in Of::COLUMNS {
+                lacking[layout.port(n, *column)] = is_host && world.site.lacks_of_port(*column);
+            }
+        }
+        for n in 0..layout.devices {
+            for column in Rdma::COLUMNS {
+                lacking[layout.device(n, *column)] = world.site.lacks_of_device(*column);
+            }
+        }
+        for n in 0..layout.gpus {
+            for column in Gpu::COLUMNS {
+                lacking[layout.gpu(n, *column)] = world.site.lacks_of_gpu(*column);
+            }
+            if world.site == Site::Amd {
+                let first = layout.nvlink(n, 0);
+                lacking[first..first + layout.nvlinks * NVLINK_COLUMNS].fill(true);
+            }
+        }
         let mut counters = Counters {
             layout,
+            lacking,
             values: vec![Some(0); layout.len()],
             resets: Vec::new(),
             ports: owner.ports.clone(),
@@ -78,9 +102,7 @@ impl Counters {
     pub fn boot(&mut self, fresh: bool) {
         let layout = self.layout;
         self.resets.clear();
-        for value in &mut self.values {
-            *value = Some(0);
-        }
+        (0..layout.len()).for_each(|c| self.put(c, Some(0)));
         let uptime = if fresh { 0 } else { 1 + self.below(1 << 40) };
         for n in 0..self.layout.ports {
             self.was_up[n] = !fresh;
@@ -157,7 +179,7 @@ impl Counters {
     }
 
     fn put(&mut self, column: usize, value: Option<u64>) {
-        self.values[column] = value;
+        self.values[column] = value.filter(|_| !self.lacking[column]);
     }
 
     /// Raises a counter; fractions come out right on average.
@@ -358,6 +380,15 @@ impl Counters {
         for (column, amount) in [
             (Rdma::TxBytes, sent.bytes * jitter),
             (Rdma::RxBytes, received.bytes * jitter),
+            // Ticks of waiting for credits: of congestion, where nothing pauses.
+            (
+                Rdma::TxWait,
+                f64::from(u8::from(world.site == Site::Infiniband))
+                    * world.load.links[link].paused
+                    * world.busy[link]
+                    * seconds
+                    * 1e8,
+            ),
             (Rdma::TxPackets, sent.bytes / PACKET),
             (Rdma::RxPackets, received.bytes / PACKET),
             (Rdma::EcnMarkedRx, received.marks),
@@ -477,7 +508,7 @@ impl Counters {
         let layout = self.layout;
         let first = self.layout.gpu(n, Gpu::GpuTemperature);
         let columns = Gpu::ALL.len() + self.layout.nvlinks * NVLINK_COLUMNS;
-        self.values[first..first + columns].fill(Some(0));
+        (first..first + columns).for_each(|c| self.put(c, Some(0)));
         for (column, value) in [
             (Gpu::GpuMemoryTotal, 80u64 << 30),
             (Gpu::PcieGeneration, 5),

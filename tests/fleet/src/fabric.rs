@@ -290,9 +290,9 @@ impl Fabric {
         PortId::new(&NodeId::new(&self.nodes[port.node].name), &port.name)
     }
 
-    /// The operator's file.
+    /// The operator's file; without `switches` of hosts alone, and of no cables.
     #[must_use]
-    pub fn plan(&self) -> Plan {
+    pub fn plan(&self, switches: bool) -> Plan {
         let role = |n: &Node| {
             if n.tier == Tier::Host {
                 Role::Host
@@ -304,6 +304,7 @@ impl Fabric {
             nodes: self
                 .nodes
                 .iter()
+                .filter(|n| switches || n.tier == Tier::Host)
                 .map(|n| (NodeId::new(&n.name), role(n)))
                 .collect(),
             storage: self
@@ -313,6 +314,7 @@ impl Fabric {
                 .collect(),
             cables: (0..self.ports.len())
                 .step_by(2)
+                .filter(|_| switches)
                 .map(|a| Cable {
                     a: self.port_id(a),
                     b: self.port_id(a + 1),

@@ -57,6 +57,8 @@ pub struct Fleet {
     pub found: Vec<Found>,
     pub fed: Fed,
     interval_s: f64,
+    /// Steps of the world in an interval.
+    steps: u32,
     noise: Vec<(f64, usize, Noise)>,
     /// On their way, by when they arrive and in which order they left.
     wire: BTreeMap<(u64, u64), Event>,
@@ -70,8 +72,8 @@ pub struct Fleet {
     open: BTreeSet<usize>,
     ups: Vec<bool>,
     swapped: Vec<(usize, usize)>,
-    /// Agents by the number of their node, and by its name.
-    of_node: Vec<usize>,
+    /// Agents by the number of their node, if it has one, and by its name.
+    of_node: Vec<Option<usize>>,
     of_name: BTreeMap<String, usize>,
     encoded: Vec<u8>,
 }
@@ -85,12 +87,14 @@ impl Fleet {
         noise: Vec<(f64, usize, Noise)>,
     ) -> Fleet {
         let nodes = 0..world.fabric.nodes.len();
-        let agents = nodes.map(|n| Agent::new(&world, n, shape.gpus, shape.nvlinks, shape.seed));
+        let agents = nodes
+            .filter(|n| world.site.switches_tell() || world.fabric.nodes[*n].tier == Tier::Host);
+        let agents = agents.map(|n| Agent::new(&world, n, shape.gpus, shape.nvlinks, shape.seed));
         let agents: Vec<Agent> = agents.collect();
         let mut fleet = Fleet {
-            brain: Brain::new(Config::default(), world.fabric.plan(), false, 0),
+            brain: Brain::new(Config::default(), world.plan(), false, 0),
             away: (0..agents.len()).map(|n| (n, (0.0, false))).collect(),
-            of_node: vec![0; agents.len()],
+            of_node: vec![None; world.fabric.nodes.len()],
             of_name: BTreeMap::new(),
             ups: world.physics.up.clone(),
             swapped: Vec::new(),
@@ -98,6 +102,7 @@ impl Fleet {
             found: Vec::new(),
             fed: Fed::default(),
             interval_s: shape.interval_s,
+            steps: shape.steps.max(1),
             noise,
             wire: BTreeMap::new(),
             left: 0,
@@ -112,7 +117,7 @@ impl Fleet {
         // The order in which frames arrive in an interval is theirs for good.
         fleet.agents.sort_by(|a, b| a.phase.total_cmp(&b.phase));
         for (n, agent) in fleet.agents.iter().enumerate() {
-            fleet.of_node[agent.node] = n;
+            fleet.of_node[agent.node] = Some(n);
             fleet.of_name.insert(agent.name.clone(), n);
         }
         fleet
@@ -120,15 +125,25 @@ impl Fleet {
 
     /// One interval.
     pub fn step(&mut self) {
-        let begin = self.world.now_s;
-        self.make_noise(begin);
-        self.world.step(self.interval_s);
-        self.tell_changes();
-        self.tell_events(begin);
-        for n in 0..self.agents.len() {
-            self.sample(n, begin);
+        let interval = self.world.now_s;
+        let steps = f64::from(self.steps);
+        let length = self.interval_s / steps;
+        for step in 0..self.steps {
+            let begin = self.world.now_s;
+            self.make_noise(begin);
+            self.world.step(length);
+            self.tell_changes(length);
+            self.tell_events(begin, begin + length);
+            for n in 0..self.agents.len() {
+                let phase = self.agents[n].phase;
+                if whole(phase * steps) == u64::from(step) {
+                    self.sample(n, (begin, length), interval + phase * self.interval_s);
+                } else {
+                    self.agents[n].observe(&self.world, length);
+                }
+            }
+            self.deliver(self.world.now_s);
         }
-        self.deliver(begin + self.interval_s);
     }
 
     fn send(&mut self, at_s: f64, event: Event) {
@@ -153,11 +168,11 @@ impl Fleet {
         self.send(at_s, Event::Message { node, message });
     }
 
-    fn sample(&mut self, n: usize, begin: f64) {
-        let at = begin + self.agents[n].phase * self.interval_s;
+    /// The agent's sample of an interval, in the step of `length` that began at `begin`.
+    fn sample(&mut self, n: usize, (begin, length): (f64, f64), at: f64) {
         if let Some((back, booted)) = self.away.get(&n).copied() {
             if back > at {
-                self.agents[n].observe(&self.world, self.interval_s);
+                self.agents[n].observe(&self.world, length);
                 return;
             }
             self.away.remove(&n);
@@ -166,7 +181,7 @@ impl Fleet {
             }
             self.connect(n, at);
         }
-        self.agents[n].observe(&self.world, self.interval_s);
+        self.agents[n].observe(&self.world, length);
         if self.slow_until.get(&n).is_some_and(|until| *until <= begin) {
             self.slow_until.remove(&n);
             self.agents[n].delay_s = 0.0;
@@ -212,7 +227,7 @@ impl Fleet {
     }
 
     /// Inventories of nodes whose links changed, and new paths.
-    fn tell_changes(&mut self) {
+    fn tell_changes(&mut self, length: f64) {
         if self.ups == self.world.physics.up && self.swapped == self.world.physics.swapped {
             return;
         }
@@ -246,14 +261,14 @@ impl Fleet {
                 }
             }
             let inventory = agent.inventory(&self.world);
-            let at = now - self.interval_s + agent.phase * self.interval_s;
+            let at = now - length + agent.phase * length;
             self.message(n, at, Body::Inventory(inventory));
         }
     }
 
     /// Events of faults that are due.
-    fn tell_events(&mut self, begin: f64) {
-        let (world, until) = (&self.world, begin + self.interval_s);
+    fn tell_events(&mut self, begin: f64, until: f64) {
+        let world = &self.world;
         let due: Vec<(usize, v1::Event)> = world
             .faults
             .iter()
@@ -262,7 +277,9 @@ impl Fleet {
             .map(|(_, node, event)| (*node, event.clone()))
             .collect();
         for (node, event) in due {
-            self.agents[self.of_node[node]].see(event);
+            if let Some(n) = self.of_node[node] {
+                self.agents[n].see(event);
+            }
         }
     }
 
@@ -272,7 +289,13 @@ impl Fleet {
                 return;
             }
             self.noise.pop();
-            let n = self.of_node[node];
+            if noise == Noise::ControllerRestart {
+                self.restart_controller(begin);
+                continue;
+            }
+            let Some(n) = self.of_node[node] else {
+                continue;
+            };
             let is_host = self.world.fabric.nodes[node].tier == Tier::Host;
             match noise {
                 Noise::AgentRestart { down_s } => self.lose(n, begin, begin + down_s, false),
@@ -315,7 +338,7 @@ impl Fleet {
                         self.agents[n].see(xid);
                     }
                 }
-                Noise::ControllerRestart => self.restart_controller(begin),
+                Noise::ControllerRestart => {}
             }
         }
     }
@@ -347,7 +370,7 @@ impl Fleet {
     fn restart_controller(&mut self, begin: f64) {
         self.deliver(begin);
         self.collect(begin);
-        self.brain = Brain::new(Config::default(), self.world.fabric.plan(), false, 0);
+        self.brain = Brain::new(Config::default(), self.world.plan(), false, 0);
         self.life += 1;
         self.opened = 0;
         self.open.clear();

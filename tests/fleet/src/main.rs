@@ -7,9 +7,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, Write};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use weir_fleet::scenario::{Scenario, healthy};
+use std::time::Duration;
+use weir_fleet::healthy::{FalseVerdict, Plan};
+use weir_fleet::scenario::Scenario;
 use weir_fleet::score::{Outcome, Score, run};
-use weir_fleet::{cost, show};
+use weir_fleet::site::Site;
+use weir_fleet::{cost, healthy, show};
 
 /// Simulates fleets of agents with faults whose truth is known, and scores what the controller says.
 #[derive(Parser)]
@@ -33,6 +36,12 @@ enum Command {
         /// Threads
         #[arg(long, default_value_t = 1)]
         jobs: usize,
+        /// Sample interval; beyond 1s jobs and faults last longer in proportion
+        #[arg(long, default_value = "1s", value_parser = seconds)]
+        interval: f64,
+        /// What the site has, and so what its agents tell
+        #[arg(long, default_value = "ethernet")]
+        site: Site,
         /// Write the figures as JSON to standard output
         #[arg(long)]
         json: bool,
@@ -49,6 +58,11 @@ enum Command {
         scenario: u64,
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Sample interval
+        #[arg(long, default_value = "1s", value_parser = seconds)]
+        interval: f64,
+        #[arg(long, default_value = "ethernet")]
+        site: Site,
         /// Leave out the signals
         #[arg(long)]
         brief: bool,
@@ -63,6 +77,16 @@ enum Command {
         /// Sample interval
         #[arg(long, default_value = "1s", value_parser = seconds)]
         interval: f64,
+        /// Independent fleets, each with a seed of its own; the days are shared out among them
+        #[arg(long, default_value_t = 1)]
+        fleets: u64,
+        /// Threads; a fleet runs on one
+        #[arg(long, default_value_t = 1)]
+        jobs: usize,
+        /// End the fleets where they are after so much time, such as 600s
+        #[arg(long, value_parser = seconds)]
+        at_most: Option<f64>,
+        /// Of the first fleet
         #[arg(long, default_value_t = 1)]
         seed: u64,
         #[arg(long)]
@@ -119,12 +143,14 @@ fn main() -> anyhow::Result<()> {
             seed,
             first,
             jobs,
+            interval,
+            site,
             json,
             misses,
             progress,
         } => {
             let outcomes = outcomes(
-                seed,
+                (seed, interval, site),
                 first..first + scenarios,
                 jobs,
                 &bar(scenarios, progress)?,
@@ -145,79 +171,82 @@ fn main() -> anyhow::Result<()> {
                 table.add_rows(rows);
                 writeln!(
                     out,
-                    "{table}\n{} scenarios, {:.1} hours of fleets, {} streams refused",
-                    score.scenarios, score.simulated_hours, score.refused
+                    "{table}\n{} scenarios, {:.1} hours of fleets, {} streams refused, {} faults that nobody at the site can see",
+                    score.scenarios, score.simulated_hours, score.refused, score.hidden
                 )?;
             }
         }
         Command::Show {
             scenario,
             seed,
+            interval,
+            site,
             brief,
         } => {
             write!(
                 out,
                 "{}",
-                show::scenario(Scenario::new(seed, scenario), !brief)
+                show::scenario(Scenario::at(seed, scenario, interval, site), !brief)
             )?;
         }
         Command::Healthy {
             nodes,
             days,
             interval,
+            fleets,
+            jobs,
+            at_most,
             seed,
             json,
             progress,
         } => {
-            let scenario = healthy(nodes, days, interval, seed);
-            let text = scenario.text.clone();
-            let bar = bar(weir_sim::num::whole(scenario.length_s), progress)?;
-            let start = std::time::Instant::now();
-            let (outcome, fleet) = run(scenario, |fleet| {
-                let now = weir_sim::num::whole(fleet.world.now_s);
-                if now.is_multiple_of(600) {
-                    bar.set_position(now);
-                    bar.set_message(format!("{} verdicts", fleet.found.len()));
-                }
+            let plan = Plan {
+                nodes,
+                days,
+                interval_s: interval,
+                fleets: fleets.max(1),
+                seed,
+                jobs,
+                at_most: at_most.map(Duration::from_secs_f64),
+            };
+            let bar = bar(weir_sim::num::whole(days * 86_400.0), progress)?;
+            let verdicts = AtomicU64::new(0);
+            let figures = healthy::run(&plan, |seconds, more| {
+                bar.inc(seconds);
+                let more = more as u64;
+                let known = verdicts.fetch_add(more, Ordering::Relaxed) + more;
+                bar.set_message(format!("{known} verdicts"));
             });
             bar.finish_and_clear();
-            let wall_s = start.elapsed().as_secs_f64();
-            let false_per_day = fleet.found.len() as f64 / days;
             if json {
-                let figures = serde_json::json!({
-                    "nodes": fleet.agents.len(), "days": days, "interval_s": interval, "seed": seed,
-                    "false_verdicts": fleet.found.len(), "false_verdicts_per_day": false_per_day,
-                    "frames": fleet.fed.frames, "samples": fleet.fed.samples, "refused": outcome.refused,
-                    "wall_s": wall_s, "days_in_ten_minutes": days * 600.0 / wall_s,
-                });
                 writeln!(out, "{}", serde_json::to_string_pretty(&figures)?)?;
-            } else {
-                for found in &fleet.found {
-                    let entity = found
-                        .entities
-                        .first()
-                        .map_or(String::new(), |(_, e)| e.to_string());
-                    writeln!(
-                        out,
-                        "{:>10.1} s: {} on {entity}",
-                        found.opened_s,
-                        found.class.name()
-                    )?;
-                    for evidence in &found.verdict.evidence {
-                        writeln!(out, "    {}: {}", evidence.what, evidence.value)?;
-                    }
-                }
-                writeln!(
-                    out,
-                    "{text}: {} false verdicts in {days} days, {false_per_day:.2} a day; {} frames, {} values, {} streams refused; \
-                     {wall_s:.0} s, {:.2} days in ten minutes",
-                    fleet.found.len(),
-                    fleet.fed.frames,
-                    fleet.fed.samples,
-                    outcome.refused,
-                    days * 600.0 / wall_s
-                )?;
+                return Ok(());
             }
+            for verdict in &figures.verdicts {
+                let FalseVerdict {
+                    seed,
+                    at_s,
+                    class,
+                    place,
+                    evidence,
+                } = verdict;
+                writeln!(out, "seed {seed}, {at_s:.1} s: {class} on {place}")?;
+                evidence.iter().try_for_each(|e| writeln!(out, "    {e}"))?;
+            }
+            writeln!(
+                out,
+                "{} false verdicts in {:.2} days of {} fleets with {} nodes, sampled every {interval} s: {:.2} a day; \
+                 {} frames, {} values, {} streams refused; {:.0} s of CPU",
+                figures.false_verdicts,
+                figures.days,
+                figures.fleets,
+                figures.nodes,
+                figures.false_verdicts_per_day,
+                figures.frames,
+                figures.samples,
+                figures.refused,
+                figures.cpu_s
+            )?;
         }
         Command::Cost {
             nodes,
@@ -258,7 +287,7 @@ fn main() -> anyhow::Result<()> {
 
 /// Runs scenarios on several threads; the order of the results does not depend on them.
 fn outcomes(
-    seed: u64,
+    (seed, interval_s, site): (u64, f64, Site),
     numbers: std::ops::Range<u64>,
     jobs: usize,
     bar: &ProgressBar,
@@ -273,7 +302,7 @@ fn outcomes(
                     if number >= numbers.end {
                         return;
                     }
-                    let (outcome, _) = run(Scenario::new(seed, number), |_| ());
+                    let (outcome, _) = run(Scenario::at(seed, number, interval_s, site), |_| ());
                     if let Ok(mut all) = all.lock() {
                         all.push(outcome);
                     }

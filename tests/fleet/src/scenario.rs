@@ -5,10 +5,11 @@ use crate::fault::Fault;
 use crate::inject;
 use crate::job::{Pattern, Spec};
 use crate::noise::{self, Noise, Rates};
+use crate::site::Site;
 use crate::world::World;
 use std::collections::BTreeSet;
 use weir_controller_core::verdict::Class;
-use weir_sim::num::position;
+use weir_sim::num::{self, position};
 use weir_sim::rng::{Rng, mix};
 
 /// What agents have, and how often they look.
@@ -17,6 +18,8 @@ pub struct Shape {
     pub gpus: usize,
     pub nvlinks: usize,
     pub interval_s: f64,
+    /// Steps of the world in an interval, so that short things stay short where agents look seldom.
+    pub steps: u32,
     pub seed: u64,
 }
 
@@ -41,6 +44,14 @@ impl Scenario {
     /// Scenario `number` of a run: 16 in 20 have one fault, of each class in turn; two have two, two have none.
     #[must_use]
     pub fn new(seed: u64, number: u64) -> Scenario {
+        Scenario::at(seed, number, 1.0, Site::default())
+    }
+
+    /// The same at another kind of site, with agents that look every `interval_s`; where that is more than a second, jobs and faults last longer in
+    /// proportion, so that there is as much to see.
+    #[must_use]
+    pub fn at(seed: u64, number: u64, interval_s: f64, site: Site) -> Scenario {
+        let longer = interval_s.max(1.0);
         let own = mix(mix(seed) ^ number);
         let mut rng = Rng::new(own);
         let turn = number % 20;
@@ -54,7 +65,8 @@ impl Scenario {
         let shape = Shape {
             gpus: 8,
             nvlinks: 2,
-            interval_s: 1.0,
+            interval_s,
+            steps: num::low32(num::whole(longer.round())),
             seed: own,
         };
         // A few cables were never in use.
@@ -72,12 +84,13 @@ impl Scenario {
             off
         };
         let mut world = World::new(fabric, shape.gpus, off, own);
+        world.site = site;
         let narrow = classes.contains(&Class::Oversubscription);
-        let length_s = some_jobs(&mut world, &mut rng, narrow);
+        let length_s = some_jobs(&mut world, &mut rng, narrow, longer);
         let mut faults: Vec<Fault> = Vec::new();
         for class in classes {
-            let start = CALM_S + 15.0 * rng.unit();
-            let span = (start, start + 35.0 + 30.0 * rng.unit());
+            let start = (CALM_S + 15.0 * rng.unit()) * longer;
+            let span = (start, start + (35.0 + 30.0 * rng.unit()) * longer);
             if let Some(fault) = inject::fault(&mut world, &mut rng, class, span, &faults) {
                 faults.push(fault);
             }
@@ -85,7 +98,7 @@ impl Scenario {
         world
             .schedule
             .sort_by(|a, b| b.start_s.total_cmp(&a.start_s));
-        let end = faults.iter().map(|f| f.end_s).fold(length_s, f64::max) + AFTER_S;
+        let end = faults.iter().map(|f| f.end_s).fold(length_s, f64::max) + AFTER_S * longer;
         world.faults = faults;
         let rates = Rates::default().times(NOISE_FACTOR);
         let noise = noise::schedule(&world.fabric, &rates, end, mix(own ^ 1));
@@ -212,7 +225,7 @@ pub fn training(
 
 /// One job over all leaves, one that is packed, and on some fabrics an all-to-all; some nodes stay idle. Some end and
 /// others begin. Returns when the last change is due.
-fn some_jobs(world: &mut World, rng: &mut Rng, narrow: bool) -> f64 {
+fn some_jobs(world: &mut World, rng: &mut Rng, narrow: bool, longer: f64) -> f64 {
     let hosts: Vec<usize> = world.fabric.computing().collect();
     let forever = 1e9;
     // A quarter stays free: for storage, spare nodes and jobs to come.
@@ -241,7 +254,7 @@ fn some_jobs(world: &mut World, rng: &mut Rng, narrow: bool) -> f64 {
     let spare = hosts.len() - wide;
     let packed = free(world, 0, if narrow { 2 } else { (spare / 3).clamp(2, 16) });
     let ends = if rng.below(3) == 0 {
-        45.0 + 30.0 * rng.unit()
+        (45.0 + 30.0 * rng.unit()) * longer
     } else {
         forever
     };
@@ -260,11 +273,11 @@ fn some_jobs(world: &mut World, rng: &mut Rng, narrow: bool) -> f64 {
         } else {
             Pattern::Ring
         };
-        let begins = 20.0 + 20.0 * rng.unit();
+        let begins = (20.0 + 20.0 * rng.unit()) * longer;
         let spec = training(rng, "train-c".to_owned(), nodes, pattern, (begins, forever));
         world.schedule.push(spec);
     }
-    100.0
+    100.0 * longer
 }
 
 /// A fleet of about `nodes` nodes in which nothing is wrong: jobs that come and go for `days`, and all of the noise.
@@ -284,6 +297,8 @@ pub fn healthy(nodes: usize, days: f64, interval_s: f64, seed: u64) -> Scenario 
         gpus: 8,
         nvlinks: 0,
         interval_s,
+        // Half of the cost is the simulator's: what happens in a fleet lasts an interval at least.
+        steps: 1,
         seed,
     };
     let mut world = World::new(fabric, shape.gpus, BTreeSet::new(), seed);

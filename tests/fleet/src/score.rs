@@ -9,15 +9,15 @@ use crate::fault::Fault;
 use crate::fleet::{Fleet, Found};
 use crate::scenario::Scenario;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use weir_controller_core::verdict::{Class, Subject};
 
-/// Agents sample at moments of their own: what began in a step may be told at its beginning.
+/// Agents sample at moments of their own: what began in a step of the world may be told at its beginning.
 const EARLY_S: f64 = 1.0;
-/// A verdict may come this long after the end of its fault: two intervals and the frames' way.
-const GRACE_S: f64 = 4.0;
-/// What a fault leaves behind is counted as its consequence for so long.
-const AFTERMATH_S: f64 = 15.0;
+/// A verdict may come so many intervals after the end of its fault: two, and the frames' way.
+const GRACE: f64 = 4.0;
+/// What a fault leaves behind is counted as its consequence for so many intervals.
+const AFTERMATH: f64 = 15.0;
 
 /// What a verdict turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +39,8 @@ pub struct Outcome {
     pub number: u64,
     /// Class of each fault, and after how many intervals it was found.
     pub faults: Vec<(String, Option<f64>)>,
+    /// Numbers of faults of which nobody at the site tells enough.
+    pub hidden: BTreeSet<usize>,
     /// Class of each verdict, and what it was.
     pub verdicts: Vec<(String, Kind)>,
     pub seconds: f64,
@@ -50,17 +52,22 @@ impl Outcome {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         let right = |k: &Kind| matches!(k, Kind::True(_) | Kind::Repeated(_) | Kind::Linked(_));
-        self.faults.iter().all(|(_, l)| l.is_some()) && self.verdicts.iter().all(|(_, k)| right(k))
+        self.missed().next().is_none() && self.verdicts.iter().all(|(_, k)| right(k))
+    }
+
+    /// Classes of faults that should have been found.
+    fn missed(&self) -> impl Iterator<Item = &str> {
+        let missed = |(n, (_, found)): &(usize, &(String, Option<f64>))| {
+            found.is_none() && !self.hidden.contains(n)
+        };
+        let all = self.faults.iter().enumerate().filter(missed);
+        all.map(|(_, (class, _))| class.as_str())
     }
 
     /// What was missed and what is not right, in a line.
     #[must_use]
     pub fn line(&self) -> String {
-        let missed = self
-            .faults
-            .iter()
-            .filter(|(_, l)| l.is_none())
-            .map(|(c, _)| format!("missed {c}"));
+        let missed = self.missed().map(|c| format!("missed {c}"));
         let wrong = self.verdicts.iter().filter_map(|(class, kind)| match kind {
             Kind::True(_) | Kind::Repeated(_) | Kind::Linked(_) => None,
             Kind::Consequence(n) => {
@@ -89,7 +96,7 @@ pub fn run(scenario: Scenario, mut watch: impl FnMut(&Fleet)) -> (Outcome, Fleet
         fleet.step();
         watch(&fleet);
     }
-    let (faults, verdicts) = judge(&fleet.world.faults, &fleet.found);
+    let (faults, verdicts) = judge(&fleet.world.faults, &fleet.found, shape.interval_s);
     let intervals =
         |found: &Option<f64>, f: &Fault| found.map(|at| (at - f.start_s) / shape.interval_s);
     let outcome = Outcome {
@@ -98,6 +105,9 @@ pub fn run(scenario: Scenario, mut watch: impl FnMut(&Fleet)) -> (Outcome, Fleet
             .iter()
             .zip(&fleet.world.faults)
             .map(|(found, f)| (f.class.name().to_owned(), intervals(found, f)))
+            .collect(),
+        hidden: (0..faults.len())
+            .filter(|n| !fleet.world.site.shows(fleet.world.faults[*n].class))
             .collect(),
         verdicts: fleet
             .found
@@ -111,14 +121,14 @@ pub fn run(scenario: Scenario, mut watch: impl FnMut(&Fleet)) -> (Outcome, Fleet
     (outcome, fleet)
 }
 
-/// When each fault was found, and what each verdict is.
+/// When each fault was found, and what each verdict is, where agents sample every `interval_s`.
 #[must_use]
-pub fn judge(faults: &[Fault], found: &[Found]) -> (Vec<Option<f64>>, Vec<Kind>) {
+pub fn judge(faults: &[Fault], found: &[Found], interval_s: f64) -> (Vec<Option<f64>>, Vec<Kind>) {
     let mut seen: Vec<Option<f64>> = vec![None; faults.len()];
     let mut kinds = Vec::with_capacity(found.len());
     for verdict in found {
         let matched = faults.iter().enumerate().find_map(|(n, fault)| {
-            let span = fault.start_s - EARLY_S..=fault.end_s + GRACE_S;
+            let span = fault.start_s - EARLY_S..=fault.end_s + GRACE * interval_s.max(1.0);
             let names = |(at, e): &(f64, Subject)| {
                 (span.contains(at) && fault.entities.contains(e)).then_some(*at)
             };
@@ -137,7 +147,7 @@ pub fn judge(faults: &[Fault], found: &[Found]) -> (Vec<Option<f64>>, Vec<Kind>)
                     Kind::Repeated(n)
                 }
             }
-            None => match faults.iter().position(|f| touches(f, verdict)) {
+            None => match faults.iter().position(|f| touches(f, verdict, interval_s)) {
                 Some(n) => Kind::Consequence(n),
                 None => Kind::False,
             },
@@ -159,7 +169,7 @@ pub fn judge(faults: &[Fault], found: &[Found]) -> (Vec<Option<f64>>, Vec<Kind>)
     (seen, kinds)
 }
 
-fn touches(fault: &Fault, found: &Found) -> bool {
+fn touches(fault: &Fault, found: &Found, interval_s: f64) -> bool {
     let near = |e: &Subject| fault.touched.contains(e) || fault.entities.contains(e);
     let links = found.verdict.links.iter().map(|l| Subject::Link(l.clone()));
     let job = found
@@ -167,7 +177,8 @@ fn touches(fault: &Fault, found: &Found) -> bool {
         .job
         .as_ref()
         .is_some_and(|j| fault.jobs.contains(j.as_str()));
-    (fault.start_s - EARLY_S..=fault.end_s + AFTERMATH_S).contains(&found.opened_s)
+    let aftermath_s = AFTERMATH * interval_s.max(1.0);
+    (fault.start_s - EARLY_S..=fault.end_s + aftermath_s).contains(&found.opened_s)
         && (job
             || found.entities.iter().any(|(_, e)| near(e))
             || links.into_iter().any(|l| near(&l)))
@@ -233,6 +244,9 @@ pub struct Score {
     pub simulated_hours: f64,
     /// Streams that the controller refused.
     pub refused: u64,
+    /// Faults of which nobody at the site tells enough to name them; they count for nothing else.
+    #[serde(default)]
+    pub hidden: u64,
     pub classes: BTreeMap<String, Tally>,
     pub all: Tally,
 }
@@ -254,7 +268,11 @@ impl Score {
         for outcome in outcomes {
             score.simulated_hours += outcome.seconds / 3600.0;
             score.refused += outcome.refused;
-            for (class, latency) in &outcome.faults {
+            for (n, (class, latency)) in outcome.faults.iter().enumerate() {
+                if latency.is_none() && outcome.hidden.contains(&n) {
+                    score.hidden += 1;
+                    continue;
+                }
                 for tally in [
                     score.classes.entry(class.clone()).or_default(),
                     &mut score.all,

@@ -32,6 +32,7 @@ pub fn scenario(scenario: Scenario, signals: bool) -> String {
         .collect();
     let mut histories: BTreeMap<usize, History> = BTreeMap::new();
     let mut steps: Vec<(f64, Vec<u64>)> = Vec::new();
+    let interval_s = scenario.shape.interval_s;
     let (_, fleet) = run(scenario, |fleet| {
         let now = fleet.world.now_s;
         steps.push((now, fleet.world.jobs.iter().map(|j| j.steps).collect()));
@@ -47,7 +48,7 @@ pub fn scenario(scenario: Scenario, signals: bool) -> String {
         }
     });
     let faults = &fleet.world.faults;
-    let (seen, kinds) = judge(faults, &fleet.found);
+    let (seen, kinds) = judge(faults, &fleet.found, interval_s);
     lines.push(String::new());
     for (n, fault) in faults.iter().enumerate() {
         let found = seen[n].map_or("NOT FOUND".to_owned(), |at| {

@@ -6,6 +6,7 @@ use crate::fault::{Effect, Fault, MOMENT_S};
 use crate::job::{Call, Flow, Job, Pattern, Spec, pairs};
 use crate::load::Load;
 use crate::physics::{GpuFault, Physics};
+use crate::site::Site;
 use std::collections::{BTreeMap, BTreeSet};
 use weir_controller_core::ids::FlowKey;
 use weir_sim::rng::{Rng, mix};
@@ -17,6 +18,7 @@ const PORTS_TRIED: u32 = 48;
 #[derive(Debug)]
 pub struct World {
     pub fabric: Fabric,
+    pub site: Site,
     pub jobs: Vec<Job>,
     /// Numbers of the jobs that run.
     pub active: Vec<usize>,
@@ -55,6 +57,7 @@ impl World {
         World {
             physics: Physics::healthy(&fabric, &off),
             fabric,
+            site: Site::default(),
             jobs: Vec::new(),
             active: Vec::new(),
             schedule: Vec::new(),
@@ -334,6 +337,12 @@ impl World {
         self.dirty = true;
     }
 
+    /// What the operator of such a site knows of it.
+    #[must_use]
+    pub fn plan(&self) -> weir_controller_core::topology::Plan {
+        self.fabric.plan(self.site.switches_tell())
+    }
+
     /// Where a cable really ends.
     #[must_use]
     pub fn actual_peer(&self, link: Link) -> Link {
@@ -358,6 +367,12 @@ impl World {
             .iter()
             .flat_map(|f| f.path.iter().copied())
             .collect()
+    }
+
+    /// Whether it ends at a host.
+    #[must_use]
+    pub fn is_to_host(&self, link: Link) -> bool {
+        self.fabric.nodes[self.fabric.ports[self.fabric.ports[link].peer].node].tier == Tier::Host
     }
 
     /// Whether both ends are switches.

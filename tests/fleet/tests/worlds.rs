@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use weir_controller_core::verdict::Class;
-use weir_fleet::columns::{Of, Rdma};
+use weir_fleet::columns::{Gpu, Of, Rdma};
 use weir_fleet::counters::Counters;
 use weir_fleet::fabric::{Fabric, Shape};
 use weir_fleet::fault::{Effect, Fault};
+use weir_fleet::healthy::{self, Figures, Plan};
 use weir_fleet::job::{Pattern, Spec};
-use weir_fleet::scenario::{Scenario, healthy};
+use weir_fleet::scenario::{self, Scenario};
 use weir_fleet::score::run;
+use weir_fleet::site::Site;
 use weir_fleet::world::World;
 
 /// Two leaves with four hosts each, and a ring that crosses the spines with every edge.
@@ -150,8 +152,100 @@ fn a_seed_gives_one_run_and_no_stream_is_refused() {
 }
 
 #[test]
+fn what_a_site_lacks_is_absent_and_the_rest_is_there() {
+    for site in [Site::Ethernet, Site::Cloud, Site::Amd, Site::Infiniband] {
+        let mut world = world();
+        world.site = site;
+        let node = world.jobs[0].spec.nodes[0];
+        let mut counters = Counters::new(&world, node, 8, 2, 1);
+        for second in 0..20 {
+            world.step(1.0);
+            counters.step(&world, node, 1.0);
+            match second {
+                5 => counters.reset(0, true),
+                10 => counters.boot(true),
+                _ => {}
+            }
+        }
+        let layout = counters.layout;
+        let there = |column: usize| counters.values[column].is_some();
+        let infiniband = site == Site::Infiniband;
+        assert_eq!(
+            there(layout.port(0, Of::PauseRxUs)),
+            !infiniband,
+            "{site:?}"
+        );
+        assert_eq!(
+            there(layout.device(0, Rdma::CnpRx)),
+            !infiniband,
+            "{site:?}"
+        );
+        assert!(there(layout.device(0, Rdma::TxWait)), "{site:?}");
+        let amd = site == Site::Amd;
+        assert_eq!(there(layout.gpu(3, Gpu::Xids)), !amd, "{site:?}");
+        assert_eq!(there(layout.nvlink(3, 1)), !amd, "{site:?}");
+        assert!(there(layout.gpu(3, Gpu::EccUncorrected)), "{site:?}");
+    }
+}
+
+#[test]
+fn without_its_switches_a_fabric_is_a_set_of_hosts() {
+    // A link that is down, at each kind of site.
+    let down = Class::ALL.iter().position(|c| *c == Class::LinkDown);
+    for site in [Site::Cloud, Site::Infiniband] {
+        let (outcome, fleet) = run(Scenario::at(3, down.unwrap() as u64, 1.0, site), |_| ());
+        assert_eq!(outcome.refused, 0);
+        let hosts = fleet.world.fabric.hosts().count();
+        assert_eq!(fleet.agents.len(), hosts);
+        assert_eq!(fleet.brain.core.nodes().len(), hosts);
+        assert!(outcome.is_clean(), "{site:?}: {}", outcome.line());
+        assert_eq!(outcome.faults.len(), 1);
+    }
+}
+
+#[test]
+fn agents_that_look_each_ten_seconds_show_a_collision() {
+    let collision = Class::ALL.iter().position(|c| *c == Class::EcmpCollision);
+    let scenario = Scenario::at(1, collision.unwrap() as u64, 10.0, Site::Ethernet);
+    let (outcome, _) = run(scenario, |_| ());
+    assert_eq!(outcome.faults.len(), 1);
+    assert!(outcome.is_clean(), "{}", outcome.line());
+}
+
+#[test]
+fn threads_and_their_order_change_no_figure() {
+    let plan = Plan {
+        nodes: 40,
+        days: 0.004,
+        interval_s: 10.0,
+        fleets: 3,
+        seed: 4,
+        jobs: 1,
+        at_most: None,
+    };
+    let [one, three] = [1, 3].map(|jobs| {
+        let figures = healthy::run(&Plan { jobs, ..plan }, |_, _| ());
+        Figures {
+            cpu_s: 0.0,
+            days: 0.0,
+            ..figures
+        }
+    });
+    assert_eq!(one, three);
+    assert!(one.frames > 1000 && one.refused == 0, "{one:?}");
+    let ended = healthy::run(
+        &Plan {
+            at_most: Some(std::time::Duration::ZERO),
+            ..plan
+        },
+        |_, _| (),
+    );
+    assert_eq!((ended.frames, ended.days), (0, 0.0));
+}
+
+#[test]
 fn a_controller_that_restarts_gets_all_streams_back() {
-    let mut scenario = healthy(40, 120.0 / 86_400.0, 1.0, 9);
+    let mut scenario = scenario::healthy(40, 120.0 / 86_400.0, 1.0, 9);
     scenario.noise = vec![(60.0, 0, weir_fleet::noise::Noise::ControllerRestart)];
     let (outcome, fleet) = run(scenario, |_| ());
     assert_eq!(outcome.refused, 0);

@@ -8,6 +8,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use weir_fleet::cost::Cost;
+use weir_fleet::healthy::{FalseVerdict, Figures};
 use weir_fleet::score::Score;
 use weir_sim::tune::{self, TuningResults};
 
@@ -165,27 +166,41 @@ fn diagnosis(raw: &Value) -> Result<(String, Keys), String> {
 }
 
 fn healthy(raw: &Value) -> Result<(String, Keys), String> {
-    let per_day = number(raw, "false_verdicts_per_day")?;
-    let text = format!(
-        "{:.0} nodes at an interval of {:.0} s for {} simulated days, with jobs that come and go and all of the noise of \
-         [fleet.md](fleet.md), but no fault: {:.0} verdicts, all of them false; {} a day. {:.1} million frames and {:.2} \
-         thousand million values in {:.0} s of wall time on one thread, simulator included: at that pace {:.2} days fit into ten minutes.",
-        number(raw, "nodes")?,
-        number(raw, "interval_s")?,
-        plain(number(raw, "days")?),
-        number(raw, "false_verdicts")?,
-        plain(per_day),
-        number(raw, "frames")? / 1e6,
-        number(raw, "samples")? / 1e9,
-        number(raw, "wall_s")?,
-        number(raw, "days_in_ten_minutes")?,
+    let figures: Figures = read(raw)?;
+    let mut text = format!(
+        "{} fleets of {} nodes each, sampled every {} s, for {} simulated days in all, with jobs that come and go and all of the noise \
+         of [fleet.md](fleet.md), but no fault (`weir-fleet healthy`): {} verdicts, all of them false; {} a day. {:.1} million frames \
+         and {:.2} thousand million values in {:.0} s of CPU, simulator included: a day of such a fleet takes {:.0} s of one core.\n",
+        figures.fleets,
+        figures.nodes,
+        plain(figures.interval_s),
+        plain(figures.days),
+        figures.false_verdicts,
+        plain(figures.false_verdicts_per_day),
+        figures.frames as f64 / 1e6,
+        figures.samples as f64 / 1e9,
+        figures.cpu_s,
+        figures.cpu_s / figures.days.max(1e-9),
     );
-    let days = Some(number(raw, "days")?);
+    for FalseVerdict {
+        seed,
+        at_s,
+        class,
+        place,
+        ..
+    } in &figures.verdicts
+    {
+        text += &format!("\n- seed {seed}, {at_s:.0} s: `{class}` on {place}");
+    }
     Ok((
         text,
         keys([
-            ("false_verdicts_per_day_1000_nodes", Some(per_day)),
-            ("healthy_days", days),
+            (
+                "false_verdicts_per_day_1000_nodes",
+                Some(figures.false_verdicts_per_day),
+            ),
+            ("healthy_days", Some(figures.days)),
+            ("healthy_interval_s", Some(figures.interval_s)),
         ]),
     ))
 }

@@ -252,8 +252,10 @@ impl Health {
             })
         });
         if now >= self.next_step {
-            self.next_step = now + peers::STEP;
-            peers::step(self.nodes.values_mut().map(|n| &mut n.peer), now);
+            let interval = self.interval();
+            self.next_step = now + peers::step_of(interval);
+            let peers = self.nodes.values_mut().map(|n| &mut n.peer);
+            peers::step(peers, interval, now);
             let outliers = self.nodes.iter().filter(|(_, n)| n.peer.is_outlier());
             self.outliers = outliers.map(|(id, _)| id.clone()).collect();
         }
@@ -262,6 +264,17 @@ impl Health {
         let riddles = self.outliers.difference(&self.troubled);
         verdicts.extend(riddles.filter_map(|id| self.nodes.get(id)?.peer.verdict(id, now)));
         verdicts
+    }
+
+    /// The sample interval of most nodes, by their median.
+    fn interval(&self) -> Duration {
+        let connected = self.nodes.values().filter(|n| n.connected);
+        let mut all: Vec<Duration> = connected.map(|n| n.interval).collect();
+        let middle = all.len() / 2;
+        if all.is_empty() {
+            return Duration::ZERO;
+        }
+        *all.select_nth_unstable(middle).1
     }
 
     /// Alarms that a node had no room for, of all nodes.

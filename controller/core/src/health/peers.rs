@@ -15,7 +15,7 @@
 
 use super::debounce::History;
 use crate::ids::{JobId, NodeId};
-use crate::io::Column;
+use crate::io::{Column, age_max};
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -41,9 +41,9 @@ const DRIFT: f32 = 1.0 / 64.0;
 /// GPU utilisation, in percent, from which a job is busy; without GPUs, bytes a second.
 const BUSY_PERCENT: f32 = 20.0;
 const BUSY_BYTES: f32 = 1e6;
-/// A node that nobody saw in its job for so long is no part of it.
+/// A node that nobody saw in its job for so long is no part of it, where samples come once a second.
 const JOB_GONE: Duration = Duration::from_secs(10);
-/// An outlier stands for this long after it was one.
+/// An outlier stands for this long after it was one, and over two steps at least.
 const HOLD: Duration = Duration::from_secs(60);
 /// Nothing differs by more medians than this.
 const FARTHEST: f32 = 1000.0;
@@ -321,20 +321,30 @@ impl Outlier {
 
 type Means = [Option<f32>; COUNT];
 
-/// Compares the nodes of each job over the last step.
-pub fn step<'a>(peers: impl Iterator<Item = &'a mut Peer>, now: Duration) {
+/// Time between two steps where nodes are sampled each `interval`: two samples.
+#[must_use]
+pub fn step_of(interval: Duration) -> Duration {
+    // Rounded, as samples are never quite on time.
+    let seconds = (interval + Duration::from_millis(500)).as_secs();
+    STEP.max(Duration::from_secs(2 * seconds))
+}
+
+/// Compares the nodes of each job over the last step; `interval` is that of their samples.
+pub fn step<'a>(peers: impl Iterator<Item = &'a mut Peer>, interval: Duration, now: Duration) {
+    let gone = age_max(JOB_GONE, interval);
+    let hold = age_max(HOLD, step_of(interval));
     let mut jobs: BTreeMap<JobId, Vec<(&mut Peer, Means)>> = BTreeMap::new();
     for peer in peers {
         let means = peer.take_means();
         if peer
             .outlier
             .as_ref()
-            .is_some_and(|o| now.saturating_sub(o.last) >= HOLD)
+            .is_some_and(|o| now.saturating_sub(o.last) >= hold)
         {
             peer.outlier = None;
         }
         match &peer.job {
-            Some((_, seen)) if now.saturating_sub(*seen) > JOB_GONE => {
+            Some((_, seen)) if now.saturating_sub(*seen) > gone => {
                 let feeds = std::mem::take(&mut peer.feeds);
                 *peer = Peer {
                     feeds,

@@ -29,8 +29,8 @@ pub(super) struct Crossings {
 impl Crossings {
     /// Asks for the paths of all flows that are active, or were in the last `window` samples.
     pub fn new(flows: &mut Flows, topology: &Topology, window: usize, now: Duration) -> Crossings {
-        let back = RATE_AGE_MAX * u32::try_from(window).unwrap_or(u32::MAX);
-        let resting: Vec<FlowKey> = flows.rested(now, back).copied().collect();
+        let window = u32::try_from(window).unwrap_or(u32::MAX);
+        let resting: Vec<FlowKey> = flows.rested(now, window).copied().collect();
         let mut rested: BTreeMap<PortId, Vec<Path>> = BTreeMap::new();
         for path in resting.iter().filter_map(|key| flows.path(key, topology)) {
             for port in &path.ports {

@@ -109,17 +109,20 @@ impl Stragglers {
         }
         let clock = self.clocks.entry(node.clone()).or_default();
         let at = clock.taken(sample.elapsed, at);
-        for done in &sample.collectives {
-            if !self.jobs.contains_key(&done.job) && self.jobs.len() >= JOBS_MAX {
+        for calls in sample.collectives.chunk_by(|a, b| a.job == b.job) {
+            let job = &calls[0].job;
+            if !self.jobs.contains_key(job) && self.jobs.len() >= JOBS_MAX {
                 let oldest = self.jobs.iter().min_by_key(|(_, r)| r.last_seen());
                 let Some(oldest) = oldest.map(|(job, _)| job.clone()) else {
                     continue;
                 };
                 self.jobs.remove(&oldest);
             }
-            let ranks = self.jobs.entry(done.job.clone()).or_default();
-            ranks.dated(done.rank, clock.breaks);
-            ranks.done(node, done, at);
+            let ranks = self.jobs.entry(job.clone()).or_default();
+            for done in calls {
+                ranks.dated(done.rank, clock.breaks);
+                ranks.done(node, done, at);
+            }
         }
     }
 
@@ -150,10 +153,11 @@ const CURRENT: Duration = Duration::from_secs(10);
 pub fn verdicts(stragglers: &Stragglers, jobs: &Jobs, now: Duration) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
     for (job, ranks) in stragglers.iter() {
-        if now.saturating_sub(ranks.last_seen()) > CURRENT {
+        let known = jobs.get(job);
+        let age = now.saturating_sub(ranks.last_seen());
+        if age > known.map_or(CURRENT, |j| j.age_max(CURRENT)) {
             continue;
         }
-        let known = jobs.get(job);
         let mut slow_nodes = BTreeSet::new();
         for straggler in ranks.stragglers().unwrap_or_default() {
             let node = known.and_then(|j| j.host_of(straggler.rank)).cloned();

@@ -55,15 +55,45 @@ struct Track {
     /// Start of the newest burst, and times from one to the next.
     burst: Option<f64>,
     lengths: VecDeque<f64>,
+    /// Their median; `None` before the second burst.
+    length: Option<f64>,
     /// Starts behind the median of all ranks, of ordinary iterations since the node's clock began anew so often.
-    starts: VecDeque<f64>,
+    starts: Starts,
     breaks: u32,
+}
+
+/// The last usual starts of a rank, as they came and in order, because their median is asked for in each iteration.
+#[derive(Debug, Clone, Default)]
+struct Starts {
+    came: VecDeque<f64>,
+    sorted: Vec<f64>,
+}
+
+impl Starts {
+    fn push(&mut self, start: f64) {
+        let place =
+            |sorted: &[f64], value: f64| sorted.partition_point(|s| s.total_cmp(&value).is_lt());
+        if self.came.len() == STARTS_MAX
+            && let Some(oldest) = self.came.pop_front()
+        {
+            self.sorted.remove(place(&self.sorted, oldest));
+        }
+        self.came.push_back(start);
+        self.sorted.insert(place(&self.sorted, start), start);
+    }
+
+    fn clear(&mut self) {
+        self.came.clear();
+        self.sorted.clear();
+    }
 }
 
 impl Track {
     /// The usual start behind the other ranks; `None` before it is calibrated.
     fn usual(&self) -> Option<f64> {
-        (self.starts.len() >= CALIBRATED).then(|| median(self.starts.iter().copied()))?
+        let sorted = &self.starts.sorted;
+        let n = sorted.len();
+        (n >= CALIBRATED).then(|| (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0)
     }
 }
 
@@ -79,7 +109,9 @@ struct Part {
 struct Iteration {
     threshold_s: f64,
     /// How late, and of which kind; without a kind it does not stand out.
-    ranks: BTreeMap<u32, (Option<Kind>, f64)>,
+    ranks: Vec<(u32, (Option<Kind>, f64))>,
+    /// Those that stand out: none, as a rule, and all that most questions are about.
+    late: Vec<(u32, Kind, f64)>,
 }
 
 /// The ranks of one job.
@@ -91,7 +123,8 @@ pub struct Ranks {
     /// Ranks with a call that waits for the others'.
     ready: usize,
     swept: Duration,
-    open: BTreeMap<u32, Part>,
+    /// In the order of ranks.
+    open: Vec<(u32, Part)>,
     /// Median start of the open iteration; lengths of those before it.
     opened: Option<f64>,
     lengths: VecDeque<f64>,
@@ -174,6 +207,7 @@ impl Ranks {
         track.last = Some(start + seconds);
         if first && let Some(burst) = track.burst.replace(start) {
             push(&mut track.lengths, (start - burst).max(0.0), LENGTHS_MAX);
+            track.length = median(track.lengths.iter().copied());
         }
         track.seen = at;
         self.ready += usize::from(track.calls.is_empty());
@@ -216,8 +250,7 @@ impl Ranks {
         let firsts = heads.iter().filter(|(_, c)| c.first).count();
         let first = firsts * 2 > heads.len();
         // Half an iteration away is another iteration.
-        let own = self.tracks.values();
-        let lengths = own.filter_map(|t| median(t.lengths.iter().copied()));
+        let lengths = self.tracks.values().filter_map(|t| t.length);
         let apart = median(lengths).map_or(f64::INFINITY, |l| l / 2.0);
         let stale = |c: &Call| c.end() < end - apart || (first && !c.first);
         let ahead = |c: &Call| c.end() > end + apart || (!first && c.first);
@@ -264,7 +297,11 @@ impl Ranks {
             self.close(start);
         }
         for (rank, call) in calls {
-            let part = self.open.entry(*rank).or_default();
+            let place = self.open.partition_point(|(r, _)| r < rank);
+            if self.open.get(place).is_none_or(|(r, _)| r != rank) {
+                self.open.insert(place, (*rank, Part::default()));
+            }
+            let part = &mut self.open[place].1;
             part.short_s += seconds - call.seconds;
             part.behind_s.get_or_insert(call.start - start);
         }
@@ -278,24 +315,24 @@ impl Ranks {
         };
         push(&mut self.lengths, (next - opened).max(0.0), WINDOW);
         let queued = self.only_queues();
-        let mut late: BTreeMap<u32, f64> = BTreeMap::new();
+        // How late, and the start behind the median.
+        let mut late: Vec<(u32, f64, f64)> = Vec::with_capacity(open.len());
         for (rank, part) in &open {
             let behind = part.behind_s.unwrap_or(0.0);
             let Some(track) = self.tracks.get_mut(rank) else {
                 continue;
             };
+            if !queued {
+                late.push((*rank, part.short_s, behind));
+                continue;
+            }
             match track.usual() {
-                _ if !queued => {
-                    late.insert(*rank, part.short_s);
-                }
-                Some(usual) => {
-                    late.insert(*rank, behind - usual);
-                }
-                None => push(&mut track.starts, behind, STARTS_MAX),
+                Some(usual) => late.push((*rank, behind - usual, behind)),
+                None => track.starts.push(behind),
             }
         }
         let (Some(middle), Some(length)) = (
-            median(late.values().copied()),
+            median(late.iter().map(|(_, late, _)| *late)),
             median(self.lengths.iter().copied()),
         ) else {
             return;
@@ -303,21 +340,22 @@ impl Ranks {
         if late.len() < RANKS_MIN {
             return;
         }
-        let spread = median(late.values().map(|l| (l - middle).abs())).unwrap_or(0.0) * SCALE;
+        let spread = median(late.iter().map(|(_, l, _)| (l - middle).abs())).unwrap_or(0.0) * SCALE;
         let threshold_s = (SPREADS * spread).max(LATE_MIN * length).max(LATE_MIN_S);
         let mut iteration = Iteration {
             threshold_s,
-            ranks: BTreeMap::new(),
+            ..Iteration::default()
         };
-        for (rank, late) in late {
-            let (late, behind) = (late - middle, open[&rank].behind_s.unwrap_or(0.0));
+        iteration.ranks.reserve_exact(late.len());
+        for (rank, late, behind) in late {
+            let late = late - middle;
             let Some(track) = self.tracks.get_mut(&rank) else {
                 continue;
             };
             let judged = if late > threshold_s {
                 (Some(Kind::Compute), late)
             } else if late >= -threshold_s {
-                push(&mut track.starts, behind, STARTS_MAX);
+                track.starts.push(behind);
                 (None, late)
             } else if !queued
                 && track
@@ -329,7 +367,10 @@ impl Ranks {
                 // It came early, as far as one can say.
                 (None, 0.0)
             };
-            iteration.ranks.insert(rank, judged);
+            if let (Some(kind), late_s) = judged {
+                iteration.late.push((rank, kind, late_s));
+            }
+            iteration.ranks.push((rank, judged));
         }
         push(&mut self.iterations, iteration, WINDOW);
     }
@@ -347,13 +388,14 @@ impl Ranks {
         }
         let mut late: BTreeMap<(u32, Kind), Vec<f64>> = BTreeMap::new();
         for iteration in &self.iterations {
-            for (rank, (kind, late_s)) in &iteration.ranks {
-                if let Some(kind) = kind {
-                    late.entry((*rank, *kind)).or_default().push(*late_s);
-                }
+            for (rank, kind, late_s) in &iteration.late {
+                late.entry((*rank, *kind)).or_default().push(*late_s);
             }
         }
         late.retain(|_, times| times.len() as f64 >= SHARE_MIN * iterations as f64);
+        if late.is_empty() {
+            return Some(Vec::new());
+        }
         let threshold_s = median(self.iterations.iter().map(|i| i.threshold_s))?;
         let mut stragglers = Vec::new();
         for ((rank, kind), times) in &late {
@@ -382,7 +424,7 @@ impl Ranks {
         let lost = self.iterations.iter().map(|iteration| {
             let worst = |ours: bool| {
                 let ranks = iteration.ranks.iter().filter(|(rank, (kind, _))| {
-                    straggles(**rank) == ours && kind.is_none_or(|k| k == of)
+                    straggles(*rank) == ours && kind.is_none_or(|k| k == of)
                 });
                 ranks.map(|(_, (_, late))| *late).fold(0.0, f64::max)
             };
@@ -400,10 +442,13 @@ impl Ranks {
         };
         let there = self.tracks.iter().filter(|(_, t)| t.node == own.node);
         let late = there.filter_map(|(rank, _)| {
-            let times = self.iterations.iter().filter_map(|i| i.ranks.get(rank));
+            let times = self.iterations.iter().filter_map(|i| {
+                let place = i.ranks.binary_search_by_key(rank, |(r, _)| *r);
+                place.ok().map(|place| i.ranks[place].1)
+            });
             median(times.map(|(kind, late_s)| match kind {
                 Some(Kind::Network) => 0.0,
-                Some(Kind::Compute) | None => *late_s,
+                Some(Kind::Compute) | None => late_s,
             }))
         });
         let late: Vec<f64> = late.collect();
@@ -434,8 +479,40 @@ fn push<T>(series: &mut VecDeque<T>, value: T, most: usize) {
 /// The middle value, or the mean of the two; `None` of nothing.
 fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let upper = *values.get(values.len() / 2)?;
-    let lower = *values.get((values.len() - 1) / 2)?;
-    Some((lower + upper) / 2.0)
+    let middle = values.len() / 2;
+    let is_even = values.len().is_multiple_of(2);
+    if values.is_empty() {
+        return None;
+    }
+    let (below, upper, _) = values.select_nth_unstable_by(middle, f64::total_cmp);
+    let lower = below.iter().copied().max_by(f64::total_cmp);
+    let lower = lower.filter(|_| is_even).unwrap_or(*upper);
+    Some((lower + *upper) / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn usual_starts_have_the_median_of_the_last_ones(starts in prop::collection::vec(any::<f64>(), 0..200)) {
+            let mut track = Track::default();
+            for (n, start) in starts.iter().enumerate() {
+                track.starts.push(*start);
+                let last = &starts[(n + 1).saturating_sub(STARTS_MAX)..=n];
+                let expected = median(last.iter().copied()).filter(|_| last.len() >= CALIBRATED);
+                prop_assert_eq!(track.usual().map(f64::to_bits), expected.map(f64::to_bits));
+            }
+        }
+
+        #[test]
+        fn a_median_is_the_middle_of_the_sorted_values(values in prop::collection::vec(any::<f64>(), 0..40)) {
+            let mut sorted = values.clone();
+            sorted.sort_by(f64::total_cmp);
+            let middle = sorted.get(values.len() / 2).map(|upper| (sorted[(values.len() - 1) / 2] + upper) / 2.0);
+            prop_assert_eq!(median(values.into_iter()).map(f64::to_bits), middle.map(f64::to_bits));
+        }
+    }
 }

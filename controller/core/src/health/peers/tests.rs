@@ -18,6 +18,7 @@ fn columns() -> Vec<Column> {
 
 struct Job {
     peers: Vec<Peer>,
+    interval: Duration,
     now: Duration,
 }
 
@@ -41,6 +42,7 @@ impl Job {
         }
         Job {
             peers,
+            interval: STEP / 2,
             now: Duration::ZERO,
         }
     }
@@ -54,13 +56,13 @@ impl Job {
         let job = JobId::new("train");
         for k in 0..steps {
             for _ in 0..2 {
-                self.now += STEP / 2;
+                self.now += self.interval;
                 for (n, peer) in self.peers.iter_mut().enumerate() {
                     let values = shown(n, k, HEALTHY).map(Some);
-                    peer.sampled(&values, Some(STEP / 2), Some(&job), self.now);
+                    peer.sampled(&values, Some(self.interval), Some(&job), self.now);
                 }
             }
-            step(self.peers.iter_mut(), self.now);
+            step(self.peers.iter_mut(), self.interval, self.now);
         }
         let found = self.peers.iter().enumerate();
         found
@@ -104,6 +106,29 @@ fn a_node_that_becomes_slow_is_found_within_a_minute_and_cleared() {
     assert!(verdict.evidence.len() >= 3, "{verdict:?}");
     assert!(verdict.confidence > 0.7);
     assert!(job.run(50, noise).is_empty());
+}
+
+#[test]
+fn nodes_that_are_sampled_seldom_are_compared_seldom_and_found_all_the_same() {
+    for seconds in [5, 10, 30] {
+        let mut job = Job::new(8);
+        // What rises in an interval is in proportion to it.
+        job.interval = Duration::from_secs(seconds);
+        let longer = |mut v: [u64; COUNT]| {
+            v[..5].iter_mut().for_each(|v| *v *= seconds);
+            v[COUNT - 1] *= seconds;
+            v
+        };
+        assert_eq!(step_of(job.interval), job.interval * 2);
+        assert!(job.run(30, |n, k, v| longer(noise(n, k, v))).is_empty());
+        let sick = |n, k, v| {
+            let v = noise(n, k, v);
+            longer(if n == 3 { slow(v) } else { v })
+        };
+        assert_eq!(job.run(13, sick), [3], "{seconds} s");
+    }
+    assert_eq!(step_of(Duration::from_millis(1004)), STEP);
+    assert_eq!(step_of(Duration::ZERO), STEP);
 }
 
 #[test]
@@ -203,7 +228,7 @@ proptest! {
             let values = [Some(value); COUNT].map(|v| v.filter(|v| v % 5 != 0));
             let elapsed = (millis % 7 != 0).then_some(Duration::from_millis(millis));
             job.peers[n].sampled(&values, elapsed, Some(&JobId::new("j")), job.now);
-            step(job.peers.iter_mut(), job.now);
+            step(job.peers.iter_mut(), STEP / 2, job.now);
             let usual = job.peers[n].usual;
             prop_assert!(usual.iter().all(|u| u.is_finite()), "{usual:?}");
         }
