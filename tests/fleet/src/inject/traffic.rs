@@ -1,6 +1,6 @@
 //! Faults of the traffic: too much of it for a link, for a host, or for all links together.
 
-use super::{WIDE, idle, jobs_on, pick};
+use super::{WIDE, idle, jobs_on};
 use crate::fabric::Link;
 use crate::fault::{Effect, Fault, cable, whole};
 use crate::job::{Pattern, Spec};
