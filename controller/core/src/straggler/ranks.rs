@@ -83,7 +83,8 @@ impl Starts {
     }
 
     fn clear(&mut self) {
-        (self.came.clear(), self.sorted.clear());
+        self.came.clear();
+        self.sorted.clear();
     }
 }
 
