@@ -42,6 +42,12 @@ pub struct Flow {
     tally: Tally,
 }
 
+impl Flow {
+    fn is_active(&self, now: Duration) -> bool {
+        self.rate_bps >= ACTIVE_BPS && now.saturating_sub(self.at) <= RATE_AGE_MAX
+    }
+}
+
 /// Where a node sends a flow that comes in by a port.
 #[derive(Debug, Clone, PartialEq)]
 struct Hop {
@@ -228,9 +234,14 @@ impl Flows {
 
     /// Flows with data on the wire in their newest sample.
     pub fn active(&self, now: Duration) -> impl Iterator<Item = (&FlowKey, &Flow)> {
-        self.flows.iter().filter(move |(_, f)| {
-            f.rate_bps >= ACTIVE_BPS && now.saturating_sub(f.at) <= RATE_AGE_MAX
-        })
+        self.flows.iter().filter(move |(_, f)| f.is_active(now))
+    }
+
+    /// All flows that are held, which is those of the last minute, and whether each has data on the wire now.
+    pub fn held(&self, now: Duration) -> impl Iterator<Item = (&FlowKey, &Flow, bool)> {
+        self.flows
+            .iter()
+            .map(move |(key, flow)| (key, flow, flow.is_active(now)))
     }
 
     /// Packets that each flow sent, and sent again, lately; flows without any are left out.

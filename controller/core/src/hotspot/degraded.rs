@@ -12,6 +12,8 @@ use std::collections::BTreeSet;
 const ROUNDING: f64 = 0.01;
 /// A link that is fuller than this, while its jobs have something on the wire, may have a queue.
 const FULL: f64 = 0.6;
+/// Samples in which nobody may have paused it: what a pause held back leaves later than the pause shows.
+const CALM: usize = 16;
 /// Share of packets marked that a burst does not leave.
 const MARKED: f64 = 0.005;
 
@@ -34,8 +36,8 @@ impl Scene<'_> {
     /// unknown.
     fn offered_to(&self, port: &PortId) -> Option<f64> {
         let (mut first, mut before) = (BTreeSet::new(), BTreeSet::new());
-        for (_, crossing) in self.flows_on(port) {
-            let ports = &crossing.path.ports;
+        for path in self.paths_over(port) {
+            let ports = &path.ports;
             let at = ports.iter().position(|p| p == port)?;
             first.insert(ports.first()?);
             before.insert(&ports[at.checked_sub(1)?]);
@@ -62,7 +64,7 @@ impl Scene<'_> {
         let offered = self.offered_to(port)?;
         if used >= FULL
             || offered > capacity * (1.0 + ROUNDING)
-            || self.paused(port) >= self.limits.paused_hot
+            || self.was_paused(port, CALM)
             || self.explained(port) < ALL
             || self.is_behind_pressure(port)
         {

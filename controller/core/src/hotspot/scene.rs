@@ -20,24 +20,30 @@ pub(super) struct Crossing {
 pub(super) struct Crossings {
     by_key: BTreeMap<FlowKey, Crossing>,
     on_port: BTreeMap<PortId, Vec<FlowKey>>,
-    /// Jobs, or none, of the active flows whose path is not known.
+    resting: Vec<Path>,
+    /// Jobs, or none, of the flows whose path is not known.
     astray: BTreeSet<Option<JobId>>,
 }
 
 impl Crossings {
-    /// Asks for the paths of all active flows.
+    /// Asks for the paths of all flows.
     pub fn new(flows: &mut Flows, topology: &Topology, now: Duration) -> Crossings {
-        let active = flows.active(now);
-        let active: Vec<_> = active
-            .map(|(k, f)| (*k, f.job.clone(), f.rate_bps))
+        let held = flows.held(now);
+        let held: Vec<_> = held
+            .map(|(k, f, active)| (*k, f.job.clone(), f.rate_bps, active))
             .collect();
         let (mut by_key, mut astray) = (BTreeMap::new(), BTreeSet::new());
         let mut on_port: BTreeMap<PortId, Vec<FlowKey>> = BTreeMap::new();
-        for (key, job, rate_bps) in active {
+        let mut resting = Vec::new();
+        for (key, job, rate_bps, active) in held {
             let Some(path) = flows.path(&key, topology) else {
                 astray.insert(job);
                 continue;
             };
+            if !active {
+                resting.push(path);
+                continue;
+            }
             for port in &path.ports {
                 match on_port.get_mut(port) {
                     Some(keys) => keys.push(key),
@@ -56,6 +62,7 @@ impl Crossings {
         Crossings {
             by_key,
             on_port,
+            resting,
             astray,
         }
     }
@@ -74,7 +81,9 @@ pub(super) struct Scene<'a> {
     pub now: Duration,
     pub crossing: BTreeMap<FlowKey, Crossing>,
     on_port: BTreeMap<PortId, Vec<FlowKey>>,
-    /// Jobs, or none, of the active flows whose path is not known.
+    /// Paths of flows that had data on the wire within the last minute, but not now.
+    resting: Vec<Path>,
+    /// Jobs, or none, of the flows whose path is not known.
     pub astray: BTreeSet<Option<JobId>>,
 }
 
@@ -93,6 +102,7 @@ impl<'a> Scene<'a> {
             now,
             crossing: crossings.by_key,
             on_port: crossings.on_port,
+            resting: crossings.resting,
             astray: crossings.astray,
         }
     }
@@ -100,6 +110,12 @@ impl<'a> Scene<'a> {
     pub fn flows_on(&self, port: &PortId) -> impl Iterator<Item = (&FlowKey, &Crossing)> {
         let keys = self.on_port.get(port).into_iter().flatten();
         keys.filter_map(|key| self.crossing.get_key_value(key))
+    }
+
+    /// Paths over a port of all flows that may send, on the wire now or not.
+    pub fn paths_over(&self, port: &PortId) -> impl Iterator<Item = &Path> {
+        let active = self.flows_on(port).map(|(_, c)| &c.path);
+        active.chain(self.resting.iter().filter(|p| p.ports.contains(port)))
     }
 
     pub fn newest(&self, port: &PortId) -> Option<&LinkSample> {
@@ -121,6 +137,20 @@ impl<'a> Scene<'a> {
         let far = self.topology.peer(port).and_then(|peer| self.newest(peer));
         let there = far.and_then(LinkSample::pausing);
         here.into_iter().chain(there).fold(0.0, f64::max)
+    }
+
+    /// Whether `is` held in any of a link's last `samples` intervals.
+    pub fn was(&self, port: &PortId, samples: usize, is: impl Fn(&LinkSample) -> bool) -> bool {
+        let link = self.topology.link(port);
+        link.is_some_and(|l| self.links.history(l).rev().take(samples).any(is))
+    }
+
+    /// Whether either end says that it was paused in any of its last `samples` intervals.
+    pub fn was_paused(&self, port: &PortId, samples: usize) -> bool {
+        let long = |x: Option<f64>| x.is_some_and(|x| x >= self.limits.paused_hot);
+        let far = self.topology.peer(port);
+        self.was(port, samples, |s| long(s.paused()))
+            || far.is_some_and(|far| self.was(far, samples, |s| long(s.pausing())))
     }
 
     /// Whether it was paused for `share` of the time in enough of the last intervals.
