@@ -34,6 +34,8 @@ pub struct Flow {
     pub job: Option<JobId>,
     pub rate_bps: f64,
     pub at: Duration,
+    /// First sample since it is on the way that it takes now, as far as that is known.
+    pub since: Duration,
     pub retransmits: u64,
     /// When it retransmitted last.
     pub retransmitted_at: Option<Duration>,
@@ -113,6 +115,7 @@ impl Flows {
             .or_else(|| self.flows.get(&sample.key)?.job.clone());
         let known = self.flows.get(&sample.key);
         let before = known.and_then(|f| f.retransmitted_at);
+        let since = known.map_or(at, |f| f.since);
         let mut tally = known.map(|f| f.tally).unwrap_or_default();
         tally.add(sample.bytes / silent::PACKET_BYTES, sample.retransmits, at);
         let flow = Flow {
@@ -124,6 +127,7 @@ impl Flows {
             job,
             rate_bps,
             at,
+            since,
             retransmits: sample.retransmits,
             srtt_us: sample.srtt_us,
             delivered_ce: sample.delivered_ce,
@@ -193,7 +197,13 @@ impl Flows {
             .iter_mut()
             .find(|h| h.node == *node && h.in_port == *in_port);
         match known {
-            Some(hop) => hop.answer = answer,
+            Some(hop) => {
+                let stale = matches!(hop.answer, Answer::Known { .. });
+                if stale && let Some(flow) = self.flows.get_mut(key) {
+                    flow.since = flow.at;
+                }
+                hop.answer = answer;
+            }
             None if self.hops_held < HOPS_MAX => {
                 self.hops_held += 1;
                 hops.push(Hop {

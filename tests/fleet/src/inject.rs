@@ -57,6 +57,12 @@ pub fn fault(
             let link = busy_link(world, rng);
             let told = rng.below(2) == 0;
             let share = if told && rng.below(2) == 0 { 0.25 } else { 0.5 };
+            // Where less than what is left was sent, a rate that nobody tells changes nothing.
+            let link = if told {
+                link
+            } else {
+                pick(rng, &strained(world, share))?
+            };
             let text = format!(
                 "{} has {share} of its rate{}",
                 world.fabric.port_id(link),
@@ -149,6 +155,19 @@ fn job_port(world: &World, rng: &mut Rng) -> Link {
 fn busy_link(world: &World, rng: &mut Rng) -> Link {
     let links: Vec<Link> = world.links_of(WIDE).into_iter().collect();
     links[position(rng.below(links.len() as u64))]
+}
+
+/// Links of the job over which more is sent than this share of what they carry.
+fn strained(world: &World, share: f64) -> Vec<Link> {
+    let flows = || world.active.iter().flat_map(|j| &world.jobs[*j].flows);
+    let offered = |l: &Link| -> f64 {
+        let over = flows().filter(|f| f.path.contains(l));
+        over.map(|f| f.demand_bps).sum()
+    };
+    let links = world.links_of(WIDE).into_iter();
+    links
+        .filter(|l| offered(l) > share * world.fabric.ports[*l].bps)
+        .collect()
 }
 
 /// Jobs with flows over any of the links.
@@ -450,6 +469,20 @@ fn silent(world: &World, rng: &mut Rng, span: (f64, f64)) -> Option<Fault> {
         if let [only] = used.as_slice() {
             fault.entities.extend(alike(world, *only));
         }
+        // So does a switch through which just the same flows pass.
+        let through = |n: usize| -> BTreeSet<u32> {
+            let flows = world.active.iter().flat_map(|j| &world.jobs[*j].flows);
+            let leaves = |f: &&crate::job::Flow| {
+                let mut links = f.path.iter();
+                links.any(|l| world.fabric.ports[*l].node == n)
+            };
+            flows.filter(leaves).map(|f| f.id).collect()
+        };
+        let own = through(node);
+        let switches = 0..world.fabric.nodes.len();
+        let switches = switches.filter(|n| world.fabric.nodes[*n].tier != Tier::Host);
+        let same = switches.filter(|n| through(*n) == own);
+        fault.entities.extend(same.map(|n| whole(&world.fabric, n)));
     } else {
         let text = format!(
             "{} loses {:.3} %",

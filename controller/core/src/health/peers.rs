@@ -9,9 +9,9 @@
 //! Trip: the node deviates in the same direction in [`N`] of the last [`M`] busy steps, in two families of signals by
 //! [`FAR`], or in one alone by [`WIDE`] and [`WIDE_SHARE`]; and hardly anyone else does. Nothing need be learnt of a node that
 //! is hotter than the others though it draws less power: a lighter part of the job draws less and is cooler, a
-//! warm place is hotter and draws no less. Cold start: five nodes of one job and, for each signal, the steps of learning in
+//! warm place is hotter and draws no less. Cold start: four nodes of one job and, for each signal, the steps of learning in
 //! which the job had any of it; an agent that comes back keeps them. Recovery: as soon as N of M no longer hold, and a minute more. Silent: steps in which the job
-//! idles, a node whose job ended or is another, a job of fewer than five nodes.
+//! idles, a node whose job ended or is another, a job of fewer than four nodes.
 //!
 //! Cost: an addition for each sample of a column that is looked at; each step sorts the nodes once for each signal.
 
@@ -25,8 +25,8 @@ use weir_signal::{Entity, Kind, Signal};
 
 /// Two samples, so that the on and off of a job is in both.
 pub const STEP: Duration = Duration::from_secs(2);
-/// Fewer nodes have no median worth the name.
-const NODES_MIN: usize = 5;
+/// A node needs three others that agree.
+const NODES_MIN: usize = 4;
 /// Steps of learning: twenty seconds.
 const LEARN: u16 = 10;
 /// Twenty seconds of the same.
@@ -380,10 +380,13 @@ fn spread(n: usize, shown: impl Iterator<Item = f32>) -> f32 {
     (1.4826 * median(&mut shown)).max(FEATURES[n].spread_min)
 }
 
-/// Difference from its usual place; `None` before that is learnt.
-fn change(n: usize, middle: Option<f32>, (peer, means): &(&mut Peer, Means)) -> Option<f32> {
+/// Difference from its usual place; `None` before that is learnt. Where less alone counts, less than usual must be less than
+/// the others, too: who had work beside the job and has it no more is like them.
+fn change(n: usize, middle: Option<f32>, peer: &Peer, means: &Means) -> Option<f32> {
     let place = share(n, middle, means)?;
-    (peer.learnt[n] >= LEARN).then(|| place - peer.usual[n])
+    let change = place - peer.usual[n];
+    let least = FEATURES[n].sides == Sides::Less;
+    (peer.learnt[n] >= LEARN).then(|| if least { change.max(place) } else { change })
 }
 
 /// How far a node is from the median, as a share of it. `None` where most have nothing of which a node could have less:
@@ -411,7 +414,10 @@ fn compare(job: &JobId, nodes: &mut [(&mut Peer, Means)], now: Duration) {
     if !busy {
         return;
     }
-    let changes = |n| nodes.iter().filter_map(move |node| change(n, middles[n], node));
+    let changes = |n| {
+        let nodes = nodes.iter();
+        nodes.filter_map(move |(peer, means)| change(n, middles[n], peer, means))
+    };
     let spreads: [f32; COUNT] = std::array::from_fn(|n| spread(n, changes(n)));
     let places = |n| {
         let places = nodes.iter();
@@ -436,9 +442,7 @@ fn compare(job: &JobId, nodes: &mut [(&mut Peer, Means)], now: Duration) {
     for (peer, means) in nodes.iter_mut() {
         let mut found = Vec::new();
         let mut enough_alone = false;
-        let times = peer
-            .choked
-            .push(choked <= most && is_choked(means), M);
+        let times = peer.choked.push(choked <= most && is_choked(means), M);
         if times >= N {
             let both = [POWER, TEMPERATURE].into_iter();
             found.extend(both.filter_map(|n| Some((n, means[n]?, middles[n]?, times))));
@@ -447,12 +451,11 @@ fn compare(job: &JobId, nodes: &mut [(&mut Peer, Means)], now: Duration) {
             let Some(place) = share(n, middles[n], means) else {
                 continue;
             };
-            let change = place - peer.usual[n];
-            if peer.learnt[n] < LEARN {
+            let Some(change) = change(n, middles[n], peer, means) else {
                 peer.learnt[n] += 1;
-                peer.usual[n] += change / f32::from(peer.learnt[n]);
+                peer.usual[n] += (place - peer.usual[n]) / f32::from(peer.learnt[n]);
                 continue;
-            }
+            };
             let off = change / spreads[n];
             let [less, more] = FEATURES[n].sides.count();
             let is = [
@@ -464,7 +467,7 @@ fn compare(job: &JobId, nodes: &mut [(&mut Peer, Means)], now: Duration) {
             let times =
                 std::array::from_fn::<u32, 2, _>(|side| peer.off[n][side].push(is[side], M));
             if !is.contains(&true) {
-                peer.usual[n] += change * DRIFT;
+                peer.usual[n] += (place - peer.usual[n]) * DRIFT;
             }
             if let (Some(times), Some(median), Some(mean)) =
                 (times.into_iter().find(|t| *t >= N), middles[n], means[n])

@@ -13,6 +13,8 @@ use std::time::Duration;
 pub(super) struct Crossing {
     pub job: Option<JobId>,
     pub rate_bps: f64,
+    /// Since when it is known to go this way.
+    pub since: Duration,
     pub path: Path,
 }
 
@@ -20,7 +22,7 @@ pub(super) struct Crossing {
 pub(super) struct Crossings {
     by_key: BTreeMap<FlowKey, Crossing>,
     on_port: BTreeMap<PortId, Vec<FlowKey>>,
-    resting: Vec<Path>,
+    resting: Vec<Crossing>,
     /// Jobs, or none, of the flows whose path is not known.
     astray: BTreeSet<Option<JobId>>,
 }
@@ -30,21 +32,27 @@ impl Crossings {
     pub fn new(flows: &mut Flows, topology: &Topology, now: Duration) -> Crossings {
         let held = flows.held(now);
         let held: Vec<_> = held
-            .map(|(k, f, active)| (*k, f.job.clone(), f.rate_bps, active))
+            .map(|(k, f, active)| (*k, f.job.clone(), f.rate_bps, f.since, active))
             .collect();
         let (mut by_key, mut astray) = (BTreeMap::new(), BTreeSet::new());
         let mut on_port: BTreeMap<PortId, Vec<FlowKey>> = BTreeMap::new();
         let mut resting = Vec::new();
-        for (key, job, rate_bps, active) in held {
+        for (key, job, rate_bps, since, active) in held {
             let Some(path) = flows.path(&key, topology) else {
                 astray.insert(job);
                 continue;
             };
+            let one = Crossing {
+                job,
+                rate_bps,
+                since,
+                path,
+            };
             if !active {
-                resting.push(path);
+                resting.push(one);
                 continue;
             }
-            for port in &path.ports {
+            for port in &one.path.ports {
                 match on_port.get_mut(port) {
                     Some(keys) => keys.push(key),
                     None => {
@@ -52,11 +60,6 @@ impl Crossings {
                     }
                 }
             }
-            let one = Crossing {
-                job,
-                rate_bps,
-                path,
-            };
             by_key.insert(key, one);
         }
         Crossings {
@@ -81,8 +84,8 @@ pub(super) struct Scene<'a> {
     pub now: Duration,
     pub crossing: BTreeMap<FlowKey, Crossing>,
     on_port: BTreeMap<PortId, Vec<FlowKey>>,
-    /// Paths of flows that had data on the wire within the last minute, but not now.
-    resting: Vec<Path>,
+    /// Flows that had data on the wire within the last minute, but not now.
+    resting: Vec<Crossing>,
     /// Jobs, or none, of the flows whose path is not known.
     pub astray: BTreeSet<Option<JobId>>,
 }
@@ -112,10 +115,11 @@ impl<'a> Scene<'a> {
         keys.filter_map(|key| self.crossing.get_key_value(key))
     }
 
-    /// Paths over a port of all flows that may send, on the wire now or not.
-    pub fn paths_over(&self, port: &PortId) -> impl Iterator<Item = &Path> {
-        let active = self.flows_on(port).map(|(_, c)| &c.path);
-        active.chain(self.resting.iter().filter(|p| p.ports.contains(port)))
+    /// All flows over a port that may send, on the wire now or not.
+    pub fn may_send(&self, port: &PortId) -> impl Iterator<Item = &Crossing> {
+        let active = self.flows_on(port).map(|(_, c)| c);
+        let resting = self.resting.iter();
+        active.chain(resting.filter(|c| c.path.ports.contains(port)))
     }
 
     pub fn newest(&self, port: &PortId) -> Option<&LinkSample> {

@@ -207,6 +207,20 @@ fn a_job_that_stands_still_teaches_nothing() {
 }
 
 #[test]
+fn who_has_no_work_beside_the_job_any_more_is_like_the_others() {
+    let mut job = Job::new(8);
+    let beside = |n, k, v| {
+        let mut values = noise(n, k, v);
+        if n == 3 {
+            (values[0], values[1]) = (values[0] * 4, values[1] * 4);
+        }
+        values
+    };
+    assert!(job.run(20, beside).is_empty());
+    assert!(job.run(60, noise).is_empty());
+}
+
+#[test]
 fn what_several_do_is_the_jobs_doing() {
     let several = |n, k, v| {
         if n < 3 && k > 20 {
@@ -235,7 +249,7 @@ fn an_idle_job_and_a_small_one_say_nothing() {
             noise(n, k, v)
         }
     };
-    assert!(Job::new(4).run(100, sick).is_empty());
+    assert!(Job::new(3).run(100, sick).is_empty());
 }
 
 #[test]
