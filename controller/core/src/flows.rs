@@ -34,12 +34,12 @@ pub struct Flow {
     pub job: Option<JobId>,
     pub rate_bps: f64,
     pub at: Duration,
-    /// Newest sample in which it had data on the wire; `None` if none had.
-    pub active_at: Option<Duration>,
     /// The shorter of its last two intervals: the longer may be one of a lost sample.
     interval: Duration,
     /// The newest.
     elapsed: Duration,
+    /// First sample since it is on the way that it takes now, as far as that is known.
+    pub since: Duration,
     pub retransmits: u64,
     /// When it retransmitted last.
     pub retransmitted_at: Option<Duration>,
@@ -52,6 +52,10 @@ impl Flow {
     /// Whether what was told `at` is no older than `least`, or than its node's interval allows.
     fn is_current(&self, at: Duration, least: Duration, now: Duration) -> bool {
         now.saturating_sub(at) <= age_max(least, self.interval)
+    }
+
+    fn is_active(&self, now: Duration) -> bool {
+        self.rate_bps >= ACTIVE_BPS && self.is_current(self.at, RATE_AGE_MAX, now)
     }
 }
 
@@ -120,6 +124,7 @@ impl Flows {
             .or_else(|| self.flows.get(&sample.key)?.job.clone());
         let known = self.flows.get(&sample.key);
         let before = known.and_then(|f| f.retransmitted_at);
+        let since = known.map_or(at, |f| f.since);
         let mut tally = known.map(|f| f.tally).unwrap_or_default();
         let interval = known.map_or(elapsed, |f| f.elapsed.min(elapsed));
         tally.add(
@@ -136,13 +141,9 @@ impl Flows {
             job,
             rate_bps,
             at,
-            active_at: if rate_bps >= ACTIVE_BPS {
-                Some(at)
-            } else {
-                known.and_then(|f| f.active_at)
-            },
             interval,
             elapsed,
+            since,
             retransmits: sample.retransmits,
             srtt_us: sample.srtt_us,
             delivered_ce: sample.delivered_ce,
@@ -212,7 +213,13 @@ impl Flows {
             .iter_mut()
             .find(|h| h.node == *node && h.in_port == *in_port);
         match known {
-            Some(hop) => hop.answer = answer,
+            Some(hop) => {
+                let stale = matches!(hop.answer, Answer::Known { .. });
+                if stale && let Some(flow) = self.flows.get_mut(key) {
+                    flow.since = flow.at;
+                }
+                hop.answer = answer;
+            }
             None if self.hops_held < HOPS_MAX => {
                 self.hops_held += 1;
                 hops.push(Hop {
@@ -253,22 +260,14 @@ impl Flows {
 
     /// Flows with data on the wire in their newest sample.
     pub fn active(&self, now: Duration) -> impl Iterator<Item = (&FlowKey, &Flow)> {
-        self.flows
-            .iter()
-            .filter(move |(_, f)| f.rate_bps >= ACTIVE_BPS && f.is_current(f.at, RATE_AGE_MAX, now))
+        self.flows.iter().filter(move |(_, f)| f.is_active(now))
     }
 
-    /// Flows that had data on the wire in one of the last `window` samples, but have none now.
-    pub fn rested(&self, now: Duration, window: u32) -> impl Iterator<Item = &FlowKey> {
-        let lately = move |f: &Flow| {
-            let back = age_max(RATE_AGE_MAX, f.interval) * window;
-            f.active_at.is_some_and(|at| now.saturating_sub(at) <= back)
-        };
-        let rests =
-            move |f: &Flow| f.rate_bps < ACTIVE_BPS || !f.is_current(f.at, RATE_AGE_MAX, now);
-        let flows = self.flows.iter();
-        let rested = flows.filter(move |(_, f)| lately(f) && rests(f));
-        rested.map(|(k, _)| k)
+    /// All flows that are held, which is those of the last minute, and whether each has data on the wire now.
+    pub fn held(&self, now: Duration) -> impl Iterator<Item = (&FlowKey, &Flow, bool)> {
+        self.flows
+            .iter()
+            .map(move |(key, flow)| (key, flow, flow.is_active(now)))
     }
 
     /// Packets that each flow sent, and sent again, lately; flows without any are left out.

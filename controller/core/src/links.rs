@@ -7,7 +7,7 @@ use crate::topology::{LINKS_MAX, LinkIx};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-/// Samples kept of a link that is or was hot: two minutes at one a second, for `weir explain`.
+/// Samples kept of a link that is or was hot, or pressed for a while: two minutes at one a second, for `weir explain`.
 pub const SAMPLES_MAX: usize = 120;
 
 /// Samples kept of any other link; at least the detector's window.
@@ -141,11 +141,11 @@ keep!(struct LinkSample {
 #[derive(Debug, Clone, Default)]
 pub struct Track {
     samples: VecDeque<LinkSample>,
-    /// When it was hot last.
-    hot_at: Option<Duration>,
+    /// When it was hot last, or pressed for as long as the detector's window.
+    notable_at: Option<Duration>,
 }
 
-keep!(struct Track { samples, hot_at });
+keep!(struct Track { samples, notable_at });
 
 impl Track {
     /// Time from one of its last samples to the next, as they arrived; zero before the second.
@@ -305,7 +305,7 @@ impl Links {
             };
             if hot {
                 sample.hot = true;
-                track.hot_at = track.hot_at.max(Some(sample.at));
+                track.notable_at = track.notable_at.max(Some(sample.at));
                 self.hot.insert(link);
             }
         }
@@ -388,12 +388,13 @@ impl Links {
 
 impl Track {
     fn push(&mut self, sample: LinkSample, window: usize) {
-        if sample.hot {
-            self.hot_at = Some(sample.at);
-        }
         self.samples.push_back(sample);
+        let mut last = self.samples.iter().rev().take(window);
+        if sample.hot || sample.pressed && last.all(|s| s.pressed) {
+            self.notable_at = Some(sample.at);
+        }
         let first = self.samples.front().map(|s| s.at);
-        let keep = if self.hot_at.is_some() && self.hot_at >= first {
+        let keep = if self.notable_at.is_some() && self.notable_at >= first {
             SAMPLES_MAX
         } else {
             SAMPLES_QUIET.max(window)

@@ -66,7 +66,7 @@ pub const GPU_ADDRESSES: [&str; GPUS] = [
 /// PCI address of NIC `n`.
 #[must_use]
 pub fn nic_address(n: usize) -> String {
-    format!("0000:{:02x}:00.0", 0x19 + 0x11 * n)
+    format!("0000:{:02x}:00.0", 0x1b + 0x11 * n)
 }
 
 /// Where the columns of each thing of a node begin.
@@ -154,6 +154,14 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pci_address_is_one_devices() {
+        let nics = (0..8).map(nic_address);
+        let all: std::collections::BTreeSet<String> =
+            nics.chain(GPU_ADDRESSES.map(str::to_owned)).collect();
+        assert_eq!(all.len(), 8 + GPUS);
+    }
 
     #[test]
     fn the_schema_has_each_column_where_the_layout_says() {

@@ -50,10 +50,12 @@ for 10 minutes after its last event, a critical one for an hour, a device that i
 const PEERS_HEAD: &str = "
 ## A node beside the others of its job
 
-Every two seconds the means of each node are set against the median of its job's nodes (five at least), as a share of it. A node's
+Every two seconds the means of each node are set against the median of its job's nodes (four at least), as a share of it. A node's
 usual place is learnt in the first 20 seconds and very slowly after. It is an outlier if it is off its place by 4 spreads (the
 median absolute deviation of the nodes' changes, at least a few percent) in the same direction in 10 of 12 busy looks, in two
 families of signals; or by 12 spreads and 60 % in one signal that may stand alone; and at most a tenth of the nodes is. So is a
+node that is hotter than the others by 4 spreads though it draws less power by as much, whatever its usual place: a lighter part of
+the job draws less and is cooler, a warm place is hotter and draws no less. So is a
 node of whose ranks most arrive late together at their collectives. It ends a minute after it was so last. A
 node against which a rule stands is no outlier.
 

@@ -11,7 +11,8 @@
 //! cable, counters and events, an interface and its verbs device say it together.
 //!
 //! Cold start: a node that connects says nothing of its links until they stood still for
-//! [`crate::config::Health::settle`], or for `boot_grace` at most: links that come up are no fault. A port that was never up is not
+//! [`crate::config::Health::settle`], or for `boot_grace` at most: links that come up are no fault. A link that flaps keeps
+//! nobody from settling. A port that was never up is not
 //! cabled. Missing samples, resets and gaps change nothing. A link to a node that is away, or has just come
 //! back, is that node's doing.
 //!
@@ -330,9 +331,10 @@ impl Node {
             Effect::Ends(other) => self.alarms.over(other, &event.subject),
             Effect::Remark | Effect::IfKnown => self.alarms.remark(remark),
             Effect::Down => {
-                self.link_moved = now;
                 self.alarms.remark(remark);
-                if self.settled_at.is_some() && self.bounced(&event, config, now) {
+                if !self.bounced(&event, config, now) {
+                    self.link_moved = now;
+                } else if self.settled_at.is_some() {
                     let action = rules::STOP_FLAP.to_owned();
                     let event = NodeEvent { action, ..event };
                     self.alarms.told(event, (sign, sign.class), space, now);

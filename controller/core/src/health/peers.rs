@@ -7,9 +7,11 @@
 //! nodes' changes (1.4826 times their median absolute deviation, but at least a few percent: equal nodes have no spread).
 //!
 //! Trip: the node deviates in the same direction in [`N`] of the last [`M`] busy steps, in two families of signals by
-//! [`FAR`], or in one alone by [`WIDE`] and [`WIDE_SHARE`]; and hardly anyone else does. Cold start: five nodes of one
-//! job and the steps of learning. Recovery: as soon as N of M no longer hold, and a minute more. Silent: steps in which the job
-//! idles, a node whose job ended or is another, a job of fewer than five nodes.
+//! [`FAR`], or in one alone by [`WIDE`] and [`WIDE_SHARE`]; and hardly anyone else does. Nothing need be learnt of a node that
+//! is hotter than the others though it draws less power: a lighter part of the job draws less and is cooler, a
+//! warm place is hotter and draws no less. Cold start: four nodes of one job and, for each signal, the steps of learning in
+//! which the job had any of it; an agent that comes back keeps them. Recovery: as soon as N of M no longer hold, and a minute more. Silent: steps in which the job
+//! idles, a node whose job ended or is another, a job of fewer than four nodes.
 //!
 //! Cost: an addition for each sample of a column that is looked at; each step sorts the nodes once for each signal.
 
@@ -23,8 +25,8 @@ use weir_signal::{Entity, Kind, Signal};
 
 /// Two samples, so that the on and off of a job is in both.
 pub const STEP: Duration = Duration::from_secs(2);
-/// Fewer nodes have no median worth the name.
-const NODES_MIN: usize = 5;
+/// A node needs three others that agree.
+const NODES_MIN: usize = 4;
 /// Steps of learning: twenty seconds.
 const LEARN: u16 = 10;
 /// Twenty seconds of the same.
@@ -128,6 +130,8 @@ const FEATURES: [Feature; 9] = [
 ];
 const COUNT: usize = FEATURES.len();
 const UTILISATION: usize = 5;
+const POWER: usize = 6;
+const TEMPERATURE: usize = 7;
 
 /// Whether nodes are compared in this signal.
 #[must_use]
@@ -178,11 +182,13 @@ pub struct Peer {
     elapsed: Duration,
     job: Option<(JobId, Duration)>,
     /// Steps learnt, and the node's usual place.
-    learnt: u16,
+    learnt: [u16; COUNT],
     usual: [f32; COUNT],
     /// Steps below and above the usual place, and wide of it.
     off: [[History; 2]; COUNT],
     wide: [History; COUNT],
+    /// Steps in which it was hotter than the others though it drew less.
+    choked: History,
     outlier: Option<Outlier>,
 }
 
@@ -214,9 +220,14 @@ impl Peer {
         };
         let feeds = columns.iter().enumerate();
         let feeds = feeds.filter_map(|(n, c)| Some((u16::try_from(n).ok()?, feature(c)?)));
+        let feeds: Box<[(u16, u8)]> = feeds.collect();
+        // An agent that comes back with the same columns moves the node to no other place.
+        let same = feeds == self.feeds;
         *self = Peer {
-            feeds: feeds.collect(),
+            feeds,
             job: self.job.take(),
+            learnt: if same { self.learnt } else { [0; COUNT] },
+            usual: self.usual,
             ..Peer::default()
         };
     }
@@ -296,7 +307,7 @@ impl Peer {
             verdict.evidence.push(Evidence::new(
                 format!("{} of {node}", signal.name()),
                 format!(
-                    "{value:.0} {}{per}, median of the job's {} nodes {median:.0}; off its usual place in {times} of the last {M} looks",
+                    "{value:.0} {}{per}, median of the job's {} nodes {median:.0}; stood out in {times} of the last {M} looks",
                     signal.unit(), outlier.nodes
                 ),
             ));
@@ -366,20 +377,26 @@ fn middle(nodes: &[(&mut Peer, Means)], n: usize) -> Option<f32> {
     (values.len() >= NODES_MIN).then(|| median(&mut values))
 }
 
-/// Spread of the nodes' differences from their usual places, as a share of the median.
-fn spread(nodes: &[(&mut Peer, Means)], n: usize, middle: Option<f32>) -> f32 {
-    let changes = nodes.iter().filter(|(peer, _)| peer.learnt >= LEARN);
-    let changes =
-        changes.filter_map(|(peer, means)| Some(share(n, middle, means)? - peer.usual[n]));
-    let mut changes: Vec<f32> = changes.collect();
-    if changes.is_empty() {
+/// Spread of what nodes show of a feature, at least the one that equal nodes have.
+fn spread(n: usize, shown: impl Iterator<Item = f32>) -> f32 {
+    let mut shown: Vec<f32> = shown.collect();
+    if shown.is_empty() {
         return FEATURES[n].spread_min;
     }
-    let middle = median(&mut changes);
-    for change in &mut changes {
-        *change = (*change - middle).abs();
+    let middle = median(&mut shown);
+    for value in &mut shown {
+        *value = (*value - middle).abs();
     }
-    (1.4826 * median(&mut changes)).max(FEATURES[n].spread_min)
+    (1.4826 * median(&mut shown)).max(FEATURES[n].spread_min)
+}
+
+/// Difference from its usual place; `None` before that is learnt. Where less alone counts, less than usual must be less than
+/// the others, too: who had work beside the job and has it no more is like them.
+fn change(n: usize, middle: Option<f32>, peer: &Peer, means: &Means) -> Option<f32> {
+    let place = share(n, middle, means)?;
+    let change = place - peer.usual[n];
+    let least = FEATURES[n].sides == Sides::Less;
+    (peer.learnt[n] >= LEARN).then(|| if least { change.max(place) } else { change })
 }
 
 /// How far a node is from the median, as a share of it. `None` where most have nothing of which a node could have less:
@@ -407,34 +424,48 @@ fn compare(job: &JobId, nodes: &mut [(&mut Peer, Means)], now: Duration) {
     if !busy {
         return;
     }
-    let spreads: [f32; COUNT] = std::array::from_fn(|n| spread(nodes, n, middles[n]));
+    let changes = |n| {
+        let nodes = nodes.iter();
+        nodes.filter_map(move |(peer, means)| change(n, middles[n], peer, means))
+    };
+    let spreads: [f32; COUNT] = std::array::from_fn(|n| spread(n, changes(n)));
+    let places = |n| {
+        let places = nodes.iter();
+        places.filter_map(move |(_, means)| share(n, middles[n], means))
+    };
+    let [cool, hot] = [POWER, TEMPERATURE].map(|n| FAR * spread(n, places(n)));
+    let is_choked = |means: &Means| {
+        let place = |n| share(n, middles[n], means);
+        place(POWER).is_some_and(|p| p <= -cool) && place(TEMPERATURE).is_some_and(|t| t >= hot)
+    };
+    let choked = nodes.iter().filter(|(_, means)| is_choked(means)).count();
     // How many are off, below and above: what several do is the job's doing.
     let mut crowd = [[0usize; 2]; COUNT];
-    for (peer, means) in nodes.iter() {
-        for n in (0..COUNT).filter(|_| peer.learnt >= LEARN) {
-            let off = share(n, middles[n], means).map_or(0.0, |s| s - peer.usual[n]) / spreads[n];
-            crowd[n][0] += usize::from(off <= -FAR);
-            crowd[n][1] += usize::from(off >= FAR);
+    for (n, crowd) in crowd.iter_mut().enumerate() {
+        for off in changes(n).map(|c| c / spreads[n]) {
+            crowd[0] += usize::from(off <= -FAR);
+            crowd[1] += usize::from(off >= FAR);
         }
     }
     let most = (nodes.len() / 10).max(1);
     let count = nodes.len();
     for (peer, means) in nodes.iter_mut() {
-        if peer.learnt < LEARN {
-            peer.learnt += 1;
-            for (n, middle) in middles.iter().enumerate() {
-                let place = share(n, *middle, means).unwrap_or(0.0);
-                peer.usual[n] += (place - peer.usual[n]) / f32::from(peer.learnt);
-            }
-            continue;
-        }
         let mut found = Vec::new();
         let mut enough_alone = false;
+        let times = peer.choked.push(choked <= most && is_choked(means), M);
+        if times >= N {
+            let both = [POWER, TEMPERATURE].into_iter();
+            found.extend(both.filter_map(|n| Some((n, means[n]?, middles[n]?, times))));
+        }
         for n in 0..COUNT {
             let Some(place) = share(n, middles[n], means) else {
                 continue;
             };
-            let change = place - peer.usual[n];
+            let Some(change) = change(n, middles[n], peer, means) else {
+                peer.learnt[n] += 1;
+                peer.usual[n] += (place - peer.usual[n]) / f32::from(peer.learnt[n]);
+                continue;
+            };
             let off = change / spreads[n];
             let [less, more] = FEATURES[n].sides.count();
             let is = [
@@ -446,10 +477,11 @@ fn compare(job: &JobId, nodes: &mut [(&mut Peer, Means)], now: Duration) {
             let times =
                 std::array::from_fn::<u32, 2, _>(|side| peer.off[n][side].push(is[side], M));
             if !is.contains(&true) {
-                peer.usual[n] += change * DRIFT;
+                peer.usual[n] += (place - peer.usual[n]) * DRIFT;
             }
             if let (Some(times), Some(median), Some(mean)) =
                 (times.into_iter().find(|t| *t >= N), middles[n], means[n])
+                && found.iter().all(|(known, ..)| *known != n)
             {
                 found.push((n, mean, median, times));
                 enough_alone |= wide;

@@ -283,8 +283,10 @@ impl Watches {
             let not_now = only.is_some_and(|v| v.is_none_or(|v| v < rule.only_min));
             match rule.check {
                 Check::Counts(budget) => {
-                    moved |= rule.moves && value > 0;
-                    let Some(elapsed) = elapsed.filter(|_| !silent && !not_now) else {
+                    // Downs count from the beginning: a link that flaps is not one that comes up.
+                    let counts = !not_now && (!silent || rule.moves);
+                    let Some(elapsed) = elapsed.filter(|_| counts) else {
+                        moved |= rule.moves && value > 0;
                         continue;
                     };
                     let of = match (watch.of.and_then(at), rule.of_kind) {
@@ -292,7 +294,9 @@ impl Watches {
                         (Some(of), Kind::Counter) => of as f32,
                         (Some(of), Kind::Gauge) => of as f32 * elapsed.as_secs_f32(),
                     };
-                    if watch.bucket.add(value, of, elapsed, &budget) && value > 0 {
+                    let full = watch.bucket.add(value, of, elapsed, &budget);
+                    moved |= rule.moves && value > 0 && !full;
+                    if full && value > 0 && !silent {
                         let seconds = elapsed.as_secs_f64().max(1e-3);
                         let share = f64::from(budget.share) * f64::from(of) / seconds;
                         found(Found {
@@ -308,12 +312,13 @@ impl Watches {
                 Check::Falls(budget) => {
                     let fell = watch.last.get().is_some_and(|last| last > value);
                     watch.last = Last(value);
-                    moved |= fell;
-                    let Some(elapsed) = elapsed.filter(|_| !silent) else {
+                    let Some(elapsed) = elapsed else {
+                        moved |= fell;
                         continue;
                     };
                     let full = watch.bucket.add(fell.into(), 0.0, elapsed, &budget);
-                    if full && fell {
+                    moved |= fell && !full;
+                    if full && fell && !silent {
                         found(Found {
                             rule: watch.rule,
                             column: watch.column,

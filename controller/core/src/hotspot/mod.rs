@@ -71,7 +71,7 @@ pub fn detect(
     {
         return Vec::new();
     }
-    let crossings = Crossings::new(flows, topology, limits.window, now);
+    let crossings = Crossings::new(flows, topology, now);
     let pressed: Vec<LinkIx> = links.pressed(now, RATE_AGE_MAX).collect();
     for link in pressed {
         if let Some(ours) = crossings.jobs_on(topology.port(link)) {
@@ -381,7 +381,7 @@ impl Scene<'_> {
         let (mut there, mut senders) = (0.0, BTreeSet::new());
         for member in members {
             there += self.topology.capacity_bps(&member)?;
-            senders.extend(self.paths_on(&member).filter_map(|path| path.ports.first()));
+            senders.extend(self.may_send(&member).filter_map(|c| c.path.ports.first()));
         }
         let rates = senders.into_iter().map(|p| self.topology.capacity_bps(p));
         Some((rates.sum::<Option<f64>>()?, there))

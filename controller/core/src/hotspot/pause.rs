@@ -96,25 +96,29 @@ fn next(scene: &Scene<'_>, port: &PortId, paused: &BTreeSet<PortId>) -> Next {
     let leaving: Vec<&PortId> = leaving.filter(|p| Some(*p) != back).collect();
     let shares = |p: &PortId| scene.flows_on(port).any(|(_, c)| c.path.ports.contains(p));
     let flows_known = scene.flows_on(port).next().is_some();
-    let ours: Vec<&&PortId> = leaving
-        .iter()
-        .filter(|p| !flows_known || shares(p))
-        .collect();
-    let longest = ours
-        .iter()
-        .filter(|p| paused.contains(**p))
-        .max_by(|a, b| scene.paused(a).total_cmp(&scene.paused(b)).then(b.cmp(a)));
-    if let Some(longest) = longest {
-        return Next::Link((**longest).clone());
+    // First where the flows on it go; those that stand still are not seen, so then any.
+    let ours = leaving.iter().copied();
+    let ours: Vec<&PortId> = ours.filter(|p| !flows_known || shares(p)).collect();
+    for links in [&ours, &leaving] {
+        let longest = links
+            .iter()
+            .filter(|p| paused.contains(**p))
+            .max_by(|a, b| scene.paused(a).total_cmp(&scene.paused(b)).then(b.cmp(a)));
+        if let Some(longest) = longest {
+            return Next::Link((*longest).clone());
+        }
+        let full = links
+            .iter()
+            .filter(|p| scene.newest(p).is_some_and(|s| s.pressed))
+            .max_by(|a, b| scene.tx_bps(a).total_cmp(&scene.tx_bps(b)).then(b.cmp(a)));
+        if let Some(full) = full {
+            return Next::Root(Root::Full, (*full).clone());
+        }
     }
-    let full = ours
-        .iter()
-        .filter(|p| scene.newest(p).is_some_and(|s| s.pressed))
-        .max_by(|a, b| scene.tx_bps(a).total_cmp(&scene.tx_bps(b)).then(b.cmp(a)));
-    if let Some(full) = full {
-        return Next::Root(Root::Full, (**full).clone());
-    }
-    if ours.iter().any(|p| scene.newest(p).is_some()) {
+    // Nodes are read at moments of their own: what was held back just now may still be why the others wait.
+    let window = scene.limits.window;
+    let lately = |p: &&PortId| scene.was_paused(p, window) || scene.was(p, window, |s| s.pressed);
+    if ours.iter().any(|p| scene.newest(p).is_some()) && !leaving.iter().any(lately) {
         Next::Root(Root::Switch, port.clone())
     } else {
         Next::Unseen

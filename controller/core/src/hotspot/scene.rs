@@ -13,6 +13,8 @@ use std::time::Duration;
 pub(super) struct Crossing {
     pub job: Option<JobId>,
     pub rate_bps: f64,
+    /// Since when it is known to go this way.
+    pub since: Duration,
     pub path: Path,
 }
 
@@ -20,35 +22,37 @@ pub(super) struct Crossing {
 pub(super) struct Crossings {
     by_key: BTreeMap<FlowKey, Crossing>,
     on_port: BTreeMap<PortId, Vec<FlowKey>>,
-    /// Paths of flows that rest now and did not in the window, by port: what waits in a burst was sent before it.
-    rested: BTreeMap<PortId, Vec<Path>>,
-    /// Jobs, or none, of the active flows whose path is not known.
+    resting: Vec<Crossing>,
+    /// Jobs, or none, of the flows whose path is not known.
     astray: BTreeSet<Option<JobId>>,
 }
 
 impl Crossings {
-    /// Asks for the paths of all flows that are active, or were in the last `window` samples.
-    pub fn new(flows: &mut Flows, topology: &Topology, window: usize, now: Duration) -> Crossings {
-        let window = u32::try_from(window).unwrap_or(u32::MAX);
-        let resting: Vec<FlowKey> = flows.rested(now, window).copied().collect();
-        let mut rested: BTreeMap<PortId, Vec<Path>> = BTreeMap::new();
-        for path in resting.iter().filter_map(|key| flows.path(key, topology)) {
-            for port in &path.ports {
-                rested.entry(port.clone()).or_default().push(path.clone());
-            }
-        }
-        let active = flows.active(now);
-        let active: Vec<_> = active
-            .map(|(k, f)| (*k, f.job.clone(), f.rate_bps))
+    /// Asks for the paths of all flows.
+    pub fn new(flows: &mut Flows, topology: &Topology, now: Duration) -> Crossings {
+        let held = flows.held(now);
+        let held: Vec<_> = held
+            .map(|(k, f, active)| (*k, f.job.clone(), f.rate_bps, f.since, active))
             .collect();
         let (mut by_key, mut astray) = (BTreeMap::new(), BTreeSet::new());
         let mut on_port: BTreeMap<PortId, Vec<FlowKey>> = BTreeMap::new();
-        for (key, job, rate_bps) in active {
+        let mut resting = Vec::new();
+        for (key, job, rate_bps, since, active) in held {
             let Some(path) = flows.path(&key, topology) else {
                 astray.insert(job);
                 continue;
             };
-            for port in &path.ports {
+            let one = Crossing {
+                job,
+                rate_bps,
+                since,
+                path,
+            };
+            if !active {
+                resting.push(one);
+                continue;
+            }
+            for port in &one.path.ports {
                 match on_port.get_mut(port) {
                     Some(keys) => keys.push(key),
                     None => {
@@ -56,17 +60,12 @@ impl Crossings {
                     }
                 }
             }
-            let one = Crossing {
-                job,
-                rate_bps,
-                path,
-            };
             by_key.insert(key, one);
         }
         Crossings {
             by_key,
             on_port,
-            rested,
+            resting,
             astray,
         }
     }
@@ -85,8 +84,9 @@ pub(super) struct Scene<'a> {
     pub now: Duration,
     pub crossing: BTreeMap<FlowKey, Crossing>,
     on_port: BTreeMap<PortId, Vec<FlowKey>>,
-    rested: BTreeMap<PortId, Vec<Path>>,
-    /// Jobs, or none, of the active flows whose path is not known.
+    /// Flows that had data on the wire within the last minute, but not now.
+    resting: Vec<Crossing>,
+    /// Jobs, or none, of the flows whose path is not known.
     pub astray: BTreeSet<Option<JobId>>,
 }
 
@@ -105,7 +105,7 @@ impl<'a> Scene<'a> {
             now,
             crossing: crossings.by_key,
             on_port: crossings.on_port,
-            rested: crossings.rested,
+            resting: crossings.resting,
             astray: crossings.astray,
         }
     }
@@ -115,10 +115,11 @@ impl<'a> Scene<'a> {
         keys.filter_map(|key| self.crossing.get_key_value(key))
     }
 
-    /// Paths over a port of all flows that were active in the window.
-    pub fn paths_on(&self, port: &PortId) -> impl Iterator<Item = &Path> {
-        let rested = self.rested.get(port).into_iter().flatten();
-        self.flows_on(port).map(|(_, c)| &c.path).chain(rested)
+    /// All flows over a port that may send, on the wire now or not.
+    pub fn may_send(&self, port: &PortId) -> impl Iterator<Item = &Crossing> {
+        let active = self.flows_on(port).map(|(_, c)| c);
+        let resting = self.resting.iter();
+        active.chain(resting.filter(|c| c.path.ports.contains(port)))
     }
 
     pub fn newest(&self, port: &PortId) -> Option<&LinkSample> {
@@ -140,6 +141,20 @@ impl<'a> Scene<'a> {
         let far = self.topology.peer(port).and_then(|peer| self.newest(peer));
         let there = far.and_then(LinkSample::pausing);
         here.into_iter().chain(there).fold(0.0, f64::max)
+    }
+
+    /// Whether `is` held in any of a link's last `samples` intervals.
+    pub fn was(&self, port: &PortId, samples: usize, is: impl Fn(&LinkSample) -> bool) -> bool {
+        let link = self.topology.link(port);
+        link.is_some_and(|l| self.links.history(l).rev().take(samples).any(is))
+    }
+
+    /// Whether either end says that it was paused in any of its last `samples` intervals.
+    pub fn was_paused(&self, port: &PortId, samples: usize) -> bool {
+        let long = |x: Option<f64>| x.is_some_and(|x| x >= self.limits.paused_hot);
+        let far = self.topology.peer(port);
+        self.was(port, samples, |s| long(s.paused()))
+            || far.is_some_and(|far| self.was(far, samples, |s| long(s.pausing())))
     }
 
     /// Whether it was paused for `share` of the time in enough of the last intervals.

@@ -14,13 +14,14 @@
 //! [`crate::hotspot`] to find.
 //!
 //! Trip condition: late by [`LATE_MIN`] of the iteration and by [`SPREADS`] times the ranks' spread, in
-//! [`SHARE_MIN`] of the last [`WINDOW`] iterations; a rank that changes each time is jitter. Cold start:
+//! [`SHARE_MIN`] of the last [`WINDOW`] iterations, or in nearly all of the newest ([`BRIEF`]); a rank that changes each time is jitter. Cold start:
 //! `None` before [`ITERATIONS_MIN`] iterations of three ranks, and of starts before [`CALIBRATED`] ordinary
 //! ones. Recovery: below the share again. Iterations: calls of the job's largest collective, matched by their
 //! order from burst to burst; a burst of calls is one iteration. What is lost on the way costs iterations,
 //! never a wrong match for long. Several communicators do not wait for each
 //! other: where they show (a rank on two nodes, more ranks than there are) nothing is said.
-//! Where most ranks of a node are late together, the verdict is one on the node.
+//! Where most ranks of a node are late together, the verdict is one on the node; the medians of nodes' ranks are compared
+//! in the same way, since a node stands out from others where the jitter of single ranks hides each of its ranks.
 //! Cost: O(ranks log ranks) an iteration; 2 us a call were measured with 1,024 ranks.
 
 mod clock;
@@ -43,6 +44,8 @@ pub const WINDOW: usize = 20;
 pub const ITERATIONS_MIN: usize = 10;
 /// Share of the iterations in which a rank must be late. Chance puts one of three ranks last in a third of them.
 pub const SHARE_MIN: f64 = 0.6;
+/// Or late in so many of so many of the newest: who was on time before is found sooner.
+pub const BRIEF: (usize, usize) = (8, 9);
 /// Lateness that matters, as a share of the iteration.
 pub const LATE_MIN: f64 = 0.03;
 /// Lateness that stands out from the other ranks', in spreads (median absolute deviations, scaled to a standard deviation).
@@ -83,7 +86,8 @@ pub struct Straggler {
     pub late_s: f64,
     /// Lateness from which it would have stood out, in seconds.
     pub threshold_s: f64,
-    /// Share of the last `iterations` in which it was late, in [`SHARE_MIN`]..=1.
+    /// Share of the last `iterations` in which it was late, in [`SHARE_MIN`]..=1; these are the newest of [`BRIEF`] if it was
+    /// on time before.
     pub share: f64,
     pub iterations: usize,
     /// In 0..1: the share, less the more `late_s` comes near to the threshold.
@@ -159,6 +163,7 @@ pub fn verdicts(stragglers: &Stragglers, jobs: &Jobs, now: Duration) -> Vec<Verd
             continue;
         }
         let mut slow_nodes = BTreeSet::new();
+        let mut single = BTreeSet::new();
         for straggler in ranks.stragglers().unwrap_or_default() {
             let node = known.and_then(|j| j.host_of(straggler.rank)).cloned();
             if straggler.kind == Kind::Compute
@@ -174,8 +179,16 @@ pub fn verdicts(stragglers: &Stragglers, jobs: &Jobs, now: Duration) -> Vec<Verd
                     verdicts.push(slow_node(job, &straggler, node, (late, all), ranks));
                     continue;
                 }
+                single.insert(node.clone());
             }
             verdicts.push(verdict(job, &straggler, node, known.and_then(|j| j.ranks)));
+        }
+        for (node, straggler) in ranks.slow_nodes() {
+            if !slow_nodes.contains(&node) && !single.contains(&node) {
+                let beside = ranks.late_beside(&straggler);
+                let of = known.and_then(|j| j.ranks);
+                verdicts.push(slow_node(job, &straggler, &node, beside, of));
+            }
         }
     }
     verdicts

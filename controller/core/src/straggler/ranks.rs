@@ -1,7 +1,8 @@
 //! One job: calls of its ranks are matched to iterations, and each rank measured beside the others.
 
 use super::{
-    CALIBRATED, ITERATIONS_MIN, Kind, LATE_MIN, RANKS_MAX, SHARE_MIN, SPREADS, Straggler, WINDOW,
+    BRIEF, CALIBRATED, ITERATIONS_MIN, Kind, LATE_MIN, RANKS_MAX, SHARE_MIN, SPREADS, Straggler,
+    WINDOW,
 };
 use crate::ids::NodeId;
 use crate::io::CollectiveDone;
@@ -24,6 +25,9 @@ const FORGET: Duration = Duration::from_secs(120);
 const LENGTHS_MAX: usize = 9;
 /// Usual starts kept of a rank.
 const STARTS_MAX: usize = 64;
+/// Fewer ranks of a node, and fewer nodes, have no median of their own.
+const NODE_RANKS_MIN: usize = 3;
+const NODES_MIN: usize = 4;
 /// No lateness below a millisecond is told from the jitter of a host.
 const LATE_MIN_S: f64 = 1e-3;
 /// Median absolute deviation to standard deviation, of a normal distribution.
@@ -105,13 +109,29 @@ struct Part {
     behind_s: Option<f64>,
 }
 
+/// How late, and of which kind; without a kind it does not stand out.
+type Lateness = (Option<Kind>, f64);
+
 #[derive(Debug, Clone, Default)]
 struct Iteration {
     threshold_s: f64,
-    /// How late, and of which kind; without a kind it does not stand out.
-    ranks: Vec<(u32, (Option<Kind>, f64))>,
-    /// Those that stand out: none, as a rule, and all that most questions are about.
-    late: Vec<(u32, Kind, f64)>,
+    ranks: BTreeMap<u32, Lateness>,
+    /// The same of the medians of nodes' ranks, of which chance makes less.
+    node_threshold_s: f64,
+    nodes: BTreeMap<NodeId, Lateness>,
+}
+
+/// Lateness from which one of these stands out, in seconds.
+fn threshold(late: &[f64], middle: f64, length: f64) -> f64 {
+    let spread = median(late.iter().map(|l| (l - middle).abs())).unwrap_or(0.0) * SCALE;
+    (SPREADS * spread).max(LATE_MIN * length).max(LATE_MIN_S)
+}
+
+/// What was late often enough: seconds in the median, and in which share of how many iterations.
+struct Often {
+    late_s: f64,
+    share: f64,
+    iterations: usize,
 }
 
 /// The ranks of one job.
@@ -340,13 +360,12 @@ impl Ranks {
         if late.len() < RANKS_MIN {
             return;
         }
-        let spread = median(late.iter().map(|(_, l, _)| (l - middle).abs())).unwrap_or(0.0) * SCALE;
-        let threshold_s = (SPREADS * spread).max(LATE_MIN * length).max(LATE_MIN_S);
+        let all: Vec<f64> = late.iter().map(|(_, late, _)| *late).collect();
+        let threshold_s = threshold(&all, middle, length);
         let mut iteration = Iteration {
             threshold_s,
             ..Iteration::default()
         };
-        iteration.ranks.reserve_exact(late.len());
         for (rank, late, behind) in late {
             let late = late - middle;
             let Some(track) = self.tracks.get_mut(&rank) else {
@@ -367,12 +386,35 @@ impl Ranks {
                 // It came early, as far as one can say.
                 (None, 0.0)
             };
-            if let (Some(kind), late_s) = judged {
-                iteration.late.push((rank, kind, late_s));
-            }
-            iteration.ranks.push((rank, judged));
+            iteration.ranks.insert(rank, judged);
         }
+        self.compare_nodes(&mut iteration, length);
         push(&mut self.iterations, iteration, WINDOW);
+    }
+
+    fn compare_nodes(&self, iteration: &mut Iteration, length: f64) {
+        let mut of_node: BTreeMap<&NodeId, Vec<f64>> = BTreeMap::new();
+        for (rank, (kind, late_s)) in &iteration.ranks {
+            let node = self.tracks.get(rank).and_then(|t| t.node.as_ref());
+            if let Some(node) = node.filter(|_| *kind != Some(Kind::Network)) {
+                of_node.entry(node).or_default().push(*late_s);
+            }
+        }
+        of_node.retain(|_, ranks| ranks.len() >= NODE_RANKS_MIN);
+        let medians = of_node.into_iter();
+        let medians: BTreeMap<&NodeId, f64> = medians
+            .filter_map(|(node, ranks)| Some((node, median(ranks.into_iter())?)))
+            .collect();
+        let all: Vec<f64> = medians.values().copied().collect();
+        let Some(middle) = median(all.iter().copied()).filter(|_| all.len() >= NODES_MIN) else {
+            return;
+        };
+        iteration.node_threshold_s = threshold(&all, middle, length);
+        for (node, late) in medians {
+            let late_s = late - middle;
+            let kind = (late_s > iteration.node_threshold_s).then_some(Kind::Compute);
+            iteration.nodes.insert(node.clone(), (kind, late_s));
+        }
     }
 
     /// The job's stragglers, the latest first. `None` while nothing can be said: too few iterations or
@@ -380,43 +422,117 @@ impl Ranks {
     /// (a rank on two nodes in the last minute, more ranks than there are): they do not wait for each other.
     #[must_use]
     pub fn stragglers(&self) -> Option<Vec<Straggler>> {
-        let iterations = self.iterations.len();
-        let recent = |at: Duration| self.last_seen.saturating_sub(at) < GONE;
-        let too_many = self.size.is_some_and(|n| self.tracks.len() > n as usize);
-        if iterations < ITERATIONS_MIN || too_many || self.mixed.is_some_and(recent) {
+        if !self.is_comparable() {
             return None;
         }
-        let mut late: BTreeMap<(u32, Kind), Vec<f64>> = BTreeMap::new();
-        for iteration in &self.iterations {
-            for (rank, kind, late_s) in &iteration.late {
-                late.entry((*rank, *kind)).or_default().push(*late_s);
-            }
-        }
-        late.retain(|_, times| times.len() as f64 >= SHARE_MIN * iterations as f64);
-        if late.is_empty() {
-            return Some(Vec::new());
-        }
+        let often = self.often(|i| &i.ranks);
         let threshold_s = median(self.iterations.iter().map(|i| i.threshold_s))?;
         let mut stragglers = Vec::new();
-        for ((rank, kind), times) in &late {
-            let late_s = median(times.iter().copied())?;
-            let share = times.len() as f64 / iterations as f64;
-            let lost_s = self.lost_s(*kind, |rank| late.contains_key(&(rank, *kind)));
-            let length = median(self.lengths.iter().copied()).filter(|l| *l > 0.0);
-            stragglers.push(Straggler {
-                rank: *rank,
-                kind: *kind,
-                late_s,
-                threshold_s,
-                share,
-                iterations,
-                confidence: share * (1.0 - (threshold_s / late_s).min(1.0).powi(2) / 2.0),
-                lost_s,
-                effective_ratio: length.map(|l| (1.0 - lost_s / l).clamp(0.0, 1.0)),
-            });
+        for ((rank, kind), often_late) in &often {
+            let lost_s = self.lost_s(*kind, |rank| often.contains_key(&(rank, *kind)));
+            stragglers.push(self.straggler((*rank, *kind), often_late, threshold_s, lost_s));
         }
         stragglers.sort_by(|a, b| b.late_s.total_cmp(&a.late_s).then(a.rank.cmp(&b.rank)));
         Some(stragglers)
+    }
+
+    /// Nodes whose ranks arrive late together, each with its latest rank: by the median of its ranks, which stands out
+    /// where the jitter of a single one does not.
+    #[must_use]
+    pub fn slow_nodes(&self) -> Vec<(NodeId, Straggler)> {
+        if !self.is_comparable() {
+            return Vec::new();
+        }
+        let thresholds = self.iterations.iter().map(|i| i.node_threshold_s);
+        let threshold_s = median(thresholds).unwrap_or(0.0);
+        let often = self.often(|i| &i.nodes).into_iter();
+        let slow = often.filter_map(|((node, kind), often_late)| {
+            let there = |rank: u32| {
+                self.tracks
+                    .get(&rank)
+                    .is_some_and(|t| t.node.as_ref() == Some(&node))
+            };
+            let late_s = |rank: &u32| {
+                let all = self.iterations.iter().filter_map(|i| i.ranks.get(rank));
+                all.map(|(_, late_s)| late_s).sum::<f64>()
+            };
+            let ranks = self.tracks.keys().filter(|r| there(**r));
+            let latest = ranks.max_by(|a, b| late_s(a).total_cmp(&late_s(b)))?;
+            let lost_s = self.lost_s(kind, there);
+            let straggler = self.straggler((*latest, kind), &often_late, threshold_s, lost_s);
+            Some((node, straggler))
+        });
+        slow.collect()
+    }
+
+    /// Whether there are iterations enough, and not several communicators in one.
+    fn is_comparable(&self) -> bool {
+        let recent = |at: Duration| self.last_seen.saturating_sub(at) < GONE;
+        let too_many = self.size.is_some_and(|n| self.tracks.len() > n as usize);
+        self.iterations.len() >= ITERATIONS_MIN && !too_many && !self.mixed.is_some_and(recent)
+    }
+
+    /// Who was late in [`SHARE_MIN`] of the iterations, or in nearly all of the newest.
+    fn often<K: Ord + Clone>(
+        &self,
+        of: impl Fn(&Iteration) -> &BTreeMap<K, Lateness>,
+    ) -> BTreeMap<(K, Kind), Often> {
+        let all = self.iterations.len();
+        let (brief_min, brief) = BRIEF;
+        let mut late: BTreeMap<(K, Kind), Vec<(usize, f64)>> = BTreeMap::new();
+        for (n, iteration) in self.iterations.iter().enumerate() {
+            for (who, (kind, late_s)) in of(iteration) {
+                if let Some(kind) = kind {
+                    let times = late.entry((who.clone(), *kind)).or_default();
+                    times.push((n, *late_s));
+                }
+            }
+        }
+        let often = late.into_iter().filter_map(|(who, times)| {
+            let newest = times.iter().filter(|(n, _)| n + brief >= all).count();
+            let (count, iterations) = if times.len() as f64 >= SHARE_MIN * all as f64 {
+                (times.len(), all)
+            } else if newest >= brief_min {
+                (newest, brief)
+            } else {
+                return None;
+            };
+            let late_s = median(times.iter().map(|(_, late_s)| *late_s))?;
+            let share = count as f64 / iterations as f64;
+            let often = Often {
+                late_s,
+                share,
+                iterations,
+            };
+            Some((who, often))
+        });
+        often.collect()
+    }
+
+    fn straggler(
+        &self,
+        (rank, kind): (u32, Kind),
+        often: &Often,
+        threshold_s: f64,
+        lost_s: f64,
+    ) -> Straggler {
+        let Often {
+            late_s,
+            share,
+            iterations,
+        } = *often;
+        let length = median(self.lengths.iter().copied()).filter(|l| *l > 0.0);
+        Straggler {
+            rank,
+            kind,
+            late_s,
+            threshold_s,
+            share,
+            iterations,
+            confidence: share * (1.0 - (threshold_s / late_s).min(1.0).powi(2) / 2.0),
+            lost_s,
+            effective_ratio: length.map(|l| (1.0 - lost_s / l).clamp(0.0, 1.0)),
+        }
     }
 
     /// Seconds of an iteration, in the mean, for which the latest straggler was later than any other rank.
@@ -424,7 +540,7 @@ impl Ranks {
         let lost = self.iterations.iter().map(|iteration| {
             let worst = |ours: bool| {
                 let ranks = iteration.ranks.iter().filter(|(rank, (kind, _))| {
-                    straggles(*rank) == ours && kind.is_none_or(|k| k == of)
+                    straggles(**rank) == ours && kind.is_none_or(|k| k == of)
                 });
                 ranks.map(|(_, (_, late))| *late).fold(0.0, f64::max)
             };
@@ -442,10 +558,10 @@ impl Ranks {
         };
         let there = self.tracks.iter().filter(|(_, t)| t.node == own.node);
         let late = there.filter_map(|(rank, _)| {
-            let times = self.iterations.iter().filter_map(|i| {
-                let place = i.ranks.binary_search_by_key(rank, |(r, _)| *r);
-                place.ok().map(|place| i.ranks[place].1)
-            });
+            let times = self
+                .iterations
+                .iter()
+                .filter_map(|i| i.ranks.get(rank).copied());
             median(times.map(|(kind, late_s)| match kind {
                 Some(Kind::Network) => 0.0,
                 Some(Kind::Compute) | None => late_s,

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 #[derive(Clone)]
 struct Job {
     ranks: u32,
+    per_node: u32,
     iterations: u32,
     /// Calls of an iteration, in a burst.
     calls: u32,
@@ -24,6 +25,7 @@ struct Job {
 
 const JOB: Job = Job {
     ranks: 8,
+    per_node: 1,
     iterations: 60,
     calls: 1,
     compute_s: 0.3,
@@ -82,7 +84,7 @@ impl Job {
                 for (_, start, end) in of {
                     let queued = self.op.starts_with("nccl");
                     ranks.done(
-                        &node(rank),
+                        &node(rank / self.per_node),
                         &CollectiveDone {
                             job: JobId::new("j"),
                             rank: Some(rank),
@@ -390,6 +392,50 @@ fn ranks_of_a_node_that_are_late_together_name_the_node() {
         };
         assert_eq!(rank.class, Class::Straggler);
     }
+}
+
+#[test]
+fn a_node_stands_out_where_the_jitter_of_ranks_hides_each() {
+    let job = Job {
+        ranks: 40,
+        per_node: 8,
+        jitter_s: 0.06,
+        late_s: |_, rank| if rank / 8 == 2 { 0.05 } else { 0.0 },
+        ..JOB
+    };
+    assert_eq!(job.found(), []);
+    let slow = job.run().slow_nodes();
+    let [(name, straggler)] = &slow[..] else {
+        panic!("{slow:?}")
+    };
+    assert_eq!((name, straggler.rank / 8), (&node(2), 2));
+    let one = |_, rank| if rank == 17 { 0.2 } else { 0.0 };
+    let one = Job { late_s: one, ..job };
+    assert_eq!(one.found(), [(17, Kind::Compute)]);
+    assert!(
+        one.run().slow_nodes().is_empty(),
+        "one rank is not its node"
+    );
+}
+
+#[test]
+fn who_was_on_time_before_is_found_within_nine_iterations() {
+    let found = |late: u32| {
+        let job = Job {
+            late_s: |iteration, rank| {
+                if iteration >= 40 && rank == 3 {
+                    0.1
+                } else {
+                    0.0
+                }
+            },
+            iterations: 40 + late,
+            ..JOB
+        };
+        job.found()
+    };
+    assert_eq!(found(7), []);
+    assert_eq!(found(10), [(3, Kind::Compute)]);
 }
 
 #[test]

@@ -70,6 +70,20 @@ pub fn silent(world: &World, rng: &mut Rng, span: (f64, f64)) -> Option<Fault> {
         if let [only] = used.as_slice() {
             fault.entities.extend(alike(world, *only));
         }
+        // So does a switch through which just the same flows pass.
+        let through = |n: usize| -> BTreeSet<u32> {
+            let flows = world.active.iter().flat_map(|j| &world.jobs[*j].flows);
+            let leaves = |f: &&crate::job::Flow| {
+                let mut links = f.path.iter();
+                links.any(|l| world.fabric.ports[*l].node == n)
+            };
+            flows.filter(leaves).map(|f| f.id).collect()
+        };
+        let own = through(node);
+        let switches = 0..world.fabric.nodes.len();
+        let switches = switches.filter(|n| world.fabric.nodes[*n].tier != Tier::Host);
+        let same = switches.filter(|n| through(*n) == own);
+        fault.entities.extend(same.map(|n| whole(&world.fabric, n)));
     } else {
         let text = format!(
             "{} loses {:.3} %",

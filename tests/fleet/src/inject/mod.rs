@@ -75,6 +75,12 @@ fn strike(world: &mut World, rng: &mut Rng, class: Class, span: (f64, f64)) -> O
             // What no counter of a host says, only switches show.
             let told = rng.below(2) == 0 || !world.site.switches_tell();
             let share = if told && rng.below(2) == 0 { 0.25 } else { 0.5 };
+            // Where less than what is left was sent, a rate that nobody tells changes nothing.
+            let link = if told {
+                link
+            } else {
+                pick(rng, &strained(world, share))?
+            };
             let text = format!(
                 "{} has {share} of its rate{}",
                 world.fabric.port_id(link),
@@ -185,6 +191,19 @@ fn busy_link(world: &World, rng: &mut Rng) -> Link {
         .filter(|l| world.site.switches_tell() || !world.is_fabric(*l))
         .collect();
     links[position(rng.below(links.len() as u64))]
+}
+
+/// Links of the job over which more is sent than this share of what they carry.
+fn strained(world: &World, share: f64) -> Vec<Link> {
+    let flows = || world.active.iter().flat_map(|j| &world.jobs[*j].flows);
+    let offered = |l: &Link| -> f64 {
+        let over = flows().filter(|f| f.path.contains(l));
+        over.map(|f| f.demand_bps).sum()
+    };
+    let links = world.links_of(WIDE).into_iter();
+    links
+        .filter(|l| offered(l) > share * world.fabric.ports[*l].bps)
+        .collect()
 }
 
 /// Jobs with flows over any of the links.

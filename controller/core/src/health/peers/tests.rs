@@ -170,6 +170,81 @@ fn a_place_in_the_job_is_no_fault() {
     assert!(Job::new(8).run(200, stages).is_empty());
 }
 
+/// Hotter and weaker than the others.
+fn choked(mut values: [u64; COUNT]) -> [u64; COUNT] {
+    values[POWER] = values[POWER] * 75 / 100;
+    values[TEMPERATURE] += 12_000;
+    values
+}
+
+#[test]
+fn a_node_that_is_hotter_though_it_draws_less_has_no_such_place() {
+    let always = |n: usize| {
+        move |m: usize, k, v| {
+            let values = noise(m, k, v);
+            if m % n == 3 { choked(values) } else { values }
+        }
+    };
+    assert_eq!(Job::new(8).run(13, always(8)), [3]);
+    assert!(Job::new(8).run(60, always(4)).is_empty(), "two of eight");
+    let warm = |n, k, v| {
+        let mut values = noise(n, k, v);
+        values[TEMPERATURE] += if n == 3 { 12_000 } else { 0 };
+        values
+    };
+    assert!(Job::new(8).run(60, warm).is_empty(), "a warm place");
+}
+
+#[test]
+fn an_agent_that_comes_back_knows_the_nodes_place() {
+    let mut job = Job::new(8);
+    assert!(job.run(20, noise).is_empty());
+    let loses_power = |n, k, v| {
+        let mut values = noise(n, k, v);
+        if n == 3 {
+            values[UTILISATION] = values[UTILISATION] * 60 / 100;
+            values[TEMPERATURE] -= 15_000;
+        }
+        values
+    };
+    assert!(job.run(2, loses_power).is_empty());
+    job.peers[3].declared(&columns());
+    assert_eq!(job.run(13, loses_power), [3]);
+}
+
+#[test]
+fn a_job_that_stands_still_teaches_nothing() {
+    let mut job = Job::new(8);
+    let inner = |n, k, v| {
+        let mut values = noise(n, k, v);
+        if n % 2 == 0 {
+            (values[0], values[1]) = (values[0] / 8, values[1] / 8);
+        }
+        values
+    };
+    let stands = |n, k, v| {
+        let mut values = inner(n, k, v);
+        (values[0], values[1]) = (2, 2);
+        values
+    };
+    assert!(job.run(20, stands).is_empty());
+    assert!(job.run(60, inner).is_empty());
+}
+
+#[test]
+fn who_has_no_work_beside_the_job_any_more_is_like_the_others() {
+    let mut job = Job::new(8);
+    let beside = |n, k, v| {
+        let mut values = noise(n, k, v);
+        if n == 3 {
+            (values[0], values[1]) = (values[0] * 4, values[1] * 4);
+        }
+        values
+    };
+    assert!(job.run(20, beside).is_empty());
+    assert!(job.run(60, noise).is_empty());
+}
+
 #[test]
 fn what_several_do_is_the_jobs_doing() {
     let several = |n, k, v| {
@@ -199,7 +274,7 @@ fn an_idle_job_and_a_small_one_say_nothing() {
             noise(n, k, v)
         }
     };
-    assert!(Job::new(4).run(100, sick).is_empty());
+    assert!(Job::new(3).run(100, sick).is_empty());
 }
 
 #[test]
