@@ -25,6 +25,10 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 pub const RATE_AGE_MAX: Duration = Duration::from_millis(2500);
 /// TCP doubles the time between its retransmissions: a flow without any for longer is at rest.
 const RETRANSMITS_AGE_MAX: Duration = Duration::from_secs(5);
+/// A flow that was not reported for so long is gone, or its agent is.
+const HELD: Duration = Duration::from_secs(60);
+/// One that was closed is held for so long after its last sample: some samples of the links that it crossed.
+const CLOSED_HELD: Duration = Duration::from_secs(10);
 /// Slower flows are control traffic: they never load a link.
 const ACTIVE_BPS: f64 = 1e6;
 
@@ -46,6 +50,7 @@ pub struct Flow {
     pub srtt_us: u32,
     pub delivered_ce: u64,
     tally: Tally,
+    closed: bool,
 }
 
 impl Flow {
@@ -55,7 +60,7 @@ impl Flow {
     }
 
     fn is_active(&self, now: Duration) -> bool {
-        self.rate_bps >= ACTIVE_BPS && self.is_current(self.at, RATE_AGE_MAX, now)
+        !self.closed && self.rate_bps >= ACTIVE_BPS && self.is_current(self.at, RATE_AGE_MAX, now)
     }
 }
 
@@ -148,11 +153,19 @@ impl Flows {
             srtt_us: sample.srtt_us,
             delivered_ce: sample.delivered_ce,
             tally,
+            closed: false,
         };
         self.flows.insert(sample.key, flow);
     }
 
+    /// A flow sends no more. It is held a while longer, since what it filled is still told.
     pub fn closed(&mut self, key: &FlowKey) {
+        if let Some(flow) = self.flows.get_mut(key) {
+            flow.closed = true;
+        }
+    }
+
+    fn forget(&mut self, key: &FlowKey) {
         self.flows.remove(key);
         self.hops_held -= self.hops.remove(key).map_or(0, |hops| hops.len());
     }
@@ -232,16 +245,16 @@ impl Flows {
         }
     }
 
-    /// Drops flows that were not reported for a minute: their agent or they are gone.
+    /// Drops flows that were not reported for a minute: their agent or they are gone; and those that were closed.
     pub fn expire(&mut self, now: Duration) {
         let gone: Vec<FlowKey> = self
             .flows
             .iter()
-            .filter(|(_, f)| now.saturating_sub(f.at) > Duration::from_secs(60))
+            .filter(|(_, f)| now.saturating_sub(f.at) > if f.closed { CLOSED_HELD } else { HELD })
             .map(|(k, _)| *k)
             .collect();
         for key in gone {
-            self.closed(&key);
+            self.forget(&key);
         }
     }
 
@@ -250,6 +263,7 @@ impl Flows {
     pub fn retransmits(&self, job: &JobId, dst: Ipv4Addr, now: Duration) -> bool {
         self.flows.iter().any(|(key, flow)| {
             key.dst == dst
+                && !flow.closed
                 && flow.job.as_ref() == Some(job)
                 && flow.rate_bps < ACTIVE_BPS
                 && flow
@@ -263,7 +277,7 @@ impl Flows {
         self.flows.iter().filter(move |(_, f)| f.is_active(now))
     }
 
-    /// All flows that are held, which is those of the last minute, and whether each has data on the wire now.
+    /// All flows of the last minute, and those closed of late, and whether each has data on the wire now.
     pub fn held(&self, now: Duration) -> impl Iterator<Item = (&FlowKey, &Flow, bool)> {
         self.flows
             .iter()
@@ -273,7 +287,8 @@ impl Flows {
     /// Packets that each flow sent, and sent again, lately; flows without any are left out.
     #[must_use]
     pub(crate) fn tallies(&self, now: Duration) -> Vec<(FlowKey, Tally)> {
-        let tallies = self.flows.iter().map(|(k, f)| (*k, f.tally));
+        let open = self.flows.iter().filter(|(_, f)| !f.closed);
+        let tallies = open.map(|(k, f)| (*k, f.tally));
         tallies.filter(|(_, t)| t.total(now).0 > 0).collect()
     }
 

@@ -74,9 +74,14 @@ impl Incidents {
     pub fn judged(&mut self, verdict: Verdict, at: Duration) -> (String, bool) {
         let open = self.place(&verdict, at);
         if let Some(incident) = open.and_then(|n| self.list.get_mut(n)) {
-            // What it is called stays, though another of its links may look worse by now.
-            let entity = incident.verdict.entity.clone();
-            let mut verdict = Verdict { entity, ..verdict };
+            // What it is called stays, though another of its links may look worse by now; but where all meet is the root.
+            let before = &incident.verdict.entity;
+            let meets = matches!(verdict.class, Class::Incast | Class::StorageBurst)
+                && before.link().is_some_and(|l| verdict.links.contains(l));
+            let mut verdict = verdict;
+            if !meets {
+                verdict.entity = before.clone();
+            }
             // Nor are links forgotten that have a rest.
             let before = std::mem::take(&mut incident.verdict.links).into_iter();
             let rest: Vec<PortId> = before.filter(|l| !verdict.links.contains(l)).collect();

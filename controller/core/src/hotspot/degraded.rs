@@ -1,7 +1,7 @@
 //! Links that carry less than they should, though they say nothing of it.
 
 use super::ALL;
-use super::scene::{Crossing, Scene, common_job};
+use super::scene::{Crossing, LATELY, Scene, common_job};
 use crate::flows::RATE_AGE_MAX;
 use crate::ids::PortId;
 use crate::links::LinkSample;
@@ -14,8 +14,6 @@ const ROUNDING: f64 = 0.01;
 const FULL: f64 = 0.6;
 /// Samples in a row without anything that waits, as many as tell how a link is when it is well.
 const RUN: usize = 8;
-/// Samples in which nobody may have paused it: what a pause held back leaves later than the pause shows.
-const CALM: usize = 16;
 /// Share of packets marked that a burst does not leave.
 const MARKED: f64 = 0.005;
 
@@ -96,7 +94,7 @@ impl Scene<'_> {
             Some(self.carried_calmly(port)?)
         };
         if used >= FULL
-            || self.was_paused(port, CALM)
+            || self.was_paused(port, LATELY)
             || self.explained(port) < ALL
             || self.is_behind_pressure(port)
         {

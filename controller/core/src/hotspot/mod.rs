@@ -163,8 +163,14 @@ impl Scene<'_> {
         let root = &tree.root;
         let share = self.paused(root);
         let far = self.leads_to(root)?;
-        let stands =
-            share >= self.limits.storm && self.utilisation(root).unwrap_or(0.0) < STANDS_STILL;
+        let stands = |s: &LinkSample| s.utilisation_busy().unwrap_or(0.0) < STANDS_STILL;
+        let link = self.topology.link(root)?;
+        let lasts = |n| self.links.history(link).rev().take(n).all(stands);
+        let stands = share >= self.limits.storm && lasts(1);
+        // Both ends are read at moments of their own: one sample without traffic is not next to nothing.
+        if stands && !lasts(2) {
+            return None;
+        }
         let (class, severity, long, action) = match tree.cause {
             Root::Host if stands => (
                 Class::PfcStorm,

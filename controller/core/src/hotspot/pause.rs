@@ -5,7 +5,7 @@
 //! them full (that is where the traffic meets), or does nothing hold it back (the node itself is to blame)?
 //! O(paused links x hops).
 
-use super::scene::Scene;
+use super::scene::{LATELY, Scene};
 use crate::ids::PortId;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -115,9 +115,9 @@ fn next(scene: &Scene<'_>, port: &PortId, paused: &BTreeSet<PortId>) -> Next {
             return Next::Root(Root::Full, (*full).clone());
         }
     }
-    // Nodes are read at moments of their own: what was held back just now may still be why the others wait.
+    // Nodes are read at moments of their own, and some late: what was held back of late may still be why the others wait.
     let window = scene.limits.window;
-    let lately = |p: &&PortId| scene.was_paused(p, window) || scene.was(p, window, |s| s.pressed);
+    let lately = |p: &&PortId| scene.was_paused(p, LATELY) || scene.was(p, window, |s| s.pressed);
     if ours.iter().any(|p| scene.newest(p).is_some()) && !leaving.iter().any(lately) {
         Next::Root(Root::Switch, port.clone())
     } else {

@@ -9,6 +9,9 @@ use crate::verdict::Evidence;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+/// Samples in which a pause shows as long as its effects do: a sample that was lost makes the next as long.
+pub(super) const LATELY: usize = 16;
+
 /// An active flow with its path.
 pub(super) struct Crossing {
     pub job: Option<JobId>,

@@ -5,7 +5,7 @@ use crate::fabric::Link;
 use crate::fault::{Effect, Fault, cable, whole};
 use crate::job::{Pattern, Spec};
 use crate::world::World;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use weir_controller_core::ids::FlowKey;
 use weir_controller_core::verdict::{Class, Subject};
 use weir_sim::num::position;
@@ -160,7 +160,19 @@ pub fn oversubscription(world: &mut World, span: (f64, f64)) -> Option<Fault> {
     nodes.truncate(48);
     // A checked start would make it smaller: that is what this fault is about.
     let ports = nodes.iter().flat_map(|n| &world.fabric.nodes[*n].ports);
-    let leaves: BTreeSet<usize> = ports.map(|p| world.fabric.leaf_of(*p)).collect();
+    let mut offered: BTreeMap<usize, f64> = BTreeMap::new();
+    for port in ports {
+        *offered.entry(world.fabric.leaf_of(*port)).or_default() += world.fabric.ports[*port].bps;
+    }
+    let carried = |leaf: usize| -> f64 {
+        let up = world.fabric.nodes[leaf].up.iter();
+        up.map(|l| world.fabric.ports[*l].bps).sum()
+    };
+    // Less would be a collision: another placement would help.
+    if !offered.iter().any(|(leaf, bps)| *bps > carried(*leaf)) {
+        return None;
+    }
+    let leaves: BTreeSet<usize> = offered.into_keys().collect();
     let spec = Spec {
         compute_s: 0.4,
         transfer_s: 0.3,
