@@ -5,7 +5,7 @@
 //! network interface does not count what its adapter sends past the kernel.
 //!
 //! The two ends are read at different moments: by the agents' clocks, set by the frame that came soonest. What may have been on its way in between is known, since the moments
-//! are: traffic at the highest rate seen, for as long as they lie apart. What vendors count differently (checksums, pause
+//! are: traffic at the highest rate seen, for as long as they lie apart, and a [`BURST`] where intervals are long. What vendors count differently (checksums, pause
 //! frames) is the same on most cables: a share is compared with the median of all of them.
 //!
 //! Trip condition: [`LOSS_PACKETS`] or [`LOSS_BYTES`] above the median *and* more than may have been on its way, in each of
@@ -29,6 +29,9 @@ const LOSS_BYTES: f64 = 0.01;
 const PACKET_BYTES_MIN: f64 = 512.0;
 /// Moments of reading are known no better.
 const JITTER: Duration = Duration::from_millis(50);
+/// A job sends all that an interval shows in a part of it: where that is longer than a second, up to so much more than its
+/// mean rate says passes between two readings. Three seconds: longer than most training steps.
+const BURST: Duration = Duration::from_secs(3);
 /// One part of so many may a clock be off.
 const DRIFT: u32 = 10_000;
 /// Less traffic over a cable says nothing.
@@ -56,6 +59,9 @@ struct Port {
     sums: Sums,
     /// Highest bytes a second sent in one interval.
     peak: f64,
+    /// The newest interval, and the shorter of the last two: the longer may be that of a lost sample.
+    elapsed: Duration,
+    interval: Duration,
     clock: Duration,
     /// Least that arrival was after `clock`: that of a frame which nothing delayed.
     lag: Duration,
@@ -124,6 +130,12 @@ impl Cables {
         // The first frame says nothing of the second's delay; clocks may drift apart by as much as is added.
         let first = port.clock == Duration::ZERO;
         port.clock += elapsed;
+        port.interval = if first {
+            elapsed
+        } else {
+            port.elapsed.min(elapsed)
+        };
+        port.elapsed = elapsed;
         let lag = at.saturating_sub(port.clock);
         let drifted = port.lag + elapsed / DRIFT;
         port.lag = if first { lag } else { lag.min(drifted) };
@@ -212,7 +224,11 @@ impl Cables {
         // When they were read, not when the frames came: those may be late.
         let apart = |a: &Mark, b: &Mark| (a.clock + near.lag).abs_diff(b.clock + far.lag);
         let apart = apart(a0, b0) + apart(a1, b1) + 2 * JITTER;
-        let on_its_way = near.peak * apart.as_secs_f64();
+        let burst = near
+            .interval
+            .saturating_sub(Duration::from_secs(1))
+            .min(BURST);
+        let on_its_way = near.peak * (apart + 2 * burst).as_secs_f64();
         Some(Account {
             link,
             sent,
@@ -357,6 +373,53 @@ mod tests {
         let late = |n, second| Duration::from_secs(if n == 1 && second >= 25 { 4 } else { 0 });
         assert_eq!(run(0.0, late, true, 55), [""; 0]);
         assert_eq!(run(0.5, late, true, 55), ["a:2"]);
+    }
+
+    #[test]
+    fn bursts_that_a_long_interval_hides_are_no_loss() {
+        let names = ["a:1", "a:2", "a:3"].map(port);
+        let cable = |a: &PortId| Cable {
+            b: PortId::new(&NodeId::new("b"), &a.port),
+            a: a.clone(),
+            rate_bps: None,
+        };
+        let topology = Topology::new(Plan {
+            nodes: ["a", "b"].map(|n| (NodeId::new(n), Role::Switch)).into(),
+            cables: names.iter().map(cable).collect(),
+            ..Plan::default()
+        });
+        let mut cables = Cables::new(Duration::from_secs(60));
+        // A million packets in each of two seconds out of seven.
+        let counted = |at: u64| at / 7 * 2 + (at % 7).min(2);
+        let mut read = BTreeSet::new();
+        for second in 20..1800u64 {
+            for (n, name) in names.iter().enumerate() {
+                let ends = [
+                    (name, 0),
+                    (topology.peer(name).unwrap(), if n == 1 { 3 } else { 0 }),
+                ];
+                for (end, late) in ends {
+                    let Some(at) = second.checked_sub(late).filter(|at| at % 10 == 0) else {
+                        continue;
+                    };
+                    let packets = (counted(second) - counted(second - 10)) * 1_000_000;
+                    let sample = PortSample {
+                        tx_bytes: Some(packets * 1000),
+                        rx_bytes: Some(packets * 1000),
+                        tx_packets: Some(packets),
+                        rx_packets: Some(packets),
+                        ..PortSample::default()
+                    };
+                    let elapsed = Some(Duration::from_secs(10));
+                    let link = topology.link(end).unwrap();
+                    cables.sampled(link, &sample, elapsed, Duration::from_secs(second));
+                    read.insert(at);
+                }
+            }
+            let verdicts = cables.verdicts(&topology, Duration::from_secs(second));
+            assert!(verdicts.is_empty(), "{second} s: {verdicts:?}");
+        }
+        assert!(read.len() > 170);
     }
 
     #[test]

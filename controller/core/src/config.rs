@@ -82,7 +82,8 @@ pub struct Hotspot {
     /// What both ends of a cable count is compared over windows of this length: a minute is sixty times what may be
     /// on its way between two readings.
     pub cable_window: Duration,
-    /// An incident ends when its links were not hot for this long.
+    /// An incident ends when its links were not hot for this long, where nodes are sampled each second; for as many intervals
+    /// where they are sampled more seldom.
     pub clear_after: Duration,
 }
 

@@ -249,7 +249,10 @@ impl Core {
         self.stragglers.expire(now, self.config.trial.job_gone);
         self.forget_nodes(now);
         self.detect(now);
-        for id in self.incidents.expire(now, self.config.hotspot.clear_after) {
+        let intervals = u32::try_from(self.health.interval().as_secs()).unwrap_or(u32::MAX);
+        let clear_after = self.config.hotspot.clear_after;
+        let clear_after = clear_after.saturating_mul(intervals.max(1));
+        for id in self.incidents.expire(now, clear_after) {
             self.note(&id, "resolved".into());
         }
         self.trials_tick(now);

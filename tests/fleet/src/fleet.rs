@@ -125,7 +125,6 @@ impl Fleet {
 
     /// One interval.
     pub fn step(&mut self) {
-        let interval = self.world.now_s;
         let steps = f64::from(self.steps);
         let length = self.interval_s / steps;
         for step in 0..self.steps {
@@ -137,7 +136,13 @@ impl Fleet {
             for n in 0..self.agents.len() {
                 let phase = self.agents[n].phase;
                 if whole(phase * steps) == u64::from(step) {
-                    self.sample(n, (begin, length), interval + phase * self.interval_s);
+                    // Counters are those of the end of a step: where there are several, that is when they are read.
+                    let at = if self.steps == 1 {
+                        begin + phase * length
+                    } else {
+                        begin + length * (0.99 + 0.01 * (phase * steps).fract())
+                    };
+                    self.sample(n, (begin, length), at);
                 } else {
                     self.agents[n].observe(&self.world, length);
                 }

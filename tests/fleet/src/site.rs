@@ -56,14 +56,16 @@ impl Site {
     /// Whether nobody tells this column of an interface.
     #[must_use]
     pub fn lacks_of_port(self, column: Of) -> bool {
-        let pause = [
+        let of_ethernet = [
             Of::PauseRx,
             Of::PauseTx,
             Of::PauseRxUs,
             Of::PauseTxUs,
             Of::PauseStorms,
+            Of::FecCorrected,
+            Of::FecUncorrected,
         ];
-        self == Site::Infiniband && (pause.contains(&column) || column == Of::FecUncorrected)
+        self == Site::Infiniband && of_ethernet.contains(&column)
     }
 
     /// Whether nobody tells this column of a verbs device.

@@ -66,6 +66,7 @@ pub struct Health {
     outliers: BTreeSet<NodeId>,
     /// When nodes are compared again.
     next_step: Duration,
+    interval: Duration,
 }
 
 /// What is known of a node.
@@ -128,6 +129,7 @@ impl Health {
             troubled: BTreeSet::new(),
             outliers: BTreeSet::new(),
             next_step: Duration::ZERO,
+            interval: Duration::ZERO,
         }
     }
 
@@ -253,7 +255,8 @@ impl Health {
             })
         });
         if now >= self.next_step {
-            let interval = self.interval();
+            let interval = self.usual_interval();
+            self.interval = interval;
             self.next_step = now + peers::step_of(interval);
             let peers = self.nodes.values_mut().map(|n| &mut n.peer);
             peers::step(peers, interval, now);
@@ -267,15 +270,22 @@ impl Health {
         verdicts
     }
 
-    /// The sample interval of most nodes, by their median.
-    fn interval(&self) -> Duration {
+    /// The sample interval of most nodes in whole seconds, as it was at the last step; zero before the first.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    /// The median of the nodes' sample intervals, rounded to seconds: samples are never quite on time.
+    fn usual_interval(&self) -> Duration {
         let connected = self.nodes.values().filter(|n| n.connected);
         let mut all: Vec<Duration> = connected.map(|n| n.interval).collect();
         let middle = all.len() / 2;
         if all.is_empty() {
             return Duration::ZERO;
         }
-        *all.select_nth_unstable(middle).1
+        let usual = *all.select_nth_unstable(middle).1;
+        Duration::from_secs((usual + Duration::from_millis(500)).as_secs())
     }
 
     /// Alarms that a node had no room for, of all nodes.

@@ -335,9 +335,7 @@ type Means = [Option<f32>; COUNT];
 /// Time between two steps where nodes are sampled each `interval`: two samples.
 #[must_use]
 pub fn step_of(interval: Duration) -> Duration {
-    // Rounded, as samples are never quite on time.
-    let seconds = (interval + Duration::from_millis(500)).as_secs();
-    STEP.max(Duration::from_secs(2 * seconds))
+    STEP.max(2 * interval)
 }
 
 /// Compares the nodes of each job over the last step; `interval` is that of their samples.
