@@ -13,7 +13,7 @@ pub const SAMPLES_MAX: usize = 120;
 /// Samples kept of any other link; at least the detector's window.
 const SAMPLES_QUIET: usize = 16;
 
-/// Histories that are kept for a replay: 20 MB.
+/// Histories that are kept for a replay, those of hot links first: 30 MB.
 const REMEMBERED_MAX: usize = 4096;
 
 /// A shorter busy share than this says nothing about the rest of the interval.
@@ -76,6 +76,12 @@ impl LinkSample {
     #[must_use]
     pub fn pausing(&self) -> Option<f64> {
         known(self.pausing)
+    }
+
+    /// Whether nothing is pressed, dropped, marked or paused: a sample of which no detector says anything.
+    fn is_at_rest(&self) -> bool {
+        let held = [self.drops_per_s, self.marked, self.paused, self.pausing];
+        !self.hot && !self.pressed && held.into_iter().filter_map(known).all(|v| v == 0.0)
     }
 
     /// Deepest queue of the interval, at most 4 GiB; `None` where nobody sees it.
@@ -230,11 +236,17 @@ impl Links {
         );
     }
 
-    /// Links that were hot in one of their last few intervals.
-    pub(crate) fn recently_hot(&self) -> impl Iterator<Item = (usize, &Track)> {
-        let hot = |t: &Track| t.samples.iter().rev().take(SAMPLES_QUIET).any(|s| s.hot);
-        let tracks = self.tracks.iter().enumerate();
-        tracks.filter(move |(_, t)| hot(t)).take(REMEMBERED_MAX)
+    /// Links that were not at rest in one of their last few intervals, by their number. Where there are too many, the rest
+    /// of what is hot is measured again within [`SAMPLES_MAX`] intervals, anything else within [`SAMPLES_QUIET`].
+    pub(crate) fn restless(&self) -> Vec<(usize, &Track)> {
+        let lately = |t: &Track, is: fn(&LinkSample) -> bool| {
+            t.samples.iter().rev().take(SAMPLES_QUIET).any(is)
+        };
+        let tracks = || self.tracks.iter().enumerate();
+        let hot = tracks().filter(|(_, t)| lately(t, |s| s.hot));
+        let held =
+            tracks().filter(|(_, t)| !lately(t, |s| s.hot) && lately(t, |s| !s.is_at_rest()));
+        hot.chain(held).take(REMEMBERED_MAX).collect()
     }
 
     /// Puts a link's history in the place of what is known of it.
@@ -242,11 +254,9 @@ impl Links {
         if self.tracks.len() <= link.index() {
             self.tracks.resize_with(link.index() + 1, Track::default);
         }
-        if track.samples.back().is_some_and(|s| s.hot) {
-            self.hot.insert(link);
-        } else {
-            self.hot.remove(&link);
-        }
+        let newest = track.samples.back();
+        keep(&mut self.hot, link, newest.is_some_and(|s| s.hot));
+        keep(&mut self.pressed, link, newest.is_some_and(|s| s.pressed));
         self.tracks[link.index()] = track;
     }
 

@@ -11,7 +11,7 @@ use crate::topology_file;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use weir_controller_core::topology::Plan;
-use weir_controller_core::{Command, Config, Memory};
+use weir_controller_core::{Command, Config};
 
 /// After a start in the middle of a run nothing is compared for this long: links remember 120 samples,
 /// one a second. Jobs, incidents, leases and the history of hot links are in the restart point.
@@ -247,18 +247,17 @@ impl Replayer<'_> {
                 if segment.header.segment == 0 {
                     return Ok(true);
                 }
-                let memory = Memory::from_bytes(&record.payload).ok_or_else(|| {
+                let mut brains = [Some(&mut life.brain), life.other.as_mut()]
+                    .into_iter()
+                    .flatten();
+                if !brains.all(|brain| brain.remember(&record.payload)) {
                     let what = format!(
                         "its memory is not understood: version {} wrote it, this is {}",
                         segment.header.program,
                         env!("CARGO_PKG_VERSION")
                     );
-                    reader.cut(what, false)
-                })?;
-                if let Some(other) = &mut life.other {
-                    other.core.remember(memory.clone());
+                    return Err(reader.cut(what, false));
                 }
-                life.brain.core.remember(memory);
                 return Ok(true);
             }
             let at = record.at;

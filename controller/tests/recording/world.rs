@@ -356,7 +356,7 @@ impl World {
             self.now += Duration::from_micros(10);
             self.event(Event::Tick);
             self.perform();
-            let memory = || self.brain.core.memory().to_bytes();
+            let memory = || self.brain.memory();
             if let Some(event) = self.recorder.tick(self.now, memory) {
                 self.event(event);
                 self.perform();

@@ -16,6 +16,7 @@
 use super::debounce::History;
 use crate::ids::{JobId, NodeId};
 use crate::io::Column;
+use crate::memory::keep;
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -186,6 +187,8 @@ pub struct Peer {
     outlier: Option<Outlier>,
 }
 
+keep!(struct Peer { feeds, sums, readings, elapsed, job, learnt, usual, off, wide, outlier });
+
 /// What makes a node an outlier.
 #[derive(Debug, Clone, PartialEq)]
 struct Outlier {
@@ -193,9 +196,23 @@ struct Outlier {
     since: Duration,
     last: Duration,
     nodes: usize,
-    /// Feature, the node's value, the median, steps out of [`M`].
-    off: Vec<(usize, f32, f32, u32)>,
+    off: Vec<Off>,
 }
+
+keep!(struct Outlier { job, since, last, nodes, off });
+
+/// A feature in which it is off.
+#[derive(Debug, Clone, PartialEq)]
+struct Off {
+    /// Place in [`FEATURES`].
+    feature: usize,
+    value: f32,
+    median: f32,
+    /// Steps out of [`M`].
+    times: u32,
+}
+
+keep!(struct Off { feature, value, median, times } if |off: &Off| off.feature < COUNT);
 
 impl Peer {
     /// The columns to look at from now on.
@@ -219,6 +236,21 @@ impl Peer {
             job: self.job.take(),
             ..Peer::default()
         };
+    }
+
+    /// What its columns do not tell.
+    #[must_use]
+    pub fn memory(&self) -> Peer {
+        Peer {
+            feeds: Box::default(),
+            ..self.clone()
+        }
+    }
+
+    /// Goes on from there with its own columns.
+    pub fn remember(&mut self, memory: Peer) {
+        let feeds = std::mem::take(&mut self.feeds);
+        *self = Peer { feeds, ..memory };
     }
 
     /// Takes a sample; `job` is what the node was seen to work for.
@@ -287,8 +319,14 @@ impl Peer {
         let subject = Subject::Node(node.clone());
         let mut verdict = Verdict::new(Class::NodeOutlier, Severity::Warning, subject, confidence);
         verdict.job = Some(outlier.job.clone());
-        for (n, value, median, times) in &outlier.off {
-            let signal = FEATURES[*n].signal;
+        for off in &outlier.off {
+            let Off {
+                feature,
+                value,
+                median,
+                times,
+            } = off;
+            let signal = FEATURES[*feature].signal;
             let per = match signal.kind() {
                 Kind::Counter => " a second",
                 Kind::Gauge => "",
@@ -312,7 +350,11 @@ impl Peer {
 
 impl Outlier {
     fn families(&self) -> usize {
-        let mut families: Vec<u8> = self.off.iter().map(|o| FEATURES[o.0].family).collect();
+        let mut families: Vec<u8> = self
+            .off
+            .iter()
+            .map(|o| FEATURES[o.feature].family)
+            .collect();
         families.sort_unstable();
         families.dedup();
         families.len()
@@ -438,10 +480,15 @@ fn compare(job: &JobId, nodes: &mut [(&mut Peer, Means)], now: Duration) {
             if !is.contains(&true) {
                 peer.usual[n] += change * DRIFT;
             }
-            if let (Some(times), Some(median), Some(mean)) =
+            if let (Some(times), Some(median), Some(value)) =
                 (times.into_iter().find(|t| *t >= N), middles[n], means[n])
             {
-                found.push((n, mean, median, times));
+                found.push(Off {
+                    feature: n,
+                    value,
+                    median,
+                    times,
+                });
                 enough_alone |= wide;
             }
         }

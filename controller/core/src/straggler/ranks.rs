@@ -6,6 +6,7 @@ use super::{
 use crate::ids::NodeId;
 use crate::io::CollectiveDone;
 use crate::jobs::{moves_data, only_queues};
+use crate::memory::keep;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,8 @@ struct Call {
     first: bool,
 }
 
+keep!(struct Call { start, seconds, first });
+
 impl Call {
     fn end(&self) -> f64 {
         self.start + self.seconds
@@ -60,6 +63,8 @@ struct Track {
     breaks: u32,
 }
 
+keep!(struct Track { node, calls, seen, last, gaps_max, burst, lengths, starts, breaks });
+
 impl Track {
     /// The usual start behind the other ranks; `None` before it is calibrated.
     fn usual(&self) -> Option<f64> {
@@ -75,12 +80,16 @@ struct Part {
     behind_s: Option<f64>,
 }
 
+keep!(struct Part { short_s, behind_s });
+
 #[derive(Debug, Clone, Default)]
 struct Iteration {
     threshold_s: f64,
     /// How late, and of which kind; without a kind it does not stand out.
     ranks: BTreeMap<u32, (Option<Kind>, f64)>,
 }
+
+keep!(struct Iteration { threshold_s, ranks });
 
 /// The ranks of one job.
 #[derive(Debug, Clone, Default)]
@@ -104,6 +113,11 @@ pub struct Ranks {
     refused: u64,
     unmatched: u64,
 }
+
+keep!(struct Ranks {
+    collective, collective_seen, tracks, ready, swept, open, opened, lengths, iterations, last_seen, size, mixed, refused,
+    unmatched,
+});
 
 impl Ranks {
     /// A rank's next calls are dated by its node's clock after so many breaks: usual starts from before one mean nothing.

@@ -456,14 +456,14 @@ impl Model {
 
     /// Another core goes on from what this one keeps; it holds the same.
     pub fn check_memory(&self) {
-        let bytes = self.core.memory().to_bytes();
-        let memory = Memory::from_bytes(&bytes).unwrap();
+        let bytes = to_bytes(&self.core.memory());
+        let memory = from_bytes(&bytes).unwrap();
         let mut other = Core::new(config(), plan(), false, 0);
         other.remember(memory);
         assert_eq!(other.trials(), self.core.trials());
         assert_eq!(other.is_frozen(), self.core.is_frozen());
-        assert_eq!(other.memory().to_bytes(), bytes);
+        assert_eq!(to_bytes(&other.memory()), bytes);
         // Whatever part of it is missing is noticed.
-        assert!(Memory::from_bytes(&bytes[..bytes.len() - 1]).is_none());
+        assert!(from_bytes::<Memory>(&bytes[..bytes.len() - 1]).is_none());
     }
 }
