@@ -82,6 +82,8 @@ pub fn replay(
             compared: 0,
             differences: Vec::new(),
             differences_total: 0,
+            memories_compared: 0,
+            memories_different_s: Vec::new(),
             restarts: Vec::new(),
             cuts: run.cuts.clone(),
             story: Vec::new(),
@@ -238,6 +240,7 @@ impl Replayer<'_> {
             };
             let Some(life) = self.life.as_mut().filter(|_| !goes_on) else {
                 if record.kind == Kind::Memory {
+                    self.compare_memory(&record);
                     return Ok(true);
                 }
                 continue;
@@ -266,6 +269,19 @@ impl Replayer<'_> {
                     other.handle(event.clone(), at);
                 }
                 life.brain.handle(event, at);
+            }
+        }
+    }
+
+    /// Whether the brain holds what the recorded one held where a segment begins: what differs there and led to nothing
+    /// yet will lead to another decision later.
+    fn compare_memory(&mut self, recorded: &Record) {
+        let Some(life) = &self.life else { return };
+        if recorded.at >= life.warm_at {
+            self.report.memories_compared += 1;
+            if life.brain.memory() != recorded.payload {
+                let at_s = recorded.at.as_secs_f64();
+                self.report.memories_different_s.push(at_s);
             }
         }
     }
