@@ -112,6 +112,7 @@ impl Core {
     pub fn memory(&self) -> Memory {
         Memory {
             next_lease: self.next_lease,
+            next_tick: self.next_tick,
             frozen: self.frozen,
             incidents: self.incidents.clone(),
             trials: self.trials.clone(),
@@ -139,6 +140,7 @@ impl Core {
     pub fn remember(&mut self, memory: Memory) {
         let Memory {
             next_lease,
+            next_tick,
             frozen,
             incidents,
             trials,
@@ -167,6 +169,7 @@ impl Core {
         self.health.remember(health);
         self.cables.remember(cables, &self.topology);
         self.next_lease = next_lease;
+        self.next_tick = next_tick;
         self.frozen = frozen;
         self.incidents = incidents;
         self.trials = trials;

@@ -236,16 +236,19 @@ impl Links {
         );
     }
 
-    /// Links that were not at rest in one of their last few intervals, by their number. Where there are too many, the rest
-    /// of what is hot is measured again within [`SAMPLES_MAX`] intervals, anything else within [`SAMPLES_QUIET`].
+    /// Links with a long history, or that were not at rest in one of their last few intervals, by their number. Where
+    /// there are too many, the rest is measured again within [`SAMPLES_MAX`] intervals.
     pub(crate) fn restless(&self) -> Vec<(usize, &Track)> {
-        let lately = |t: &Track, is: fn(&LinkSample) -> bool| {
-            t.samples.iter().rev().take(SAMPLES_QUIET).any(is)
+        let lately = |t: &Track| {
+            t.samples
+                .iter()
+                .rev()
+                .take(SAMPLES_QUIET)
+                .any(|s| !s.is_at_rest())
         };
         let tracks = || self.tracks.iter().enumerate();
-        let hot = tracks().filter(|(_, t)| lately(t, |s| s.hot));
-        let held =
-            tracks().filter(|(_, t)| !lately(t, |s| s.hot) && lately(t, |s| !s.is_at_rest()));
+        let hot = tracks().filter(|(_, t)| t.was_hot());
+        let held = tracks().filter(|(_, t)| !t.was_hot() && lately(t));
         hot.chain(held).take(REMEMBERED_MAX).collect()
     }
 
@@ -381,13 +384,17 @@ impl Links {
 }
 
 impl Track {
+    /// Whether it was hot in one of the intervals that are held.
+    fn was_hot(&self) -> bool {
+        self.hot_at.is_some() && self.hot_at >= self.samples.front().map(|s| s.at)
+    }
+
     fn push(&mut self, sample: LinkSample, window: usize) {
         if sample.hot {
             self.hot_at = Some(sample.at);
         }
         self.samples.push_back(sample);
-        let first = self.samples.front().map(|s| s.at);
-        let keep = if self.hot_at.is_some() && self.hot_at >= first {
+        let keep = if self.was_hot() {
             SAMPLES_MAX
         } else {
             SAMPLES_QUIET.max(window)

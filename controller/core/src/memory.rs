@@ -37,6 +37,7 @@ pub trait Keep: Sized {
 #[derive(Debug, Clone)]
 pub struct Memory {
     pub next_lease: u64,
+    pub next_tick: Duration,
     pub frozen: bool,
     pub incidents: Incidents,
     pub trials: VecDeque<Trial>,
@@ -109,7 +110,7 @@ macro_rules! keep {
 pub(crate) use keep;
 
 keep!(struct Memory {
-    next_lease, frozen, incidents, trials, given_back, jobs, nodes, found_links, tracks, flows, health, silent, cables,
+    next_lease, next_tick, frozen, incidents, trials, given_back, jobs, nodes, found_links, tracks, flows, health, silent, cables,
     cabling, stragglers,
 });
 

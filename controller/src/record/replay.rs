@@ -282,6 +282,28 @@ impl Replayer<'_> {
             if life.brain.memory() != recorded.payload {
                 let at_s = recorded.at.as_secs_f64();
                 self.report.memories_different_s.push(at_s);
+                //DEBUG
+                use weir_controller_core::memory::from_bytes;
+                type M = (
+                    weir_controller_core::Memory,
+                    crate::events::Memory,
+                    crate::pinglists::Memory,
+                );
+                let a = from_bytes::<M>(&life.brain.memory()).map(|m| format!("{m:#?}"));
+                let b = from_bytes::<M>(&recorded.payload).map(|m| format!("{m:#?}"));
+                let (a, b) = (a.unwrap_or_default(), b.unwrap_or_default());
+                let (a, b): (Vec<&str>, Vec<&str>) = (a.lines().collect(), b.lines().collect());
+                eprintln!("MEMORY {at_s} lines {} {}", a.len(), b.len());
+                for (n, (x, y)) in a.iter().zip(&b).enumerate() {
+                    if x != y {
+                        eprintln!(
+                            "{} ...\n- {x}\n+ {y}\n{}",
+                            a[n.saturating_sub(60)..n].join("\n"),
+                            a[n..(n + 10).min(a.len())].join("\n")
+                        );
+                        break;
+                    }
+                }
             }
         }
     }

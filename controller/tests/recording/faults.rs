@@ -1,6 +1,7 @@
 //! What is wrong with the fabric, and the counters and gauges that tell.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 use weir_wire::signal::{Entity, Signal};
 use weir_wire::v1;
 
@@ -45,7 +46,9 @@ impl Fault {
 pub type Port = (String, String);
 
 /// Both ends of each cable; those between switches come first.
-pub fn cables() -> Vec<[Port; 2]> {
+static CABLES: LazyLock<Vec<[Port; 2]>> = LazyLock::new(cables);
+
+fn cables() -> Vec<[Port; 2]> {
     let port = |node: String, port: String| (node, port);
     let up = |(l, s)| {
         [
@@ -65,8 +68,7 @@ pub fn cables() -> Vec<[Port; 2]> {
 }
 
 pub fn peer(port: &Port) -> Port {
-    let cables = cables();
-    let cable = cables.iter().find(|ends| ends.contains(port)).unwrap();
+    let cable = CABLES.iter().find(|ends| ends.contains(port)).unwrap();
     cable[usize::from(cable[0] == *port)].clone()
 }
 
@@ -87,18 +89,16 @@ impl Faults {
 
     /// Whether a port is an end of its cable: 0 the first, 1 the second.
     pub fn end(&self, fault: Fault, port: &Port) -> Option<usize> {
-        let cables = cables();
         let among = match fault {
             Fault::Swallows | Fault::Loses => 4,
-            _ => cables.len(),
+            _ => CABLES.len(),
         };
-        let cable = &cables[self.target(fault)? % among];
+        let cable = &CABLES[self.target(fault)? % among];
         cable.iter().position(|end| end == port)
     }
 
     fn is_host(&self, fault: Fault, node: &str) -> bool {
-        let cables = cables();
-        let hosts = &cables[4..];
+        let hosts = &CABLES[4..];
         let target = self.target(fault).map(|n| &hosts[n % hosts.len()][1].0);
         target.is_some_and(|host| host == node)
     }
@@ -173,6 +173,8 @@ pub fn advance(
     moved: impl Fn(&Port) -> Moved,
 ) {
     let outlier = faults.is_host(Fault::Outlier, node);
+    // Columns of one port follow each other.
+    let mut of_port = None;
     for ((name, entity, signal), value) in values {
         let port = match entity {
             Entity::Port => (node.to_owned(), name.clone()),
@@ -183,7 +185,10 @@ pub fn advance(
             tx_bytes,
             rx_bytes,
             full,
-        } = moved(&port);
+        } = match &of_port {
+            Some((known, through)) if *known == port => *through,
+            _ => of_port.insert((port.clone(), moved(&port))).1,
+        };
         let down = at(Fault::Down).is_some() || at(Fault::TakenDown).is_some();
         let lost = if at(Fault::Swallows) == Some(1) {
             30

@@ -224,7 +224,7 @@ fn every_detector_decides_the_same_from_each_segment() {
 
 proptest! {
     // Each is a quarter of an hour of twelve nodes, replayed several times.
-    #![proptest_config(ProptestConfig::with_cases(8))]
+    #![proptest_config(ProptestConfig { cases: 8, max_shrink_iters: 0, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_is_rebuilt_from_each_segment(steps in prop::collection::vec((0u8..40, 1u32..40), 10..40)) {
