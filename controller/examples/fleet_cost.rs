@@ -242,7 +242,7 @@ impl Controller {
             return;
         }
         self.event(Event::Tick, now);
-        let memory = || self.brain.core.memory().to_bytes();
+        let memory = || self.brain.memory();
         if let Some(event) = self.recorder.as_mut().and_then(|r| r.tick(now, memory)) {
             self.event(event, now);
         }

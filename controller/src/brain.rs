@@ -3,16 +3,17 @@
 //! This is what a recording is replayed into, so everything that influences a decision passes
 //! through [`Brain::handle`].
 
-use crate::events::NodeEvents;
+use crate::events::{self, NodeEvents};
 use crate::ingest::{Ingest, IngestError, Ingested};
-use crate::pinglists::Pinglists;
+use crate::pinglists::{self, Pinglists};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use weir_controller_core::ids::{JobId, NodeId};
 use weir_controller_core::io::{PinChange, Role};
+use weir_controller_core::memory::{from_bytes, to_bytes};
 use weir_controller_core::topology::Plan;
 use weir_controller_core::verdict::Severity;
-use weir_controller_core::{Command, Config, Core, Input};
+use weir_controller_core::{Command, Config, Core, Input, Memory};
 use weir_wire::{EVENT_TEXT_BYTES_MAX, v1};
 
 /// Something that happened, in the order in which the controller saw it.
@@ -122,10 +123,14 @@ impl Brain {
             }
             Event::Tick => self.core.handle_timeout(now),
             Event::SegmentDue => {
+                self.streams.values_mut().for_each(Ingest::key_due);
                 let resync = |node: &String| Action::Resync { node: node.clone() };
                 actions.extend(self.streams.keys().map(resync));
             }
-            Event::SegmentBegun => self.core.handle_input(Input::SegmentBegun, now),
+            Event::SegmentBegun => {
+                self.streams.values_mut().for_each(Ingest::segment_begun);
+                self.core.handle_input(Input::SegmentBegun, now);
+            }
             Event::Freeze { frozen } => self.core.handle_input(Input::FreezeSet { frozen }, now),
             Event::Trial { job, pins } => self
                 .core
@@ -142,6 +147,31 @@ impl Brain {
             actions.push(Action::Pinglist { node, list });
         }
         actions
+    }
+
+    /// What a brain that starts later in the same run cannot know of the nodes alone.
+    #[must_use]
+    pub fn memory(&self) -> Vec<u8> {
+        to_bytes(&(
+            self.core.memory(),
+            self.events.memory(),
+            self.pinglists.memory(),
+        ))
+    }
+
+    /// Goes on from what another brain held at this time, when the same nodes have said the same of themselves.
+    /// [`Event::SegmentBegun`] has to follow. False: another version wrote it, nothing is taken.
+    #[must_use]
+    pub fn remember(&mut self, memory: &[u8]) -> bool {
+        let Some((core, events, pinglists)) =
+            from_bytes::<(Memory, events::Memory, pinglists::Memory)>(memory)
+        else {
+            return false;
+        };
+        self.core.remember(core);
+        self.events.remember(events);
+        self.pinglists.remember(pinglists);
+        true
     }
 
     /// What each connected node's probes saw last.

@@ -263,7 +263,7 @@ impl Driver {
         let Some(recorder) = &mut self.recorder else {
             return;
         };
-        if let Some(event) = recorder.tick(now, || self.brain.core.memory().to_bytes()) {
+        if let Some(event) = recorder.tick(now, || self.brain.memory()) {
             self.event(event);
         }
     }

@@ -109,6 +109,9 @@ impl OfNode {
     }
 }
 
+/// Of each node, the instance of its agent and the number of its last event that was taken.
+pub type Memory = BTreeMap<Arc<str>, (u64, u64)>;
+
 /// The events of all nodes.
 #[derive(Debug)]
 pub struct NodeEvents {
@@ -144,6 +147,22 @@ impl NodeEvents {
             repeated: 0,
             taken: BTreeMap::new(),
             dropped: BTreeMap::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        let nodes = self.nodes.iter();
+        nodes
+            .map(|(node, known)| (node.clone(), (known.instance, known.taken)))
+            .collect()
+    }
+
+    /// What was taken there is a repetition here.
+    pub fn remember(&mut self, memory: Memory) {
+        for (node, (instance, taken)) in memory {
+            let known = self.nodes.entry(node).or_default();
+            (known.instance, known.taken) = (instance, taken);
         }
     }
 

@@ -109,6 +109,8 @@ pub struct Ingest {
     last_seq: Option<u64>,
     last_at: Option<Duration>,
     in_sync: bool,
+    /// A key frame came since one was last due for a recording.
+    key_came: bool,
     flows: BTreeMap<u32, (FlowKey, Option<JobId>)>,
     flow_rows: FlowRows,
     roce_rows: RoceRows,
@@ -175,6 +177,7 @@ impl Ingest {
             last_seq: None,
             last_at: None,
             in_sync: false,
+            key_came: false,
             flows: BTreeMap::new(),
             flow_rows: FlowRows::default(),
             roce_rows: RoceRows::default(),
@@ -233,6 +236,22 @@ impl Ingest {
                 None => Ingested::Nothing,
             },
         })
+    }
+
+    /// A segment of the recording is due, which begins with each agent's next key frame.
+    pub fn key_due(&mut self) {
+        self.key_came = false;
+    }
+
+    /// The recording goes on in a new segment. A stream that is not in it begins anew, here as in a replay.
+    pub fn segment_begun(&mut self) {
+        if self.key_came {
+            return;
+        }
+        (self.in_sync, self.last_seq, self.last_at) = (false, None, None);
+        self.watched.iter_mut().for_each(|w| w.last = None);
+        self.values.begin_anew();
+        self.flows.clear();
     }
 
     /// What the values of its samples are.
@@ -310,6 +329,7 @@ impl Ingest {
             .collect();
         self.state = Columns::new(schema.columns.len());
         self.in_sync = false;
+        self.key_came = false;
         Ok(())
     }
 
@@ -349,6 +369,7 @@ impl Ingest {
             self.running_rows = RunningRows::default();
             self.series.clear();
             self.in_sync = true;
+            self.key_came = true;
         } else if lost || !self.in_sync {
             self.in_sync = false;
             return Ok(Ingested::Resync);

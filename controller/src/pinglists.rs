@@ -3,7 +3,8 @@
 //! A fabric that starts brings thousands of inventories in a few seconds, so lists are made when it has
 //! been quiet for [`QUIET`], and at [`PATIENCE`] after the first change at the latest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 use weir_controller_core::ids::{NodeId, PortId};
@@ -16,13 +17,20 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Endpoints taken of one node; agents announce no more.
 const ENDPOINTS_MAX: usize = 64;
 
+/// Who announced endpoints, the hash of what each was told, and the first and last change that the lists do not know of.
+pub type Memory = (
+    BTreeSet<NodeId>,
+    BTreeMap<NodeId, u64>,
+    Option<(Duration, Duration)>,
+);
+
 /// What is announced, and what was told.
 #[derive(Debug)]
 pub struct Pinglists {
     settings: Settings,
     endpoints: BTreeMap<NodeId, Vec<Endpoint>>,
-    /// What each stream was told last.
-    told: BTreeMap<NodeId, Pinglist>,
+    /// What each stream was told last, by its hash.
+    told: BTreeMap<NodeId, u64>,
     /// First and last change that the lists do not know of.
     changed: Option<(Duration, Duration)>,
     /// Ordered pairs of leaves, and those without a prober.
@@ -43,6 +51,18 @@ impl Pinglists {
             pairs_uncovered: 0,
             left_out: 0,
         }
+    }
+
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        let announced = self.endpoints.keys().cloned().collect();
+        (announced, self.told.clone(), self.changed)
+    }
+
+    /// Goes on from there, when the same nodes have announced the same.
+    pub fn remember(&mut self, (announced, told, changed): Memory) {
+        self.endpoints.retain(|node, _| announced.contains(node));
+        (self.told, self.changed) = (told, changed);
     }
 
     /// A new stream knows of nothing.
@@ -110,16 +130,22 @@ impl Pinglists {
         for node in self.told.keys() {
             lists.entry(node.clone()).or_default();
         }
-        lists.retain(|node, list| self.told.get(node) != Some(list));
-        let told = lists
-            .iter()
-            .map(|(node, list)| (node.clone(), list.clone()));
-        self.told.extend(told);
+        lists.retain(|node, list| {
+            let hash = hash_of(list);
+            self.told.insert(node.clone(), hash) != Some(hash)
+        });
         lists
             .iter()
             .map(|(node, list)| (node.clone(), message(list)))
             .collect()
     }
+}
+
+/// The same for the same list in each run of this program.
+fn hash_of(list: &Pinglist) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    list.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn endpoint_of(node: &NodeId, announced: &v1::Endpoint) -> Option<Endpoint> {

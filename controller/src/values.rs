@@ -77,6 +77,11 @@ impl Values {
         self.columns.clone()
     }
 
+    /// The next rise of each counter is unknown.
+    pub fn begin_anew(&mut self) {
+        self.readings.iter_mut().for_each(|r| r.last = None);
+    }
+
     /// The newest value of each gauge and the rise of each counter since the last call. A counter that
     /// was `reset`, or fell without a word, is a gap and never a spike.
     pub fn read(&mut self, state: &[Option<u64>], resets: &BTreeSet<usize>) -> Vec<Option<u64>> {

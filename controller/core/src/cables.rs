@@ -14,6 +14,7 @@
 
 use crate::ids::PortId;
 use crate::io::PortSample;
+use crate::memory::keep;
 use crate::topology::{LinkIx, Topology};
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
 use std::collections::{BTreeSet, VecDeque};
@@ -68,15 +69,36 @@ struct Port {
     marks: VecDeque<Mark>,
 }
 
+keep!(struct Mark { window, clock, sums });
+keep!(struct Sums { tx_packets, rx_packets, tx_bytes, rx_bytes });
+keep!(struct Port { sums, peak, elapsed, interval, clock, lag, marks });
+
 /// What all ports of switches count.
 #[derive(Debug, Clone)]
 pub struct Cables {
     window: Duration,
     ports: Vec<Port>,
-    next_look: Duration,
-    suspects: BTreeSet<LinkIx>,
+    looks: Looks,
+}
+
+/// What the last looks found.
+#[derive(Debug, Clone, Default)]
+struct Looks {
+    next: Duration,
+    suspects: BTreeSet<PortId>,
     standing: Vec<Verdict>,
 }
+
+keep!(struct Looks { next, suspects, standing });
+
+/// What a replay has to know: the ports of cables that are looked at, and what was found.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    ports: Vec<(PortId, Port)>,
+    looks: Looks,
+}
+
+keep!(struct Memory { ports, looks });
 
 /// A cable's direction over the windows that both ends have.
 struct Account {
@@ -98,10 +120,45 @@ impl Cables {
         Cables {
             window: window.max(Duration::from_secs(1)),
             ports: Vec::new(),
-            next_look: Duration::ZERO,
-            suspects: BTreeSet::new(),
-            standing: Vec::new(),
+            looks: Looks::default(),
         }
+    }
+
+    #[must_use]
+    pub fn memory(&self, topology: &Topology) -> Memory {
+        let switches = topology
+            .nodes()
+            .filter(|(node, _)| topology.is_switch(node));
+        let links = switches.flat_map(|(_, links)| links).map(|(_, link)| *link);
+        let ports = links.filter_map(|link| {
+            let port = topology.port(link);
+            let peer = topology.peer(port);
+            let counted = self.ports.get(link.index())?;
+            let is_looked_at = peer.is_none_or(|peer| topology.is_switch(&peer.node));
+            is_looked_at.then(|| (port.clone(), counted.clone()))
+        });
+        Memory {
+            ports: ports.collect(),
+            looks: self.looks.clone(),
+        }
+    }
+
+    /// Goes on from there.
+    pub fn remember(&mut self, memory: Memory, topology: &Topology) {
+        let Memory { ports, looks } = memory;
+        (self.ports, self.looks) = (Vec::new(), looks);
+        for (port, counted) in ports {
+            if let Some(link) = topology.number_of(&port) {
+                *self.port(link) = counted;
+            }
+        }
+    }
+
+    fn port(&mut self, link: LinkIx) -> &mut Port {
+        if self.ports.len() <= link.index() {
+            self.ports.resize_with(link.index() + 1, Port::default);
+        }
+        &mut self.ports[link.index()]
     }
 
     /// Takes an interval of a switch's port; `None` for a gap, after which counting starts anew.
@@ -112,10 +169,8 @@ impl Cables {
         elapsed: Option<Duration>,
         at: Duration,
     ) {
-        if self.ports.len() <= link.index() {
-            self.ports.resize_with(link.index() + 1, Port::default);
-        }
-        let port = &mut self.ports[link.index()];
+        let window_length = self.window.as_micros();
+        let port = self.port(link);
         let (Some(elapsed), Some(tx), Some(rx)) = (elapsed, sample.tx_bytes, sample.rx_bytes)
         else {
             *port = Port::default();
@@ -143,7 +198,7 @@ impl Cables {
         if seconds > 0.0 {
             port.peak = port.peak.max(tx as f64 / seconds);
         }
-        let window = u64::try_from(at.as_micros() / self.window.as_micros()).unwrap_or(u64::MAX);
+        let window = u64::try_from(at.as_micros() / window_length).unwrap_or(u64::MAX);
         if port.marks.back().is_none_or(|m| m.window < window) {
             if port.marks.len() == WINDOWS {
                 port.marks.pop_front();
@@ -159,8 +214,8 @@ impl Cables {
 
     /// What is to blame now.
     pub fn verdicts(&mut self, topology: &Topology, now: Duration) -> &[Verdict] {
-        if now >= self.next_look {
-            self.next_look = now + self.window;
+        if now >= self.looks.next {
+            self.looks.next = now + self.window;
             let accounts: Vec<Account> = topology
                 .links()
                 .filter(|(a, b)| topology.is_switch(&a.node) && topology.is_switch(&b.node))
@@ -186,11 +241,13 @@ impl Cables {
                 a.share - usual >= least.max(a.doubt)
             });
             let lossy: Vec<Account> = lossy.collect();
-            let again = lossy.iter().filter(|a| self.suspects.contains(&a.link));
-            self.standing = again.filter_map(|a| verdict(a, topology)).collect();
-            self.suspects = lossy.iter().map(|a| a.link).collect();
+            let port = |a: &Account| topology.port(a.link).clone();
+            let again = |a: &&Account| self.looks.suspects.contains(topology.port(a.link));
+            let again = lossy.iter().filter(again);
+            self.looks.standing = again.filter_map(|a| verdict(a, topology)).collect();
+            self.looks.suspects = lossy.iter().map(port).collect();
         }
-        &self.standing
+        &self.looks.standing
     }
 
     /// What left by `link` and what came in at its other end, whose link back is `back`; over the windows of both.

@@ -9,6 +9,7 @@
 //! [`crate::incident`]. Cost: nothing where nothing is contradicted.
 
 use crate::ids::{NodeId, PortId};
+use crate::memory::keep;
 use crate::topology::{Contradiction, Topology};
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +30,8 @@ pub struct Cabling {
     /// By the ports of the cables concerned.
     since: BTreeMap<BTreeSet<PortId>, Duration>,
 }
+
+keep!(struct Cabling { since });
 
 impl Cabling {
     /// Cables that are wrong now; `settled` says whether a node has been connected for [`SETTLED`].

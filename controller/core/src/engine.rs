@@ -13,7 +13,7 @@ use crate::io::{Command, Input, LeaseOutcome, NodeSample, PinChange, Role};
 use crate::jobs::Jobs;
 use crate::links::{Interval, Links};
 use crate::losses::Losses;
-use crate::memory::Memory;
+use crate::memory::{Memory, keep};
 use crate::silent::Silent;
 use crate::straggler::{self, Stragglers};
 use crate::topology::{Plan, Topology};
@@ -47,6 +47,8 @@ pub struct Node {
     connected_at: Duration,
     routes_epoch: u64,
 }
+
+keep!(struct Node { role, connected, last_seen, connected_at, routes_epoch });
 
 /// A table, or the largest of several alike, and its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,43 +116,86 @@ impl Core {
     pub fn memory(&self) -> Memory {
         Memory {
             next_lease: self.next_lease,
+            next_tick: self.next_tick,
             frozen: self.frozen,
             incidents: self.incidents.clone(),
             trials: self.trials.clone(),
             given_back: self.given_back.clone(),
             jobs: self.jobs.clone(),
-            hot_links: self
+            nodes: self.nodes.clone(),
+            found_links: self.topology.found_links(),
+            tracks: self
                 .links
-                .recently_hot()
+                .restless()
+                .into_iter()
                 .filter_map(|(n, track)| Some((self.topology.port_at(n)?.clone(), track.clone())))
                 .collect(),
+            parted: self.topology.parted().clone(),
+            losses: self.losses.clone(),
+            flows: self.flows.memory(),
+            health: self.health.memory(),
+            silent: self.silent.clone(),
+            cables: self.cables.memory(&self.topology),
+            cabling: self.cabling.clone(),
+            stragglers: self.stragglers.clone(),
         }
     }
 
-    /// Goes on from what another core held at this time; commands that wait are dropped.
+    /// Goes on from what another core held at this time, when the same nodes have said the same of themselves;
+    /// commands that wait are dropped. [`Input::SegmentBegun`] has to follow, here and there.
     pub fn remember(&mut self, memory: Memory) {
         let Memory {
             next_lease,
+            next_tick,
             frozen,
             incidents,
             trials,
             given_back,
             jobs,
-            hot_links,
+            nodes,
+            found_links,
+            tracks,
+            parted,
+            losses,
+            flows,
+            health,
+            silent,
+            cables,
+            cabling,
+            stragglers,
         } = memory;
-        self.topology.refresh();
-        for (port, track) in hot_links {
-            if let Some(link) = self.topology.link(&port) {
+        for node in self.nodes.keys().filter(|id| !nodes.contains_key(*id)) {
+            self.topology.node_forgotten(node);
+        }
+        self.topology.remember(&found_links, parted);
+        self.losses = losses;
+        for (port, track) in tracks {
+            if let Some(link) = self.topology.number_of(&port) {
                 self.links.remember(link, track);
             }
         }
+        self.flows.remember(flows);
+        self.health.remember(health);
+        self.cables.remember(cables, &self.topology);
         self.next_lease = next_lease;
+        self.next_tick = next_tick;
         self.frozen = frozen;
         self.incidents = incidents;
         self.trials = trials;
         self.given_back = given_back;
         self.jobs = jobs;
+        self.nodes = nodes;
+        self.silent = silent;
+        self.cabling = cabling;
+        self.stragglers = stragglers;
         self.commands.clear();
+    }
+
+    /// From here on the graph is as of now and no path is known, so that a replay can start here.
+    fn segment_begun(&mut self, now: Duration) {
+        self.topology.refresh();
+        self.refresh_again(now);
+        self.flows.forget_paths();
     }
 
     /// Takes a fact that arrived at `now`.
@@ -202,11 +247,7 @@ impl Core {
                 reason,
             } => self.lease_reported(&node, lease, outcome, &reason, now),
             Input::FreezeSet { frozen } => self.freeze(frozen, now),
-            Input::SegmentBegun => {
-                for node in self.nodes.keys() {
-                    self.flows.routes_changed(node);
-                }
-            }
+            Input::SegmentBegun => self.segment_begun(now),
             Input::TrialRequested { job, pins } => {
                 let verdict = "asked for by an operator".to_owned();
                 let outcome = self.propose(&job, pins, (String::new(), verdict), None, now);
@@ -240,8 +281,7 @@ impl Core {
         }
         self.next_tick = now + TICK;
         if now >= self.next_refresh && self.topology.refresh() {
-            let links = u32::try_from(self.topology.links_held()).unwrap_or(u32::MAX);
-            self.next_refresh = now + REFRESH_PER_LINK * links;
+            self.refresh_again(now);
         }
         self.flows.expire(now);
         self.losses.expire(now);
@@ -256,6 +296,11 @@ impl Core {
             self.note(&id, "resolved".into());
         }
         self.trials_tick(now);
+    }
+
+    fn refresh_again(&mut self, now: Duration) {
+        let links = u32::try_from(self.topology.links_held()).unwrap_or(u32::MAX);
+        self.next_refresh = now + REFRESH_PER_LINK * links;
     }
 
     /// What the shell has to do next.

@@ -6,6 +6,7 @@
 use crate::engine::NODES_MAX;
 use crate::ids::{FlowKey, JobId, NodeId, PortId};
 use crate::io::{FlowSample, ResolvedHop, age_max};
+use crate::memory::keep;
 use crate::silent::{self, Tally};
 use crate::topology::Topology;
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,6 +65,10 @@ impl Flow {
     }
 }
 
+keep!(struct Flow {
+    job, rate_bps, at, interval, elapsed, since, retransmits, retransmitted_at, srtt_us, delivered_ce, tally, closed,
+});
+
 /// Where a node sends a flow that comes in by a port.
 #[derive(Debug, Clone, PartialEq)]
 struct Hop {
@@ -108,11 +113,44 @@ pub struct Flows {
     hops_held: usize,
     /// How often each node's routes changed.
     epochs: BTreeMap<NodeId, u64>,
-    wanted: BTreeSet<(NodeId, Arc<str>, FlowKey)>,
+    wanted: BTreeSet<Question>,
     refused: u64,
 }
 
+/// What a node is asked: where it sends a flow that comes in by a port.
+type Question = (NodeId, Arc<str>, FlowKey);
+
+/// What a replay has to know of flows: all but their paths.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    flows: BTreeMap<FlowKey, Flow>,
+    wanted: BTreeSet<Question>,
+}
+
+keep!(struct Memory { flows, wanted });
+
 impl Flows {
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory {
+            flows: self.flows.clone(),
+            wanted: self.wanted.clone(),
+        }
+    }
+
+    /// Goes on from there; no path is known.
+    pub fn remember(&mut self, memory: Memory) {
+        let Memory { flows, wanted } = memory;
+        (self.flows, self.wanted) = (flows, wanted);
+        self.forget_paths();
+    }
+
+    /// All paths have to be asked for again.
+    pub fn forget_paths(&mut self) {
+        self.hops.clear();
+        self.hops_held = 0;
+    }
+
     pub fn sampled(&mut self, sample: &FlowSample, elapsed: Duration, at: Duration) {
         if !self.flows.contains_key(&sample.key) && self.flows.len() >= FLOWS_MAX {
             self.refused += 1;

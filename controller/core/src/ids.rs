@@ -30,6 +30,7 @@ pub struct FlowKey {
 }
 
 keep!(struct PortId { node, port });
+keep!(struct FlowKey { src, dst, src_port, dst_port });
 
 impl NodeId {
     #[must_use]

@@ -13,6 +13,8 @@ pub enum Role {
     Switch,
 }
 
+keep!(enum Role { 0 Host, 1 Switch });
+
 /// A fact. The time at which it arrived is an argument beside it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {

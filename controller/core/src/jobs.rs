@@ -402,14 +402,7 @@ fn push(series: &mut VecDeque<Iteration>, iteration: Iteration) {
 #[derive(Debug, Clone, Default)]
 pub struct Jobs(BTreeMap<JobId, Job>);
 
-impl crate::memory::Keep for Jobs {
-    fn put(&self, out: &mut Vec<u8>) {
-        self.0.put(out);
-    }
-    fn take(from: &mut &[u8]) -> Option<Jobs> {
-        crate::memory::Keep::take(from).map(Jobs)
-    }
-}
+keep!(struct Jobs(_));
 
 impl Jobs {
     pub fn sampled(&mut self, node: &NodeId, sample: &NodeSample, at: Duration) {

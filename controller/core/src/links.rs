@@ -13,7 +13,7 @@ pub const SAMPLES_MAX: usize = 120;
 /// Samples kept of any other link; at least the detector's window.
 const SAMPLES_QUIET: usize = 16;
 
-/// Histories that are kept for a replay: 20 MB.
+/// Histories that are kept for a replay, those of hot links first: 30 MB.
 const REMEMBERED_MAX: usize = 4096;
 
 /// Gaps between samples of a link, of which the shortest is its interval: a longer one may be a sample that was lost.
@@ -79,6 +79,12 @@ impl LinkSample {
     #[must_use]
     pub fn pausing(&self) -> Option<f64> {
         known(self.pausing)
+    }
+
+    /// Whether nothing is pressed, dropped, marked or paused: a sample of which no detector says anything.
+    fn is_at_rest(&self) -> bool {
+        let held = [self.drops_per_s, self.marked, self.paused, self.pausing];
+        !self.hot && !self.pressed && held.into_iter().filter_map(known).all(|v| v == 0.0)
     }
 
     /// Deepest queue of the interval, at most 4 GiB; `None` where nobody sees it.
@@ -243,11 +249,20 @@ impl Links {
         );
     }
 
-    /// Links that were hot in one of their last few intervals.
-    pub(crate) fn recently_hot(&self) -> impl Iterator<Item = (usize, &Track)> {
-        let hot = |t: &Track| t.samples.iter().rev().take(SAMPLES_QUIET).any(|s| s.hot);
-        let tracks = self.tracks.iter().enumerate();
-        tracks.filter(move |(_, t)| hot(t)).take(REMEMBERED_MAX)
+    /// Links with a long history, or that were not at rest in one of their last few intervals, by their number. Where
+    /// there are too many, the rest is measured again within [`SAMPLES_MAX`] intervals.
+    pub(crate) fn restless(&self) -> Vec<(usize, &Track)> {
+        let lately = |t: &Track| {
+            t.samples
+                .iter()
+                .rev()
+                .take(SAMPLES_QUIET)
+                .any(|s| !s.is_at_rest())
+        };
+        let tracks = || self.tracks.iter().enumerate();
+        let hot = tracks().filter(|(_, t)| t.was_notable());
+        let held = tracks().filter(|(_, t)| !t.was_notable() && lately(t));
+        hot.chain(held).take(REMEMBERED_MAX).collect()
     }
 
     /// Puts a link's history in the place of what is known of it.
@@ -255,11 +270,9 @@ impl Links {
         if self.tracks.len() <= link.index() {
             self.tracks.resize_with(link.index() + 1, Track::default);
         }
-        if track.samples.back().is_some_and(|s| s.hot) {
-            self.hot.insert(link);
-        } else {
-            self.hot.remove(&link);
-        }
+        let newest = track.samples.back();
+        keep(&mut self.hot, link, newest.is_some_and(|s| s.hot));
+        keep(&mut self.pressed, link, newest.is_some_and(|s| s.pressed));
         self.tracks[link.index()] = track;
     }
 
@@ -387,14 +400,18 @@ impl Links {
 }
 
 impl Track {
+    /// Whether it was hot or pressed for long in the intervals that are held.
+    fn was_notable(&self) -> bool {
+        self.notable_at.is_some() && self.notable_at >= self.samples.front().map(|s| s.at)
+    }
+
     fn push(&mut self, sample: LinkSample, window: usize) {
         self.samples.push_back(sample);
         let mut last = self.samples.iter().rev().take(window);
         if sample.hot || sample.pressed && last.all(|s| s.pressed) {
             self.notable_at = Some(sample.at);
         }
-        let first = self.samples.front().map(|s| s.at);
-        let keep = if self.notable_at.is_some() && self.notable_at >= first {
+        let keep = if self.was_notable() {
             SAMPLES_MAX
         } else {
             SAMPLES_QUIET.max(window)

@@ -7,6 +7,7 @@
 
 use crate::ids::{NodeId, PortId};
 use crate::io::PortSample;
+use crate::memory::keep;
 use crate::topology::{LinkIx, Topology};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -27,12 +28,16 @@ enum Carrier {
     Down,
 }
 
+keep!(enum Carrier { 0 Unknown, 1 Up, 2 Down });
+
 #[derive(Debug, Clone, PartialEq)]
 struct Loss {
     first: Duration,
     last: Duration,
     interval: Duration,
 }
+
+keep!(struct Loss { first, last, interval });
 
 /// The carrier of every link, and which were lost lately.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +46,8 @@ pub struct Losses {
     /// By the lesser of the cable's ports.
     lost: BTreeMap<PortId, Loss>,
 }
+
+keep!(struct Losses { carriers, lost });
 
 /// The name of a cable: the lesser of its ports.
 fn cable(port: &PortId, topology: &Topology) -> PortId {

@@ -56,7 +56,7 @@ impl Default for Settings {
 }
 
 /// How an endpoint is reached.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Way {
     Udp { address: IpAddr, port: u16 },
     Ud { gid: [u8; 16], qpn: u32, qkey: u32 },
@@ -82,7 +82,7 @@ impl Way {
 }
 
 /// Where a node answers and probes from.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     pub node: NodeId,
     pub port: Arc<str>,
@@ -100,7 +100,7 @@ pub struct Placed {
 }
 
 /// Whom to probe.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Target {
     pub to: Endpoint,
     /// Port of the prober's own endpoint.
@@ -109,7 +109,7 @@ pub struct Target {
 }
 
 /// What one node is told.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Pinglist {
     /// Same leaf first.
     pub targets: Vec<Target>,

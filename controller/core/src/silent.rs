@@ -19,6 +19,7 @@ use crate::ids::{FlowKey, NodeId, PortId};
 use crate::io::{Column, age_max};
 use crate::links::{LinkSample, Links};
 use crate::localise::{Element, Fault, Model, Observations};
+use crate::memory::keep;
 use crate::topology::{LinkIx, Topology};
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,6 +63,8 @@ pub struct Tally {
     /// Until when it counts as lossy.
     lossy_until: Option<Duration>,
 }
+
+keep!(struct Tally { length, window, now, before, lossy_until });
 
 impl Tally {
     /// Takes packets sent, and sent again, of a sample; `interval` is that of its node.
@@ -121,6 +124,8 @@ struct Device {
     elapsed: Duration,
 }
 
+keep!(struct Device { sent, bad, discards, tally, discarded, elapsed });
+
 /// What was lost, and whom two looks blame.
 #[derive(Debug, Clone, Default)]
 pub struct Silent {
@@ -128,10 +133,12 @@ pub struct Silent {
     next_look: Duration,
     /// Looks in a row that did not know all paths.
     asked: u32,
-    /// Since when, and when last.
-    suspects: BTreeMap<Vec<Element>, (Duration, Duration)>,
+    /// Links and switches that no flow tells apart: since when, and when last.
+    suspects: BTreeMap<Vec<Subject>, (Duration, Duration)>,
     standing: (Duration, Vec<Verdict>),
 }
+
+keep!(struct Silent { devices, next_look, asked, suspects, standing });
 
 /// What a column says of a node's verbs devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,11 +245,11 @@ impl Silent {
                 self.suspects
                     .retain(|_, (_, last)| now.saturating_sub(*last) <= REMEMBERED);
                 for fault in &found {
-                    let suspect = self.suspects.entry(fault.elements.clone());
+                    let suspect = self.suspects.entry(places(fault, topology));
                     suspect.or_insert((now, now)).1 = now;
                 }
                 let stood = |f: &&Fault| {
-                    let since = self.suspects.get(&f.elements);
+                    let since = self.suspects.get(&places(f, topology));
                     since.is_some_and(|(s, _)| now.saturating_sub(*s) >= LOOK)
                 };
                 let sure = found.iter().filter(stood);
@@ -367,7 +374,7 @@ impl Silent {
                 && f.elements.iter().any(lasts)
                 && f.elements.iter().all(|e| {
                     // An agent that restarts takes nothing back.
-                    let known = || self.suspects.contains_key(&f.elements);
+                    let known = || self.suspects.contains_key(&places(f, topology));
                     is_quiet(*e, links, topology, now).unwrap_or_else(known)
                 })
         });
@@ -479,6 +486,18 @@ fn is_quiet(element: Element, links: &Links, topology: &Topology, now: Duration)
             told.max()
         }
     }
+}
+
+/// What a fault's elements are: their numbers may mean something else when the graph has changed.
+fn places(fault: &Fault, topology: &Topology) -> Vec<Subject> {
+    let place = |element: &Element| match element {
+        Element::Link(n) => topology.port_at(*n).cloned().map(Subject::Link),
+        Element::Device(n) => topology
+            .nodes()
+            .nth(*n)
+            .map(|(node, _)| Subject::Node(node.clone())),
+    };
+    fault.elements.iter().filter_map(place).collect()
 }
 
 fn verdict(fault: &Fault, topology: &Topology) -> Option<Verdict> {

@@ -82,6 +82,8 @@ pub struct Topology {
     parted: BTreeMap<PortId, Vec<Arc<str>>>,
     outdated: bool,
     links: Vec<Link>,
+    /// As many of them, the first, the plan names.
+    links_planned: usize,
     /// Ports of each node that a link leaves by, in order.
     of_node: BTreeMap<NodeId, Vec<(Arc<str>, LinkIx)>>,
     addresses: BTreeMap<Ipv4Addr, PortId>,
@@ -99,7 +101,24 @@ impl Topology {
             ..Topology::default()
         };
         topology.rebuild();
+        topology.links_planned = topology.links.len();
         topology
+    }
+
+    /// Links that the plan does not name, by the port that each leaves by, in the order of their numbers.
+    pub(crate) fn found_links(&self) -> Vec<PortId> {
+        let found = self.links.iter().skip(self.links_planned);
+        found.map(|link| link.port.clone()).collect()
+    }
+
+    /// Takes the reports into the graph; links that another graph had `found` get their numbers in that order.
+    pub(crate) fn remember(&mut self, found: &[PortId], parted: BTreeMap<PortId, Vec<Arc<str>>>) {
+        self.parted = parted;
+        for port in found {
+            self.number(port);
+        }
+        self.rebuild();
+        self.outdated = false;
     }
 
     pub fn node_connected(&mut self, node: &NodeId, role: Role) {
@@ -167,11 +186,15 @@ impl Topology {
     /// The link that leaves by `port`; `None` if there is none.
     #[must_use]
     pub fn link(&self, port: &PortId) -> Option<LinkIx> {
+        let is_there = |link: &LinkIx| self.links[link.index()].peer.is_some();
+        self.number_of(port).filter(is_there)
+    }
+
+    /// The link that leaves by `port`, or once did.
+    pub(crate) fn number_of(&self, port: &PortId) -> Option<LinkIx> {
         let ports = self.links_of(&port.node);
         let n = ports.binary_search_by(|(name, _)| name.cmp(&port.port));
-        n.ok()
-            .map(|n| ports[n].1)
-            .filter(|link| self.links[link.index()].peer.is_some())
+        n.ok().map(|n| ports[n].1)
     }
 
     /// Links that leave a node or once did, in the order of their ports' names.
@@ -263,6 +286,10 @@ impl Topology {
         groups
             .iter()
             .find(|g| g.members.len() > 1 && g.members.contains(&port.port))
+    }
+
+    pub(crate) fn parted(&self) -> &BTreeMap<PortId, Vec<Arc<str>>> {
+        &self.parted
     }
 
     /// Whether two ports of a node share a group, or did when `port` was in one last.
@@ -405,35 +432,39 @@ impl Topology {
     }
 
     fn connect(&mut self, from: &PortId, to: &PortId, rate_bps: Option<f64>, planned: bool) {
-        let ports = match self.of_node.get_mut(&from.node) {
-            Some(ports) => ports,
-            None => self.of_node.entry(from.node.clone()).or_default(),
+        let Some(link) = self.number(from) else {
+            self.findings.insert(format!(
+                "more than {LINKS_MAX} directed links: the rest is not watched"
+            ));
+            return;
         };
-        let link = match ports.binary_search_by(|(name, _)| name.cmp(&from.port)) {
-            Ok(n) => &mut self.links[ports[n].1.index()],
-            Err(n) => {
-                let Some(ix) = u32::try_from(self.links.len())
-                    .ok()
-                    .filter(|ix| (*ix as usize) < LINKS_MAX)
-                else {
-                    self.findings.insert(format!(
-                        "more than {LINKS_MAX} directed links: the rest is not watched"
-                    ));
-                    return;
-                };
-                ports.insert(n, (from.port.clone(), LinkIx(ix)));
-                self.links.push(Link {
-                    port: from.clone(),
-                    peer: None,
-                    capacity_bps: None,
-                    planned,
-                });
-                &mut self.links[ix as usize]
-            }
-        };
+        let link = &mut self.links[link.index()];
         link.peer = Some(to.clone());
         link.capacity_bps = rate_bps;
         link.planned = planned;
+    }
+
+    /// The number of the link that leaves by a port, a new one if it has none; `None` if there is no room.
+    fn number(&mut self, port: &PortId) -> Option<LinkIx> {
+        let ports = match self.of_node.get_mut(&port.node) {
+            Some(ports) => ports,
+            None => self.of_node.entry(port.node.clone()).or_default(),
+        };
+        match ports.binary_search_by(|(name, _)| name.cmp(&port.port)) {
+            Ok(n) => Some(ports[n].1),
+            Err(n) => {
+                let ix = u32::try_from(self.links.len()).ok();
+                let ix = LinkIx(ix.filter(|ix| (*ix as usize) < LINKS_MAX)?);
+                ports.insert(n, (port.port.clone(), ix));
+                self.links.push(Link {
+                    port: port.clone(),
+                    peer: None,
+                    capacity_bps: None,
+                    planned: false,
+                });
+                Some(ix)
+            }
+        }
     }
 
     /// What nodes report of their ports: speeds where the file gives none; a planned port must

@@ -51,6 +51,8 @@ pub struct Node {
     pub sources: Option<Arc<[u8]>>,
     /// Since its newest key frame, while a segment is due; with their arrival.
     pub frames: Vec<(Duration, Arc<[u8]>)>,
+    /// Of the newest frame of its stream.
+    pub seq: Option<u64>,
     /// `None` while it is connected.
     pub lost: Option<Duration>,
 }

@@ -11,7 +11,7 @@ use crate::topology_file;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use weir_controller_core::topology::Plan;
-use weir_controller_core::{Command, Config, Memory};
+use weir_controller_core::{Command, Config};
 
 /// After a start in the middle of a run nothing is compared for this long: links remember 120 samples,
 /// one a second. Jobs, incidents, leases and the history of hot links are in the restart point.
@@ -82,6 +82,8 @@ pub fn replay(
             compared: 0,
             differences: Vec::new(),
             differences_total: 0,
+            memories_compared: 0,
+            memories_different_s: Vec::new(),
             restarts: Vec::new(),
             cuts: run.cuts.clone(),
             story: Vec::new(),
@@ -238,6 +240,7 @@ impl Replayer<'_> {
             };
             let Some(life) = self.life.as_mut().filter(|_| !goes_on) else {
                 if record.kind == Kind::Memory {
+                    self.compare_memory(&record);
                     return Ok(true);
                 }
                 continue;
@@ -247,18 +250,17 @@ impl Replayer<'_> {
                 if segment.header.segment == 0 {
                     return Ok(true);
                 }
-                let memory = Memory::from_bytes(&record.payload).ok_or_else(|| {
+                let mut brains = [Some(&mut life.brain), life.other.as_mut()]
+                    .into_iter()
+                    .flatten();
+                if !brains.all(|brain| brain.remember(&record.payload)) {
                     let what = format!(
                         "its memory is not understood: version {} wrote it, this is {}",
                         segment.header.program,
                         env!("CARGO_PKG_VERSION")
                     );
-                    reader.cut(what, false)
-                })?;
-                if let Some(other) = &mut life.other {
-                    other.core.remember(memory.clone());
+                    return Err(reader.cut(what, false));
                 }
-                life.brain.core.remember(memory);
                 return Ok(true);
             }
             let at = record.at;
@@ -267,6 +269,41 @@ impl Replayer<'_> {
                     other.handle(event.clone(), at);
                 }
                 life.brain.handle(event, at);
+            }
+        }
+    }
+
+    /// Whether the brain holds what the recorded one held where a segment begins: what differs there and led to nothing
+    /// yet will lead to another decision later.
+    fn compare_memory(&mut self, recorded: &Record) {
+        let Some(life) = &self.life else { return };
+        if recorded.at >= life.warm_at {
+            self.report.memories_compared += 1;
+            if life.brain.memory() != recorded.payload {
+                let at_s = recorded.at.as_secs_f64();
+                self.report.memories_different_s.push(at_s);
+                //DEBUG
+                use weir_controller_core::memory::from_bytes;
+                type M = (
+                    weir_controller_core::Memory,
+                    crate::events::Memory,
+                    crate::pinglists::Memory,
+                );
+                let a = from_bytes::<M>(&life.brain.memory()).map(|m| format!("{m:#?}"));
+                let b = from_bytes::<M>(&recorded.payload).map(|m| format!("{m:#?}"));
+                let (a, b) = (a.unwrap_or_default(), b.unwrap_or_default());
+                let (a, b): (Vec<&str>, Vec<&str>) = (a.lines().collect(), b.lines().collect());
+                eprintln!("MEMORY {at_s} lines {} {}", a.len(), b.len());
+                for (n, (x, y)) in a.iter().zip(&b).enumerate() {
+                    if x != y {
+                        eprintln!(
+                            "{} ...\n- {x}\n+ {y}\n{}",
+                            a[n.saturating_sub(60)..n].join("\n"),
+                            a[n..(n + 10).min(a.len())].join("\n")
+                        );
+                        break;
+                    }
+                }
             }
         }
     }

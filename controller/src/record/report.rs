@@ -22,6 +22,10 @@ pub struct Report {
     pub compared: u64,
     pub differences: Vec<Difference>,
     pub differences_total: u64,
+    /// Beginnings of segments at which what the brain holds was compared, and when it was not the same, in seconds since
+    /// the start. Of a recording by another version it may be the same and written in another way.
+    pub memories_compared: u64,
+    pub memories_different_s: Vec<f64>,
     /// Where the replay had to start afresh, and why.
     pub restarts: Vec<Restart>,
     pub cuts: Vec<Cut>,

@@ -124,13 +124,7 @@ impl Recorder {
             hole_until: None,
             lost_before: 0,
         };
-        let core = weir_controller_core::Core::new(
-            recorder.about.config.clone(),
-            recorder.about.plan.clone(),
-            recorder.about.frozen,
-            recorder.about.lease_base,
-        );
-        recorder.begin(Duration::ZERO, &core.memory().to_bytes());
+        recorder.begin(Duration::ZERO, &[]);
         Ok(recorder)
     }
 
@@ -172,7 +166,7 @@ impl Recorder {
     }
 
     /// To be called now and then, between two events: hands on what is there, and begins a segment if it
-    /// is time, with what is known of the nodes and with the core's `memory`. The event that it returns
+    /// is time, with what is known of the nodes and with the brain's `memory`. The event that it returns
     /// has to follow.
     pub fn tick(&mut self, at: Duration, memory: impl FnOnce() -> Vec<u8>) -> Option<Event> {
         self.flush(at);
@@ -329,6 +323,11 @@ impl Recorder {
                     return;
                 };
                 if let Some(Body::Frame(frame)) = &message.body {
+                    // As the brain does: what came before, or twice, is nothing.
+                    if known.seq.is_some_and(|last| frame.seq <= last) {
+                        return;
+                    }
+                    known.seq = Some(frame.seq);
                     if self.due_since.is_some() && (frame.key || !known.frames.is_empty()) {
                         if frame.key {
                             known.frames.clear();

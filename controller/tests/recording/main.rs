@@ -6,15 +6,20 @@
     reason = "the functions that tests share are tests too: they panic, and leave alone what they do not play"
 )]
 
+mod faults;
 mod world;
 
+use faults::Fault;
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use weir_controller::brain::Event;
 use weir_controller::config::RawConfig;
 use weir_controller::record::replay::WARM_UP;
 use weir_controller::record::{Ask, Report, replay};
+use weir_controller_core::engine::NODE_GONE;
+use weir_wire::v1::Severity;
 use world::World;
 
 /// Large enough that nothing is deleted.
@@ -41,7 +46,7 @@ fn segments(directory: &Path) -> Vec<PathBuf> {
 fn story(directory: &Path, segment_bytes: u64, total_bytes: u64, seconds_kept: u32) -> Vec<String> {
     let mut world = World::new(directory, 1 << 20, segment_bytes, total_bytes);
     seconds(&mut world, 20);
-    world.reconnect("s1", 0);
+    world.reconnect("s1", 0, true);
     seconds(&mut world, seconds_kept);
     world.event(Event::Freeze { frozen: true });
     world.perform();
@@ -108,6 +113,7 @@ fn check_each_start(directory: &Path) -> u64 {
         }
         let report = replayed(from.path(), &Ask::default());
         assert!(report.is_same(), "{n}: {:#?}", report.differences);
+        assert_eq!(report.memories_different_s, [0.0; 0], "{n}");
         assert!(report.restarts.is_empty() && report.cuts.is_empty());
         compared += report.compared;
     }
@@ -122,29 +128,115 @@ fn a_replay_can_start_at_each_segment() {
     assert!(check_each_start(dir.path()) > 500);
 }
 
+/// What may happen in a story, and for how long its consequences are waited for.
+fn happens(world: &mut World, step: u8, n: u32) {
+    const NODES: [&str; 6] = ["l1", "l2", "s1", "s2", "h11", "h22"];
+    const HOSTS: [&str; 4] = ["h11", "h13", "h22", "h24"];
+    const EVENTS: [(&str, &str, Severity); 7] = [
+        ("xid", "0000:1a:00.0", Severity::Critical),
+        ("gpu_lost", "0000:1a:00.0", Severity::Critical),
+        ("gpu_back", "0000:1a:00.0", Severity::Info),
+        ("nic_health", "mlx5_0/1", Severity::Warning),
+        ("link_down", "eth0", Severity::Warning),
+        ("pcie_downgraded", "0000:17:00.0", Severity::Warning),
+        ("link_up", "eth0", Severity::Info),
+    ];
+    let place = n as usize;
+    let node = NODES[place % NODES.len()];
+    match step {
+        0 => world.reconnect(node, n % 9, false),
+        1 => world.reconnect(node, n % 50, true),
+        2 => world.busy = !world.busy,
+        3 => world.event(Event::Freeze { frozen: n % 2 == 0 }),
+        4 => world.event(Event::EndLease {
+            lease: (1 << 20) + u64::from(n) % 4,
+        }),
+        5 => world.silence(node, n),
+        6 => world.step_clock(node, Duration::from_secs(u64::from(n) * 10)),
+        7 => world.redeclare(node),
+        8 => world.wait(Duration::from_millis(u64::from(n) * 300)),
+        9 if n > 30 => {
+            // A node is lost and forgotten.
+            world.lose(node);
+            world.wait(NODE_GONE);
+            seconds(world, 1);
+        }
+        9..=14 => {
+            let (name, subject, severity) = EVENTS[place % EVENTS.len()];
+            world.happens(HOSTS[place % HOSTS.len()], name, subject, severity);
+        }
+        _ => {
+            let fault = Fault::ALL[usize::from(step) % Fault::ALL.len()];
+            world.toggle(fault, place);
+        }
+    }
+    world.perform();
+    seconds(world, n);
+}
+
+/// Each class of verdict that a story of this world can have, each with its place in the segments.
+#[test]
+fn every_detector_decides_the_same_from_each_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::new(dir.path(), 1 << 20, 60_000, ROOM);
+    seconds(&mut world, 60);
+    for (n, fault) in Fault::ALL.into_iter().enumerate() {
+        world.toggle(fault, n);
+        let cables = fault == Fault::Swallows;
+        seconds(&mut world, if cables { 300 } else { 60 });
+        if n % 2 == 0 {
+            world.toggle(fault, n);
+        }
+    }
+    for n in 10..17 {
+        happens(&mut world, 10, n);
+    }
+    seconds(&mut world, 200);
+    let incidents = world.brain.core.incidents();
+    let found: BTreeSet<&str> = incidents.iter().map(|i| i.verdict.class.name()).collect();
+    for class in [
+        "ecmp_collision",
+        "slow_receiver",
+        "straggler",
+        "link_flap",
+        "link_down",
+        "link_errors",
+        "degraded_link",
+        "silent_loss",
+        "nic_fault",
+        "gpu_fault",
+        "node_outlier",
+        "cabling",
+    ] {
+        assert!(found.contains(class), "{class} is not in {found:?}");
+    }
+    let by = |what: &str| {
+        let mut evidence = incidents.iter().flat_map(|i| &i.verdict.evidence);
+        evidence.any(|e| e.what.contains(what))
+    };
+    assert!(
+        by("did not arrive") && by("packets sent again"),
+        "both detectors of silent loss"
+    );
+    drop(world);
+    assert!(check_each_start(dir.path()) > 500);
+}
+
 proptest! {
     // Each is a quarter of an hour of twelve nodes, replayed several times.
-    #![proptest_config(ProptestConfig::with_cases(8))]
+    #![proptest_config(ProptestConfig { cases: 8, max_shrink_iters: 0, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_is_rebuilt_from_each_segment(steps in prop::collection::vec((0u8..8, 1u32..40), 10..40)) {
+    fn whatever_happens_is_rebuilt_from_each_segment(steps in prop::collection::vec((0u8..40, 1u32..40), 10..40)) {
         let dir = tempfile::tempdir().unwrap();
-        let mut world = World::new(dir.path(), 1 << 20, 20_000, ROOM);
+        let mut world = World::new(dir.path(), 1 << 20, 60_000, ROOM);
         for (step, n) in steps {
-            let nodes = ["l1", "s1", "s2", "h11", "h22"];
-            match step {
-                0 => world.reconnect(nodes[n as usize % nodes.len()], n % 9),
-                1 => world.busy = !world.busy,
-                2 => world.event(Event::Freeze { frozen: n % 2 == 0 }),
-                3 => world.event(Event::EndLease { lease: (1 << 20) + u64::from(n) % 4 }),
-                _ => {}
-            }
-            world.perform();
-            seconds(&mut world, n);
+            happens(&mut world, step, n);
         }
         drop(world);
         let report = replayed(dir.path(), &Ask::default());
         prop_assert!(report.is_same() && report.is_whole(), "{:#?}", report.differences);
+        prop_assert!(report.memories_different_s.is_empty());
         check_each_start(dir.path());
     }
 }

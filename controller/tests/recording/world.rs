@@ -1,6 +1,7 @@
 //! A small fabric at the level of messages: two leaves, two spines, eight hosts, a ring whose flows all
-//! take one spine until a pin moves them. Its agents answer as real ones do.
+//! take one spine until a pin moves them. Its agents answer as real ones do, and tell of what is wrong.
 
+use crate::faults::{self, Column, Fault, Faults, Moved, Port};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -12,7 +13,6 @@ use weir_controller::topology_file;
 use weir_controller_core::Command;
 use weir_wire::columns::Columns;
 use weir_wire::frame::{CallRow, CallRows, FlowRow, FlowRows};
-use weir_wire::signal::Signal;
 use weir_wire::v1::{self, agent_message::Body};
 
 const LINK_BPS: f64 = 200e6;
@@ -28,26 +28,30 @@ const RING: [(u8, u8); 8] = [
     (1, 4),
     (2, 4),
 ];
-const SIGNALS: [Signal; 4] = [
-    Signal::TxBytes,
-    Signal::QueueBytesMax,
-    Signal::QueueDrops,
-    Signal::LinkUp,
-];
 pub const STARTED: Duration = Duration::from_secs(1_700_000_000);
 
-/// One agent's stream.
+/// One agent and its stream.
 #[derive(Default)]
 struct Agent {
     ports: Vec<String>,
+    instance: u64,
+    schema: u32,
+    columns: Vec<Column>,
+    values: BTreeMap<Column, u64>,
+    /// Added to the clock that it stamps its frames with.
+    ahead: Duration,
+    /// Seconds for which nothing is heard of it.
+    silent: u32,
     seq: u64,
     key: bool,
     sent: Columns,
     flows: FlowRows,
     calls: CallRows,
-    tx_bytes: Vec<u64>,
-    drops: u64,
     epoch: u64,
+    /// Events that were not acknowledged, and the last that this stream was told.
+    events: Vec<v1::Event>,
+    told: u64,
+    acknowledged: u64,
 }
 
 pub struct World {
@@ -56,6 +60,7 @@ pub struct World {
     pub now: Duration,
     /// Whether the job runs.
     pub busy: bool,
+    pub faults: Faults,
     /// Everything that was done, as text.
     pub done: Vec<String>,
     agents: BTreeMap<String, Agent>,
@@ -123,6 +128,7 @@ impl World {
             recorder: Recorder::create(settings, about).unwrap(),
             now: Duration::ZERO,
             busy: true,
+            faults: Faults::default(),
             done: Vec::new(),
             agents: BTreeMap::new(),
             spine: BTreeMap::new(),
@@ -140,19 +146,19 @@ impl World {
     }
 
     fn connect(&mut self, node: &str, ports: &[&str]) {
+        let ports: Vec<String> = ports.iter().map(|p| (*p).to_owned()).collect();
+        let columns = faults::columns(node, &ports);
         let agent = Agent {
-            ports: ports.iter().map(|p| (*p).to_owned()).collect(),
-            key: true,
-            sent: Columns::new(ports.len() * SIGNALS.len()),
-            tx_bytes: vec![0; ports.len()],
+            values: columns.iter().map(|c| (c.clone(), 0)).collect(),
+            ports,
+            columns,
             ..Agent::default()
         };
-        let column = |port: &&str, signal: Signal| v1::Column {
-            port: (*port).to_owned(),
-            signal: signal.number(),
-            ..v1::Column::default()
-        };
-        let columns = ports.iter().flat_map(|p| SIGNALS.map(|s| column(p, s)));
+        self.stream(node, agent);
+    }
+
+    /// An agent's stream begins.
+    fn stream(&mut self, node: &str, agent: Agent) {
         let role = if node.starts_with('h') {
             v1::Role::Host
         } else {
@@ -161,11 +167,20 @@ impl World {
         let hello = v1::Hello {
             node: node.to_owned(),
             role: role.into(),
-            schema: Some(v1::Schema {
-                epoch: 1,
-                columns: columns.collect(),
-            }),
+            instance: agent.instance,
+            schema: Some(faults::schema(1, &agent.columns)),
             ..v1::Hello::default()
+        };
+        let agent = Agent {
+            key: true,
+            schema: 1,
+            sent: Columns::new(agent.columns.len()),
+            flows: FlowRows::default(),
+            calls: CallRows::default(),
+            seq: 0,
+            told: 0,
+            acknowledged: 0,
+            ..agent
         };
         self.agents.insert(node.to_owned(), agent);
         self.event(Event::Connected {
@@ -176,15 +191,91 @@ impl World {
         self.perform();
     }
 
-    /// An agent goes, for some seconds, and comes back.
-    pub fn reconnect(&mut self, node: &str, seconds: u32) {
+    /// A stream breaks, and comes back after some seconds; so does its agent, if it is `killed`.
+    pub fn reconnect(&mut self, node: &str, seconds: u32, killed: bool) {
+        let Some(mut agent) = self.agents.remove(node) else {
+            return;
+        };
         self.event(Event::Lost {
             node: node.to_owned(),
         });
         self.perform();
-        let ports = self.agents.remove(node).unwrap().ports;
         (0..seconds).for_each(|_| self.second());
-        self.connect(node, &ports.iter().map(String::as_str).collect::<Vec<_>>());
+        if killed {
+            agent.instance += 1;
+            agent.events.clear();
+            agent.values.values_mut().for_each(|v| *v = 0);
+        }
+        self.stream(node, agent);
+    }
+
+    /// A node goes for good.
+    pub fn lose(&mut self, node: &str) {
+        if self.agents.remove(node).is_some() {
+            let node = node.to_owned();
+            self.event(Event::Lost { node });
+            self.perform();
+        }
+    }
+
+    /// Time passes of which nobody tells.
+    pub fn wait(&mut self, time: Duration) {
+        self.now += time;
+    }
+
+    pub fn silence(&mut self, node: &str, seconds: u32) {
+        let agent = self.agents.get_mut(node);
+        agent.into_iter().for_each(|agent| agent.silent = seconds);
+    }
+
+    /// An agent's clock jumps.
+    pub fn step_clock(&mut self, node: &str, ahead: Duration) {
+        let agent = self.agents.get_mut(node);
+        agent.into_iter().for_each(|agent| agent.ahead = ahead);
+    }
+
+    /// A port or GPU comes or goes: other columns from here on.
+    pub fn redeclare(&mut self, node: &str) {
+        let Some(agent) = self.agents.get_mut(node) else {
+            return;
+        };
+        let all = faults::columns(node, &agent.ports);
+        let left_out = if agent.columns.len() == all.len() {
+            1
+        } else {
+            0
+        };
+        agent.columns = all[..all.len() - left_out].to_vec();
+        agent.schema += 1;
+        (agent.key, agent.sent) = (true, Columns::new(agent.columns.len()));
+        let schema = faults::schema(agent.schema, &agent.columns);
+        self.say(node, Body::Schema(schema));
+    }
+
+    /// A node sees something happen.
+    pub fn happens(&mut self, node: &str, name: &str, subject: &str, severity: v1::Severity) {
+        let Some(agent) = self.agents.get_mut(node) else {
+            return;
+        };
+        agent.epoch += 1;
+        agent.events.push(v1::Event {
+            source: "kmsg".into(),
+            name: name.into(),
+            subject: subject.into(),
+            severity: severity.into(),
+            text: format!("{name} at {:?}", self.now),
+            seq: agent.epoch,
+            ..v1::Event::default()
+        });
+    }
+
+    /// Begins a fault, or ends it.
+    pub fn toggle(&mut self, fault: Fault, target: usize) {
+        self.faults.toggle(fault, target);
+        if fault == Fault::Miscabled {
+            let nodes: Vec<String> = self.agents.keys().cloned().collect();
+            nodes.iter().for_each(|node| self.inventory(node));
+        }
     }
 
     fn inventory(&mut self, node: &str) {
@@ -195,11 +286,37 @@ impl World {
         } else {
             Vec::new()
         };
-        let port = |name: &String| v1::Port {
-            name: name.clone(),
-            up: true,
-            addresses: addresses.clone(),
-            ..v1::Port::default()
+        let miscabled = self.faults.target(Fault::Miscabled).is_some();
+        // Hosts 1 and 2 of the first leaf change places.
+        let place = move |l: u8, h: u8| match (l, h) {
+            (1, 1..=2) if miscabled => (l, 3 - h),
+            place => place,
+        };
+        let of_leaf = |l: u8, h: u8| Ipv4Addr::from([10, 100 + l, h, 1]);
+        let port = |name: &String| {
+            let port = v1::Port {
+                name: name.clone(),
+                up: true,
+                addresses: addresses.clone(),
+                ..v1::Port::default()
+            };
+            let (addresses, neighbour) = match (node.as_bytes()[0], name.as_bytes()[0]) {
+                (b'h', _) => {
+                    let (l, h) = place(digit(node, 1), digit(node, 2));
+                    (port.addresses, of_leaf(l, h))
+                }
+                (b'l', b'h') => {
+                    let (l, h) = (digit(node, 1), digit(name, 1));
+                    let (to_l, to_h) = place(l, h);
+                    (vec![format!("{}/32", of_leaf(l, h))], address(to_l, to_h))
+                }
+                _ => return port,
+            };
+            v1::Port {
+                addresses,
+                neighbours: vec![neighbour.to_string()],
+                ..port
+            }
         };
         let member = |port: &str| v1::EcmpMember {
             port: port.into(),
@@ -255,6 +372,10 @@ impl World {
             Action::Resync { node } => {
                 let agent = self.agents.get_mut(&node);
                 agent.into_iter().for_each(|agent| agent.key = true);
+            }
+            Action::EventsTaken { node, seq } => {
+                let agent = self.agents.get_mut(&node);
+                agent.into_iter().for_each(|agent| agent.acknowledged = seq);
             }
             Action::Core(Command::QueryPaths { node, keys }) => {
                 let hops = keys.into_iter().map(|(key, in_port)| {
@@ -348,7 +469,13 @@ impl World {
         let slow = demand.values().copied().fold(0.0, f64::max) / LINK_BPS;
         let slow = slow.max(1.0);
         for node in self.agents.keys().cloned().collect::<Vec<_>>() {
-            let frame = self.frame(&node, &demand, slow);
+            self.count(&node, &demand, slow);
+            let agent = self.agents.get_mut(&node).unwrap();
+            if agent.silent > 0 {
+                agent.silent -= 1;
+                continue;
+            }
+            let frame = self.frame(&node, slow);
             self.say(&node, Body::Frame(frame));
             self.perform();
         }
@@ -356,7 +483,7 @@ impl World {
             self.now += Duration::from_micros(10);
             self.event(Event::Tick);
             self.perform();
-            let memory = || self.brain.core.memory().to_bytes();
+            let memory = || self.brain.memory();
             if let Some(event) = self.recorder.tick(self.now, memory) {
                 self.event(event);
                 self.perform();
@@ -366,31 +493,56 @@ impl World {
         self.recorder.wait(self.now);
     }
 
-    fn frame(
-        &mut self,
-        node: &str,
-        demand: &BTreeMap<(String, String), f64>,
-        slow: f64,
-    ) -> v1::Frame {
-        let (busy, at_us) = (self.busy, u64::try_from(self.now.as_micros()).unwrap());
+    /// A node counts what went through it.
+    fn count(&mut self, node: &str, demand: &BTreeMap<Port, f64>, slow: f64) {
+        let busy = self.busy;
+        let asked = |port: &Port| demand.get(port).copied().filter(|_| busy).unwrap_or(0.0);
+        let bytes = |port: &Port| whole(asked(port) / slow / 8.0);
+        let moved = |port: &Port| Moved {
+            tx_bytes: bytes(port),
+            rx_bytes: bytes(&faults::peer(port)),
+            full: asked(port) > LINK_BPS * 0.98,
+        };
         let agent = self.agents.get_mut(node).unwrap();
+        let at = (node, self.now.as_secs());
+        faults::advance(&mut agent.values, at, busy, &self.faults, moved);
+    }
+
+    fn frame(&mut self, node: &str, slow: f64) -> v1::Frame {
+        let path = RING.iter().position(|(l, h)| host(*l, *h) == node);
+        let path = path.map(|n| self.path(n)).unwrap_or_default();
+        let lossy = path
+            .iter()
+            .any(|port| self.faults.end(Fault::Loses, port).is_some());
+        let late = self
+            .faults
+            .target(Fault::Late)
+            .map(|rank| rank % RING.len());
+        let agent = self.agents.get_mut(node).unwrap();
+        let busy = self.busy;
+        let at_us = u64::try_from((self.now + agent.ahead).as_micros()).unwrap();
         agent.seq += 1;
         let key = std::mem::take(&mut agent.key);
-        let mut values = Vec::new();
-        for (port, tx_bytes) in agent.ports.iter().zip(&mut agent.tx_bytes) {
-            let asked = demand.get(&(node.to_owned(), port.clone()));
-            let asked = asked.copied().filter(|_| busy).unwrap_or(0.0);
-            let full = asked > LINK_BPS * 0.98;
-            *tx_bytes += whole(asked / slow / 8.0);
-            agent.drops += u64::from(full);
-            let queue = if full { 150_000 } else { 0 };
-            values.extend([*tx_bytes, queue, agent.drops, 1].map(Some));
-        }
+        let values: Vec<Option<u64>> = agent
+            .columns
+            .iter()
+            .map(|c| Some(agent.values[c]))
+            .collect();
+        let (told, acknowledged) = (agent.told, agent.acknowledged);
+        agent.events.retain(|e| e.seq > acknowledged);
+        let news = agent
+            .events
+            .iter()
+            .filter(|e| e.seq > told)
+            .cloned()
+            .collect();
+        agent.told = agent.events.last().map_or(told, |e| e.seq);
         let mut frame = v1::Frame {
             seq: agent.seq,
             at_us,
-            schema_epoch: 1,
+            schema_epoch: agent.schema,
             key,
+            events: news,
             ..v1::Frame::default()
         };
         if key {
@@ -415,32 +567,35 @@ impl World {
                 ..v1::FlowOpened::default()
             }];
         }
+        let bytes = whole(FLOW_BPS / slow / 8.0);
         let row = FlowRow {
-            bytes: whole(FLOW_BPS / slow / 8.0),
+            bytes,
+            retransmits: if lossy { bytes / 2048 / 50 } else { 0 },
             srtt_us: 500,
             ..FlowRow::default()
         };
         frame.flows = agent.flows.encode([(1, row.into())]);
-        if n == 0 {
-            if key || agent.calls.is_empty() {
-                agent.calls.announce(1);
-                frame.series = vec![v1::Series {
-                    id: 1,
-                    job: "train".into(),
-                    op: "MPI_Allreduce".into(),
-                    rank: Some(0),
-                    ranks: Some(8),
-                    ..v1::Series::default()
-                }];
-            }
-            let took_us = whole(350_000.0 * slow);
-            let calls = (0..1_000_000 / took_us).map(|n| CallRow {
-                started_us: at_us - 1_000_000 + n * took_us,
-                duration_us: took_us,
-                bytes: Some(2_000_000),
-            });
-            frame.collectives = agent.calls.encode(calls.map(|call| (1, call.into())));
+        let rank = u32::try_from(n).unwrap();
+        if key || agent.calls.is_empty() {
+            agent.calls.announce(1);
+            frame.series = vec![v1::Series {
+                id: 1,
+                job: "train".into(),
+                op: "MPI_Allreduce".into(),
+                rank: Some(rank),
+                ranks: Some(8),
+                ..v1::Series::default()
+            }];
         }
+        let took_us = whole(350_000.0 * slow);
+        // All wait in the call for the one that is late.
+        let late_us = if late == Some(n) { took_us / 4 } else { 0 };
+        let calls = (0..1_000_000 / took_us).map(|n| CallRow {
+            started_us: at_us - 1_000_000 + n * took_us + late_us,
+            duration_us: took_us - late_us,
+            bytes: Some(2_000_000),
+        });
+        frame.collectives = agent.calls.encode(calls.map(|call| (1, call.into())));
         frame
     }
 }

@@ -12,6 +12,7 @@ use super::events::{Effect, Sign};
 use super::rules::RULES;
 use super::watch::Found;
 use crate::io::{Column, NodeEvent};
+use crate::memory::keep;
 use crate::verdict::{Class, Severity};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -89,6 +90,11 @@ pub enum Cause {
     },
 }
 
+keep!(enum Cause {
+    0 Value { found, index },
+    1 Event { name, code, times, text, lonely },
+});
+
 /// One thing that is wrong with a device.
 #[derive(Debug, Clone)]
 pub struct Alarm {
@@ -102,6 +108,8 @@ pub struct Alarm {
     hold: Duration,
     trouble: u32,
 }
+
+keep!(struct Alarm { cause, name, severity, confidence, action, since, last_bad, hold, trouble });
 
 /// Alarms of one class on one device.
 #[derive(Debug, Clone)]
@@ -117,6 +125,8 @@ pub struct Trouble {
     pub repeats: u32,
 }
 
+keep!(struct Trouble { id, class, names, first, since, repeats });
+
 #[derive(Debug, Clone)]
 struct Ended {
     class: Class,
@@ -125,6 +135,8 @@ struct Ended {
     at: Duration,
 }
 
+keep!(struct Ended { class, name, repeats, at });
+
 /// An event that is no trouble of its own.
 #[derive(Debug, Clone)]
 pub struct Remark {
@@ -132,6 +144,8 @@ pub struct Remark {
     pub name: Arc<str>,
     pub text: String,
 }
+
+keep!(struct Remark { at, name, text });
 
 /// All that stands against a node's devices.
 #[derive(Debug, Clone, Default)]
@@ -144,6 +158,8 @@ pub struct Alarms {
     /// Alarms that there was no room for.
     pub refused: u64,
 }
+
+keep!(struct Alarms { alarms, troubles, ended, remarks, next, refused });
 
 impl Alarms {
     /// A value is bad.

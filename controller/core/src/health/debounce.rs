@@ -9,13 +9,18 @@
 //!
 //! Cold start: empty. Missing samples change nothing. Recovery is by time, in [`super::alarm`].
 
+use crate::memory::keep;
 use std::time::Duration;
 
 /// Whether the last 32 samples were bad, the newest in the lowest bit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct History(u32);
 
+keep!(struct History(_));
+
 impl History {
+    /// No sample was bad.
+    pub const CLEAN: History = History(0);
     /// Longest window, in samples.
     pub const MAX: u32 = u32::BITS;
 
@@ -51,7 +56,11 @@ pub struct Budget {
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Bucket(f32);
 
+keep!(struct Bucket(_));
+
 impl Bucket {
+    pub const EMPTY: Bucket = Bucket(0.0);
+
     /// Takes a rise over an interval with `of` of the other signal; true while it is full.
     #[inline]
     pub fn add(&mut self, rise: u64, of: f32, elapsed: Duration, budget: &Budget) -> bool {

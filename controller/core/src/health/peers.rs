@@ -18,6 +18,7 @@
 use super::debounce::History;
 use crate::ids::{JobId, NodeId};
 use crate::io::{Column, age_max};
+use crate::memory::keep;
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -192,6 +193,8 @@ pub struct Peer {
     outlier: Option<Outlier>,
 }
 
+keep!(struct Peer { feeds, sums, readings, elapsed, job, learnt, usual, off, wide, choked, outlier });
+
 /// What makes a node an outlier.
 #[derive(Debug, Clone, PartialEq)]
 struct Outlier {
@@ -199,9 +202,23 @@ struct Outlier {
     since: Duration,
     last: Duration,
     nodes: usize,
-    /// Feature, the node's value, the median, steps out of [`M`].
-    off: Vec<(usize, f32, f32, u32)>,
+    off: Vec<Off>,
 }
+
+keep!(struct Outlier { job, since, last, nodes, off });
+
+/// A feature in which it is off.
+#[derive(Debug, Clone, PartialEq)]
+struct Off {
+    /// Place in [`FEATURES`].
+    feature: usize,
+    value: f32,
+    median: f32,
+    /// Steps out of [`M`].
+    times: u32,
+}
+
+keep!(struct Off { feature, value, median, times } if |off: &Off| off.feature < COUNT);
 
 impl Peer {
     /// The columns to look at from now on.
@@ -230,6 +247,21 @@ impl Peer {
             usual: self.usual,
             ..Peer::default()
         };
+    }
+
+    /// What its columns do not tell.
+    #[must_use]
+    pub fn memory(&self) -> Peer {
+        Peer {
+            feeds: Box::default(),
+            ..self.clone()
+        }
+    }
+
+    /// Goes on from there with its own columns.
+    pub fn remember(&mut self, memory: Peer) {
+        let feeds = std::mem::take(&mut self.feeds);
+        *self = Peer { feeds, ..memory };
     }
 
     /// Takes a sample; `job` is what the node was seen to work for.
@@ -298,8 +330,14 @@ impl Peer {
         let subject = Subject::Node(node.clone());
         let mut verdict = Verdict::new(Class::NodeOutlier, Severity::Warning, subject, confidence);
         verdict.job = Some(outlier.job.clone());
-        for (n, value, median, times) in &outlier.off {
-            let signal = FEATURES[*n].signal;
+        for off in &outlier.off {
+            let Off {
+                feature,
+                value,
+                median,
+                times,
+            } = off;
+            let signal = FEATURES[*feature].signal;
             let per = match signal.kind() {
                 Kind::Counter => " a second",
                 Kind::Gauge => "",
@@ -323,7 +361,11 @@ impl Peer {
 
 impl Outlier {
     fn families(&self) -> usize {
-        let mut families: Vec<u8> = self.off.iter().map(|o| FEATURES[o.0].family).collect();
+        let mut families: Vec<u8> = self
+            .off
+            .iter()
+            .map(|o| FEATURES[o.feature].family)
+            .collect();
         families.sort_unstable();
         families.dedup();
         families.len()
@@ -448,12 +490,19 @@ fn compare(job: &JobId, nodes: &mut [(&mut Peer, Means)], now: Duration) {
     let most = (nodes.len() / 10).max(1);
     let count = nodes.len();
     for (peer, means) in nodes.iter_mut() {
-        let mut found = Vec::new();
+        let mut found: Vec<Off> = Vec::new();
         let mut enough_alone = false;
         let times = peer.choked.push(choked <= most && is_choked(means), M);
         if times >= N {
             let both = [POWER, TEMPERATURE].into_iter();
-            found.extend(both.filter_map(|n| Some((n, means[n]?, middles[n]?, times))));
+            found.extend(both.filter_map(|n| {
+                Some(Off {
+                    feature: n,
+                    value: means[n]?,
+                    median: middles[n]?,
+                    times,
+                })
+            }));
         }
         for n in 0..COUNT {
             let Some(place) = share(n, middles[n], means) else {
@@ -477,11 +526,16 @@ fn compare(job: &JobId, nodes: &mut [(&mut Peer, Means)], now: Duration) {
             if !is.contains(&true) {
                 peer.usual[n] += (place - peer.usual[n]) * DRIFT;
             }
-            if let (Some(times), Some(median), Some(mean)) =
+            if let (Some(times), Some(median), Some(value)) =
                 (times.into_iter().find(|t| *t >= N), middles[n], means[n])
-                && found.iter().all(|(known, ..)| *known != n)
+                && found.iter().all(|off| off.feature != n)
             {
-                found.push((n, mean, median, times));
+                found.push(Off {
+                    feature: n,
+                    value,
+                    median,
+                    times,
+                });
                 enough_alone |= wide;
             }
         }

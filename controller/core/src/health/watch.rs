@@ -6,6 +6,7 @@ use super::reference::{self, Group, Model, References};
 use super::rules::{self, Condition, RULES, Rule};
 use crate::config;
 use crate::io::Column;
+use crate::memory::{Keep, keep};
 use crate::verdict::Class;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -86,6 +87,16 @@ struct Watch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Last(u64);
 
+impl Keep for Last {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.get().put(out);
+    }
+    fn take(from: &mut &[u8]) -> Option<Last> {
+        let last: Option<Option<u64>> = Keep::take(from);
+        last.map(|last| last.map_or(Last::NONE, Last))
+    }
+}
+
 impl Last {
     const NONE: Last = Last(u64::MAX);
 
@@ -114,6 +125,11 @@ pub struct Found {
     pub of_like: bool,
 }
 
+keep!(
+    struct Found { rule, column, measured, limit, bad, of_like }
+    if |found: &Found| usize::from(found.rule) < RULES.len()
+);
+
 /// What is the same for all watches of a sample.
 pub struct Sample<'a> {
     pub values: &'a [Option<u64>],
@@ -123,6 +139,29 @@ pub struct Sample<'a> {
     /// Whether the node's links have come up, so that what they do is news.
     pub settled: bool,
 }
+
+/// What a watch holds that the next value does not tell.
+#[derive(Debug, Clone, PartialEq)]
+struct Held {
+    history: History,
+    bucket: Bucket,
+    highest: u64,
+    last: Last,
+}
+
+keep!(struct Held { history, bucket, highest, last });
+
+/// What a node's watches hold, and whether somebody took its ports down.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    /// By the watch's place; the others hold nothing.
+    held: Vec<(u16, Held)>,
+    taken_down: Vec<bool>,
+}
+
+keep!(struct Memory { held, taken_down });
+
+const _: () = assert!(WATCHES_MAX <= 1 << 16);
 
 /// The watches of a node.
 #[derive(Debug, Clone, Default)]
@@ -221,6 +260,38 @@ impl Watches {
             columns,
             model,
             taken_down,
+        }
+    }
+
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        let held = (0u16..).zip(&self.watches);
+        let held = held.map(|(place, watch)| (place, watch.held()));
+        Memory {
+            held: held.filter(|(_, held)| *held != Held::NOTHING).collect(),
+            taken_down: self.taken_down.iter().map(|(_, down)| *down).collect(),
+        }
+    }
+
+    /// Goes on from what watches of the same columns held.
+    pub fn remember(&mut self, memory: Memory, references: &mut References) {
+        let mut kept = memory.held.into_iter().peekable();
+        for (place, watch) in (0u16..).zip(&mut self.watches) {
+            let held = kept.next_if(|(n, _)| *n == place);
+            let Held {
+                history,
+                bucket,
+                highest,
+                last,
+            } = held.map_or(Held::NOTHING, |(_, held)| held);
+            if let Some(group) = watch.group {
+                references.changed(group, watch.last.get(), last.get());
+            }
+            (watch.history, watch.bucket) = (history, bucket);
+            (watch.highest, watch.last) = (highest, last);
+        }
+        for ((_, down), was) in self.taken_down.iter_mut().zip(memory.taken_down) {
+            *down = was;
         }
     }
 
@@ -363,7 +434,27 @@ impl Watches {
     }
 }
 
+impl Held {
+    const NOTHING: Held = Held {
+        history: History::CLEAN,
+        bucket: Bucket::EMPTY,
+        highest: 0,
+        last: Last::NONE,
+    };
+}
+
 impl Watch {
+    fn held(&self) -> Held {
+        let (history, bucket) = (self.history, self.bucket);
+        let (highest, last) = (self.highest, self.last);
+        Held {
+            history,
+            bucket,
+            highest,
+            last,
+        }
+    }
+
     fn judge(
         &mut self,
         bad: bool,

@@ -8,6 +8,7 @@
 //! Cold start, and after each break in the node's clock: the first sample's arrival. What was learnt from starts before a
 //! break holds no more ([`Clock::breaks`]). Cost: a few additions a sample.
 
+use crate::memory::keep;
 use std::time::Duration;
 
 /// The least difference is of the last one to two of these: longer than a node is held up, so short that clocks which
@@ -30,6 +31,8 @@ pub struct Clock {
     /// How often it began anew, or showed that all samples before had waited.
     pub breaks: u32,
 }
+
+keep!(struct Clock { arrived, own_s, least_s, span_began, breaks });
 
 impl Clock {
     /// Takes a sample's arrival and the length of its interval by the node's clock (`None`: it has begun anew); returns when it was taken,

@@ -32,6 +32,7 @@ mod tests;
 use crate::ids::{JobId, NodeId};
 use crate::io::NodeSample;
 use crate::jobs::Jobs;
+use crate::memory::keep;
 use crate::verdict::{Class, Evidence, Impact, Severity, Subject, Verdict};
 use clock::Clock;
 pub use ranks::Ranks;
@@ -65,6 +66,8 @@ pub enum Kind {
     /// It starts with the others and ends late.
     Network,
 }
+
+keep!(enum Kind { 0 Compute, 1 Network });
 
 impl Kind {
     /// Name in the API, in labels and in documents.
@@ -104,6 +107,8 @@ pub struct Stragglers {
     jobs: BTreeMap<JobId, Ranks>,
     clocks: BTreeMap<NodeId, Clock>,
 }
+
+keep!(struct Stragglers { jobs, clocks });
 
 impl Stragglers {
     /// Takes a node's sample that arrived `at`.

@@ -7,6 +7,7 @@ use super::{
 use crate::ids::NodeId;
 use crate::io::CollectiveDone;
 use crate::jobs::{moves_data, only_queues};
+use crate::memory::keep;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,8 @@ struct Call {
     /// The first of a burst.
     first: bool,
 }
+
+keep!(struct Call { start, seconds, first });
 
 impl Call {
     fn end(&self) -> f64 {
@@ -91,6 +94,9 @@ impl Starts {
         self.sorted.clear();
     }
 }
+keep!(struct Starts { came, sorted });
+
+keep!(struct Track { node, calls, seen, last, gaps_max, burst, lengths, length, starts, breaks });
 
 impl Track {
     /// The usual start behind the other ranks; `None` before it is calibrated.
@@ -111,6 +117,7 @@ struct Part {
 
 /// How late, and of which kind; without a kind it does not stand out.
 type Lateness = (Option<Kind>, f64);
+keep!(struct Part { short_s, behind_s });
 
 #[derive(Debug, Clone, Default)]
 struct Iteration {
@@ -133,6 +140,8 @@ struct Often {
     share: f64,
     iterations: usize,
 }
+
+keep!(struct Iteration { threshold_s, ranks, node_threshold_s, nodes });
 
 /// The ranks of one job.
 #[derive(Debug, Clone, Default)]
@@ -157,6 +166,11 @@ pub struct Ranks {
     refused: u64,
     unmatched: u64,
 }
+
+keep!(struct Ranks {
+    collective, collective_seen, tracks, ready, swept, open, opened, lengths, iterations, last_seen, size, mixed, refused,
+    unmatched,
+});
 
 impl Ranks {
     /// A rank's next calls are dated by its node's clock after so many breaks: usual starts from before one mean nothing.

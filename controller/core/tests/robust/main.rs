@@ -289,6 +289,11 @@ fn run(steps: &[Step]) -> Model {
     let mut model = Model::new();
     // So that a lease is under way in most cases.
     (0..5).for_each(|_| model.second());
+    go_on(&mut model, steps);
+    model
+}
+
+fn go_on(model: &mut Model, steps: &[Step]) {
     let mut last = None;
     for step in steps {
         match step {
@@ -304,14 +309,13 @@ fn run(steps: &[Step]) -> Model {
             Step::SegmentBegun => model.input(Input::SegmentBegun),
         }
     }
-    model
 }
 
 proptest! {
     #[test]
     fn whatever_comes_the_rules_hold(steps in prop::collection::vec(step(), 0..80)) {
         let mut model = run(&steps);
-        model.check_memory();
+        model.fork();
         // Nobody answers any more, an operator freezes, time passes: nothing is left of any lease.
         model.answer = Answer::Silence;
         model.input(Input::FreezeSet { frozen: true });
@@ -322,10 +326,20 @@ proptest! {
     }
 
     #[test]
+    fn a_core_that_goes_on_from_another_does_the_same(
+        before in prop::collection::vec(step(), 0..60), after in prop::collection::vec(step(), 0..60),
+    ) {
+        let mut one = run(&before);
+        let mut other = one.fork();
+        go_on(&mut one, &after);
+        go_on(&mut other, &after);
+        other.check_same(&one);
+    }
+
+    #[test]
     fn the_same_inputs_give_the_same_commands(steps in prop::collection::vec(step(), 0..60)) {
         let (one, two) = (run(&steps), run(&steps));
-        prop_assert_eq!(&one.log, &two.log);
-        prop_assert_eq!(one.core.memory().to_bytes(), two.core.memory().to_bytes());
+        two.check_same(&one);
     }
 }
 
@@ -353,7 +367,7 @@ fn the_model_itself_brings_leases_about() {
     );
     model.now += model::config().trial.ttl;
     assert!(model.is_at_baseline());
-    model.check_memory();
+    model.fork();
 }
 
 fn sampled(model: &mut Model, node: &NodeId, sample: NodeSample) {

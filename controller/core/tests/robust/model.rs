@@ -9,6 +9,7 @@ use weir_controller_core::io::{
     self, CollectiveDone, Command, FlowSample, Input, Inventory, LeaseOutcome, NodeSample,
     PinChange, PortInventory, PortSample, ResolvedHop, Role,
 };
+use weir_controller_core::memory::{from_bytes, to_bytes};
 use weir_controller_core::topology::{Cable, Plan};
 use weir_controller_core::trial::State;
 use weir_controller_core::{Core, Memory};
@@ -34,7 +35,7 @@ pub enum Answer {
 }
 
 /// What a node was told of a lease.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Held {
     /// When the agent restores the baseline by itself.
     expires: Duration,
@@ -53,6 +54,10 @@ pub struct Model {
     /// Leases that a node claims and nobody granted.
     claimed: BTreeSet<(NodeId, u64)>,
     inputs: VecDeque<Input>,
+    /// What each node that is known said of itself last: that it connected, its inventory, its columns.
+    said: BTreeMap<NodeId, [Option<Input>; 3]>,
+    /// Its last samples, with their arrival.
+    samples: BTreeMap<NodeId, VecDeque<(Duration, Input)>>,
     /// Destinations that a lease moves off the first spine, by leaf.
     moved: BTreeMap<(NodeId, Ipv4Addr), u64>,
 }
@@ -118,6 +123,8 @@ impl Model {
             held: BTreeMap::new(),
             claimed: BTreeSet::new(),
             inputs: VecDeque::new(),
+            said: BTreeMap::new(),
+            samples: BTreeMap::new(),
             moved: BTreeMap::new(),
         };
         for (node, role) in plan().nodes {
@@ -174,7 +181,30 @@ impl Model {
         while let Some(input) = self.inputs.pop_front() {
             self.note(&input);
             self.core.handle_input(input.clone(), self.now);
+            self.keep(&input);
             self.check(Some(&input));
+        }
+    }
+
+    /// Keeps what a node says of itself, as a recording does.
+    fn keep(&mut self, input: &Input) {
+        let (node, place) = match input {
+            Input::NodeConnected { node, .. } => (node, 0),
+            Input::InventoryReported { node, .. } => (node, 1),
+            Input::ColumnsDeclared { node, .. } => (node, 2),
+            Input::SampleReported { node, .. } => {
+                let samples = self.samples.entry(node.clone()).or_default();
+                samples.push_back((self.now, input.clone()));
+                if samples.len() > 5 {
+                    samples.pop_front();
+                }
+                return;
+            }
+            _ => return,
+        };
+        let nodes = self.core.nodes();
+        if nodes.contains_key(node) {
+            self.said.entry(node.clone()).or_default()[place] = Some(input.clone());
         }
     }
 
@@ -454,16 +484,62 @@ impl Model {
         }
     }
 
-    /// Another core goes on from what this one keeps; it holds the same.
-    pub fn check_memory(&self) {
-        let bytes = self.core.memory().to_bytes();
-        let memory = Memory::from_bytes(&bytes).unwrap();
-        let mut other = Core::new(config(), plan(), false, 0);
-        other.remember(memory);
-        assert_eq!(other.trials(), self.core.trials());
-        assert_eq!(other.is_frozen(), self.core.is_frozen());
-        assert_eq!(other.memory().to_bytes(), bytes);
+    /// Another core that knows what the nodes said of themselves, and goes on from what this one keeps: it holds the same.
+    pub fn fork(&mut self) -> Model {
+        let nodes = self.core.nodes();
+        self.said.retain(|node, _| nodes.contains_key(node));
+        let bytes = to_bytes(&self.core.memory());
+        let mut core = Core::new(config(), plan(), false, 0);
+        for input in self.said.values().flatten().flatten() {
+            core.handle_input(input.clone(), self.now);
+        }
+        for (at, input) in self.samples.values().flatten() {
+            core.handle_input(input.clone(), *at);
+        }
+        core.remember(from_bytes(&bytes).unwrap());
         // Whatever part of it is missing is noticed.
-        assert!(Memory::from_bytes(&bytes[..bytes.len() - 1]).is_none());
+        assert!(from_bytes::<Memory>(&bytes[..bytes.len() - 1]).is_none());
+        let mut other = Model {
+            core,
+            now: self.now,
+            answer: self.answer,
+            log: self.log.clone(),
+            connected: self.connected.clone(),
+            held: self.held.clone(),
+            claimed: self.claimed.clone(),
+            inputs: VecDeque::new(),
+            said: self.said.clone(),
+            samples: self.samples.clone(),
+            moved: self.moved.clone(),
+        };
+        for model in [&mut *self, &mut other] {
+            model.input(Input::SegmentBegun);
+        }
+        other.check_same(self);
+        other
+    }
+
+    pub fn check_same(&self, other: &Model) {
+        for (n, (ours, theirs)) in self.log.iter().zip(&other.log).enumerate() {
+            assert_eq!(ours, theirs, "line {n}");
+        }
+        assert_eq!(self.log.len(), other.log.len());
+        assert_eq!(self.core.trials(), other.core.trials());
+        let [ours, theirs] = [self, other].map(|model| {
+            let mut memory = model.core.memory();
+            // Of a link that was at rest, less is known.
+            memory.tracks.clear();
+            memory
+        });
+        if to_bytes(&ours) == to_bytes(&theirs) {
+            return;
+        }
+        let [ours, theirs] = [ours, theirs].map(|memory| format!("{memory:#?}"));
+        let mut both = ours.lines().zip(theirs.lines()).enumerate();
+        if let Some((n, (a, b))) = both.find(|(_, (a, b))| a != b) {
+            let before: Vec<&str> = ours.lines().skip(n.saturating_sub(40)).take(40).collect();
+            panic!("{}\n- {a}\n+ {b}", before.join("\n"));
+        }
+        panic!("one of them holds more");
     }
 }
