@@ -8,6 +8,7 @@ use crate::health::Health;
 use crate::hotspot;
 use crate::ids::{JobId, NodeId};
 use crate::incident::Incidents;
+use crate::infer::Inference;
 use crate::io::{Command, Input, LeaseOutcome, NodeSample, PinChange, Role};
 use crate::jobs::Jobs;
 use crate::links::{Interval, Links};
@@ -63,6 +64,7 @@ pub struct Core {
     links: Links,
     flows: Flows,
     jobs: Jobs,
+    inference: Inference,
     health: Health,
     silent: Silent,
     cables: Cables,
@@ -91,6 +93,7 @@ impl Core {
             links: Links::default(),
             flows: Flows::default(),
             jobs: Jobs::default(),
+            inference: Inference::default(),
             silent: Silent::default(),
             cabling: Cabling::default(),
             stragglers: Stragglers::default(),
@@ -115,6 +118,7 @@ impl Core {
             trials: self.trials.clone(),
             given_back: self.given_back.clone(),
             jobs: self.jobs.clone(),
+            inference: self.inference.clone(),
             hot_links: self
                 .links
                 .recently_hot()
@@ -132,6 +136,7 @@ impl Core {
             trials,
             given_back,
             jobs,
+            inference,
             hot_links,
         } = memory;
         self.topology.refresh();
@@ -146,6 +151,7 @@ impl Core {
         self.trials = trials;
         self.given_back = given_back;
         self.jobs = jobs;
+        self.inference = inference;
         self.commands.clear();
     }
 
@@ -182,7 +188,7 @@ impl Core {
             }
             Input::SampleReported { node, mut sample } => {
                 sample.elapsed = sample.elapsed.filter(|e| *e <= INTERVAL_MAX);
-                self.sampled(&node, &sample, now);
+                self.sampled(&node, &mut sample, now);
             }
             Input::PathsResolved { node, .. } if !self.nodes.contains_key(&node) => {}
             Input::PathsResolved { node, hops } => {
@@ -243,6 +249,7 @@ impl Core {
         self.jobs.expire(now, self.config.trial.job_gone);
         self.stragglers.expire(now, self.config.trial.job_gone);
         self.forget_nodes(now);
+        self.infer(now);
         self.detect(now);
         for id in self.incidents.expire(now, self.config.hotspot.clear_after) {
             self.note(&id, "resolved".into());
@@ -320,12 +327,14 @@ impl Core {
         }
     }
 
-    fn sampled(&mut self, node: &NodeId, sample: &NodeSample, now: Duration) {
+    fn sampled(&mut self, node: &NodeId, sample: &mut NodeSample, now: Duration) {
         let Some(known) = self.nodes.get_mut(node) else {
             return;
         };
         known.last_seen = now;
         let known_role = known.role;
+        self.inference.sampled(node, sample, &self.topology, now);
+        let sample = &*sample;
         self.jobs.sampled(node, sample, now);
         self.stragglers.sampled(node, sample, now);
         let bytes = sample.flows.iter().map(|f| f.bytes);
@@ -365,6 +374,22 @@ impl Core {
         }
         for key in &sample.flows_closed {
             self.flows.closed(key);
+        }
+    }
+
+    /// Looks for jobs of which only flows tell. One that gives way takes its name along.
+    fn infer(&mut self, now: Duration) {
+        if !self.inference.is_due(now) {
+            return;
+        }
+        let ended = self.inference.look(now);
+        for group in self.inference.groups() {
+            self.jobs.inferred(group);
+        }
+        if !ended.is_empty() {
+            self.jobs.forget(&ended);
+            self.flows.forget_jobs(&ended);
+            self.incidents.forget_jobs(&ended);
         }
     }
 
@@ -437,13 +462,16 @@ impl Core {
         let window = self.config.hotspot.window;
         let link = verdict.entity.link().and_then(|l| self.topology.link(l));
         let since = link.and_then(|l| self.links.hot_since(l, window));
-        let opened = self.incidents.open(&verdict).map(|i| i.opened_at);
+        let open = self.incidents.open(&verdict);
+        let opened = open.map(|i| i.opened_at);
+        let is_gone = |job: &JobId| job.is_inferred() && self.jobs.get(job).is_none();
+        let is_told = open.is_some_and(|i| !i.jobs.iter().any(is_gone));
         let held_back = verdict.job.as_ref().and_then(|job| self.jobs.get(job));
         let began = since.or(opened).unwrap_or(now);
         verdict.impact = verdict
             .impact
             .or(held_back.and_then(|job| job.impact(began, now)));
-        let touched = opened.is_none().then(|| self.touched(&verdict, now));
+        let touched = (!is_told).then(|| self.touched(&verdict, now));
         let (id, new) = self.incidents.judged(verdict, now);
         if let Some(jobs) = touched {
             self.incidents.touches(&id, jobs);
@@ -533,7 +561,12 @@ impl Core {
             }
         }
         let Some((signature, series)) = self.jobs.get(job).and_then(|j| j.series(now)) else {
-            return Err(format!("no iterations of job {job} are seen"));
+            let why = if job.is_inferred() {
+                ": it is inferred, and samples of its traffic show none"
+            } else {
+                ""
+            };
+            return Err(format!("no iterations of job {job} are seen{why}"));
         };
         let held_back = series
             .iter()
@@ -699,6 +732,11 @@ impl Core {
     }
 
     #[must_use]
+    pub fn inference(&self) -> &Inference {
+        &self.inference
+    }
+
+    #[must_use]
     pub fn incidents(&self) -> &Incidents {
         &self.incidents
     }
@@ -727,6 +765,7 @@ impl Core {
             .chain(self.links.tables())
             .chain(self.flows.tables())
             .chain(self.jobs.tables())
+            .chain(self.inference.tables())
             .chain(self.incidents.tables());
         all.map(|(name, held, max)| Table { name, held, max })
             .collect()

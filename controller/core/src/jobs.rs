@@ -11,8 +11,11 @@
 //!
 //! Where nobody sees the collectives (no eBPF), progress of the job's flows stands in: seconds
 //! per megabyte that the first reporting node sent, one value each sample.
+//!
+//! A job that is itself inferred from flows is measured on the rhythm of its traffic, where samples show one.
 
 use crate::ids::{JobId, NodeId};
+use crate::infer::Group;
 use crate::io::{CollectiveDone, NodeSample};
 use crate::memory::keep;
 use crate::verdict::Impact;
@@ -53,7 +56,7 @@ pub struct Iteration {
     pub started: Duration,
     pub ended: Duration,
     /// Duration of the collective; of calls that only queue work, mean time from one to the next;
-    /// of a flow-based series, seconds per megabyte.
+    /// of a flow-based series, seconds per megabyte; of an inferred job, time from burst to burst.
     pub seconds: f64,
 }
 
@@ -68,12 +71,15 @@ pub enum Signature {
     Queued { op: Arc<str>, bytes: u64, rank: u32 },
     /// Of the flows that one node sends.
     FlowProgress { node: NodeId },
+    /// Bursts of traffic of an inferred job ([`crate::infer::rhythm`]).
+    Rhythm,
 }
 
 keep!(enum Signature {
     0 Collective { op, bytes, rank },
     1 Queued { op, bytes, rank },
     2 FlowProgress { node },
+    3 Rhythm,
 });
 
 impl Signature {
@@ -84,6 +90,7 @@ impl Signature {
             Signature::Collective { .. } => "iteration",
             Signature::Queued { .. } => "time between calls",
             Signature::FlowProgress { .. } => "time to send a megabyte",
+            Signature::Rhythm => "time from burst to burst",
         };
         format!(
             "median {what} {:.0} ms before, {:.0} ms after ({:+.0} %)",
@@ -113,10 +120,13 @@ pub struct Job {
     hosts: BTreeMap<u32, NodeId>,
     /// Samples of a node's flows that were passed over, up to [`WARM_UP`].
     warm_up: BTreeMap<NodeId, u32>,
+    /// Of an inferred job, as of the last look at its traffic.
+    rhythm: VecDeque<Iteration>,
 }
 
 keep!(struct Job {
     ranks, first_seen, last_seen, collective, collective_seen, by_rank, trains, by_flows, running, hosts, warm_up,
+    rhythm,
 });
 
 /// Calls since a window began.
@@ -248,6 +258,9 @@ impl Job {
             };
             return Some((signature, series));
         }
+        if current(&self.rhythm) {
+            return Some((Signature::Rhythm, &self.rhythm));
+        }
         let (node, series) = self.by_flows.iter().find(|(_, s)| current(s))?;
         Some((Signature::FlowProgress { node: node.clone() }, series))
     }
@@ -286,10 +299,10 @@ impl Job {
         }
         before.sort_by(f64::total_cmp);
         let healthy = before[before.len() / 2];
-        // Calls that only queue work follow each other without a gap: their times are shares of it.
+        // Calls that only queue work, and bursts, follow each other without a gap: their times are shares of it.
         let mean = since.iter().sum::<f64>() / since.len() as f64;
         let period = match signature {
-            Signature::Queued { .. } => mean,
+            Signature::Queued { .. } | Signature::Rhythm => mean,
             Signature::Collective { .. } | Signature::FlowProgress { .. } => {
                 let first = series.iter().find(|i| i.started >= began)?.started;
                 let last = series.back()?.started;
@@ -426,6 +439,8 @@ impl Jobs {
             // Less than 100 KB in an interval is set-up traffic, and no measure of progress.
             if bytes >= 100_000
                 && let Some(job) = self.entry(key, at)
+                // What its samples do not resolve would be an alias: its iterations come by `inferred`.
+                && !key.is_inferred()
                 && (job.by_flows.contains_key(node) || job.by_flows.len() < RANKS_MAX)
             {
                 let seconds = elapsed.as_secs_f64() / (bytes as f64 / 1e6);
@@ -449,6 +464,20 @@ impl Jobs {
         }
     }
 
+    /// Takes what a look at its traffic tells of an inferred job; one that sends nothing is none.
+    pub fn inferred(&mut self, group: &Group) {
+        if let Some(job) = self.0.get_mut(&group.job) {
+            job.first_seen = job.first_seen.min(group.first_seen);
+            let iterations = group.rhythm.iter().flat_map(|r| &r.iterations);
+            job.rhythm = iterations.copied().collect();
+        }
+    }
+
+    /// Forgets jobs that turned out to be none.
+    pub fn forget(&mut self, jobs: &BTreeSet<JobId>) {
+        self.0.retain(|job, _| !jobs.contains(job));
+    }
+
     /// Forgets jobs that nobody reported for `gone`.
     pub fn expire(&mut self, now: Duration, gone: Duration) {
         self.0
@@ -457,6 +486,9 @@ impl Jobs {
 
     fn entry(&mut self, key: &JobId, at: Duration) -> Option<&mut Job> {
         if !self.0.contains_key(key) && self.0.len() >= JOBS_MAX {
+            if key.is_inferred() {
+                return None;
+            }
             let oldest = self
                 .0
                 .iter()
@@ -476,6 +508,7 @@ impl Jobs {
         let most = |of: fn(&Job) -> usize| self.0.values().map(of).max().unwrap_or(0);
         let series = |j: &Job| {
             let all = j.by_rank.values().chain(j.by_flows.values());
+            let all = all.chain([&j.rhythm]);
             all.map(VecDeque::len).max().unwrap_or(0)
         };
         [

@@ -10,6 +10,7 @@
 
 use crate::ids::{JobId, NodeId, PortId};
 use crate::incident::Incidents;
+use crate::infer::Inference;
 use crate::jobs::Jobs;
 use crate::links::Track;
 use crate::trial::{Cause, Trial};
@@ -34,6 +35,8 @@ pub struct Memory {
     pub trials: VecDeque<Trial>,
     pub given_back: BTreeMap<Cause, u64>,
     pub jobs: Jobs,
+    /// Its series go back further than a replay measures before its start.
+    pub inference: Inference,
     /// Since when a link is hot goes back further than a replay measures before its start.
     pub hot_links: Vec<(PortId, Track)>,
 }
@@ -76,7 +79,7 @@ macro_rules! keep {
 }
 pub(crate) use keep;
 
-keep!(struct Memory { next_lease, frozen, incidents, trials, given_back, jobs, hot_links });
+keep!(struct Memory { next_lease, frozen, incidents, trials, given_back, jobs, inference, hot_links });
 
 impl Memory {
     #[must_use]
@@ -126,7 +129,7 @@ keep_names! {
     String, str::to_owned, String::as_str;
     Arc<str>, Arc::from, Arc::as_ref;
     NodeId, NodeId::new, NodeId::as_str;
-    JobId, JobId::new, JobId::as_str;
+    JobId, JobId::shown, JobId::as_str;
 }
 
 /// What is longer than 4 Gi does not exist in the core; it would be refused when it is read.
