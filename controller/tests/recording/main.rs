@@ -264,7 +264,7 @@ fn what_the_disk_does_not_take_is_counted_and_the_recording_goes_on_with_a_hole(
 #[test]
 fn the_oldest_segments_are_deleted_and_those_of_an_earlier_start_first() {
     let dir = tempfile::tempdir().unwrap();
-    const TOTAL: u64 = 400_000;
+    const TOTAL: u64 = 600_000;
     let mut first = World::new(dir.path(), 1 << 20, 20_000, TOTAL);
     seconds(&mut first, 500);
     assert!(first.recorder.recorded().segments_deleted > 0);
