@@ -264,14 +264,14 @@ fn what_the_disk_does_not_take_is_counted_and_the_recording_goes_on_with_a_hole(
 #[test]
 fn the_oldest_segments_are_deleted_and_those_of_an_earlier_start_first() {
     let dir = tempfile::tempdir().unwrap();
-    const TOTAL: u64 = 600_000;
+    const TOTAL: u64 = 400_000;
     let mut first = World::new(dir.path(), 1 << 20, 20_000, TOTAL);
     seconds(&mut first, 500);
     assert!(first.recorder.recorded().segments_deleted > 0);
     drop(first);
     let before = segments(dir.path());
     let mut second = World::new(dir.path(), 2 << 20, 20_000, TOTAL);
-    seconds(&mut second, 200);
+    seconds(&mut second, 100);
     assert!(second.recorder.recorded().bytes > 0);
     drop(second);
     let after = segments(dir.path());
