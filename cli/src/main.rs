@@ -354,7 +354,10 @@ fn status(v: &Value) -> String {
         };
         jobs.add_row([
             text(&j["key"]),
-            text(&j["ranks"]),
+            match rows(&j["servers"]) {
+                [] => text(&j["ranks"]),
+                servers => format!("? on {} servers", servers.len()),
+            },
             text(&j["measured_on"]),
             figure("iteration_s"),
             figure("busbw_mbps"),

@@ -189,7 +189,7 @@ async fn trial(
             port: p.port.as_str().into(),
         })
         .collect();
-    match handle.trial(JobId::new(&request.job), pins).await {
+    match handle.trial(JobId::shown(&request.job), pins).await {
         Ok(Ok(lease)) => Json(json!({ "lease": lease })).into_response(),
         Ok(Err(reason)) => {
             let text = format!("not started: {reason}");

@@ -2,11 +2,14 @@
 //!
 //! Pure: no clock, no IO. One [`Ingest`] for each stream; it dies with the stream.
 
+mod rows;
+#[cfg(test)]
+mod tests;
+
 use crate::inventory::{hop_of, inventory_of};
 use crate::values::Values;
-use std::collections::btree_map::Entry;
+use rows::merged;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 use weir_controller_core::engine::NODES_MAX;
@@ -18,7 +21,7 @@ use weir_wire::columns::{COLUMNS_MAX, Columns};
 use weir_wire::frame::{
     CallRow, CallRows, FlowRow, FlowRows, RoceRow, RoceRows, RunningRows, SERIES_MAX,
 };
-use weir_wire::signal::{Kind, Signal};
+use weir_wire::signal::Signal;
 use weir_wire::v1::{self, agent_message::Body};
 
 /// Flows that one agent may have open at once.
@@ -465,105 +468,6 @@ impl Ingest {
             sample,
         }))
     }
-
-    /// The newest value or difference of every port's signals.
-    fn port_samples(&mut self, resets: &BTreeSet<usize>) -> Vec<io::PortSample> {
-        let empty = |port: &Arc<str>| io::PortSample {
-            port: port.clone(),
-            ..io::PortSample::default()
-        };
-        let mut samples: Vec<io::PortSample> = self.ports.iter().map(empty).collect();
-        for watched in &mut self.watched {
-            let value = self.state.values()[watched.column];
-            let delta = match watched.signal.kind() {
-                Kind::Gauge => value,
-                Kind::Counter => {
-                    let last = std::mem::replace(&mut watched.last, value);
-                    // A counter that fell without a word is treated as a reset: a gap, never a spike.
-                    let rise = last.zip(value).and_then(|(last, v)| v.checked_sub(last));
-                    rise.filter(|_| !resets.contains(&watched.column))
-                }
-            };
-            let sample = &mut samples[watched.port];
-            #[expect(clippy::wildcard_enum_match_arm, reason = "no other signal is watched")]
-            match watched.signal {
-                Signal::TxBytes => sample.tx_bytes = delta,
-                Signal::QueueBytes | Signal::QueueBytesMax => {
-                    sample.queue_bytes_max = sample.queue_bytes_max.max(delta)
-                }
-                Signal::QueueDrops => sample.drops = delta,
-                Signal::TxPackets => sample.tx_packets = delta,
-                Signal::RxBytes => sample.rx_bytes = delta,
-                Signal::RxPackets => sample.rx_packets = delta,
-                Signal::EcnMarkedTx => sample.ecn_marked = delta,
-                Signal::PauseRxUs => sample.pause_rx_us = sample.pause_rx_us.max(delta),
-                Signal::PauseTxUs => sample.pause_tx_us = sample.pause_tx_us.max(delta),
-                Signal::LinkUp => sample.up = delta.map(|v| v != 0),
-                _ => {}
-            }
-        }
-        samples
-    }
-
-    fn announce_series(&mut self, series: v1::Series) -> Result<(), IngestError> {
-        let v1::Series {
-            id,
-            job,
-            op,
-            rank,
-            ranks,
-            ..
-        } = series;
-        if id >= SERIES_MAX {
-            return Err(IngestError::SeriesNumber { series: id });
-        }
-        name(&job).and_then(|()| name(&op))?;
-        self.call_rows.announce(id);
-        self.running_rows.announce(id);
-        let job = JobId::new(&job);
-        let op = op.into();
-        let series = Series {
-            job,
-            op,
-            rank,
-            ranks,
-        };
-        self.series.insert(id, series);
-        Ok(())
-    }
-
-    fn open_flow(&mut self, opened: &v1::FlowOpened) -> Result<(), IngestError> {
-        if self.flows.len() >= FLOWS_MAX && !self.flows.contains_key(&opened.id) {
-            return Err(IngestError::TooManyFlows);
-        }
-        name(&opened.job)?;
-        self.flow_rows.announce(opened.id);
-        let port = |port: u32| {
-            u16::try_from(port).map_err(|_| IngestError::FlowPort {
-                flow: opened.id,
-                port,
-            })
-        };
-        let is_roce = opened.kind() == v1::FlowKind::Roce;
-        if is_roce {
-            self.roce_rows.announce(opened.id);
-        }
-        if is_roce && (opened.src_ipv4 == 0 || opened.dst_ipv4 == 0 || opened.src_port == 0) {
-            // IPv6, or a source port that only firmware knows: no path can be asked for, and its rows
-            // name no flow. A number that is announced again means this one from now on.
-            self.flows.remove(&opened.id);
-            return Ok(());
-        }
-        let key = FlowKey {
-            src: Ipv4Addr::from(opened.src_ipv4),
-            dst: Ipv4Addr::from(opened.dst_ipv4),
-            src_port: port(opened.src_port)?,
-            dst_port: port(opened.dst_port)?,
-        };
-        let job = (!opened.job.is_empty()).then(|| JobId::new(&opened.job));
-        self.flows.insert(opened.id, (key, job));
-        Ok(())
-    }
 }
 
 pub(crate) fn few(what: &'static str, count: usize, max: usize) -> Result<(), IngestError> {
@@ -590,98 +494,11 @@ pub(crate) fn name(text: &str) -> Result<(), IngestError> {
     })
 }
 
-/// Several queue pairs may have the same ends: they take the same path and are one flow.
-fn merged(flows: impl Iterator<Item = io::FlowSample>) -> Vec<io::FlowSample> {
-    let mut by_key: BTreeMap<FlowKey, io::FlowSample> = BTreeMap::new();
-    for flow in flows {
-        match by_key.entry(flow.key) {
-            Entry::Vacant(place) => {
-                place.insert(flow);
-            }
-            Entry::Occupied(mut known) => {
-                let known = known.get_mut();
-                known.bytes += flow.bytes;
-                known.retransmits += flow.retransmits;
-                known.delivered_ce += flow.delivered_ce;
-                known.received_ce += flow.received_ce;
-                known.cnps_sent += flow.cnps_sent;
-            }
-        }
-    }
-    by_key.into_values().collect()
-}
-
 fn outcome_of(state: v1::lease_report::State) -> Option<io::LeaseOutcome> {
     match state {
         v1::lease_report::State::Applied => Some(io::LeaseOutcome::Applied),
         v1::lease_report::State::Refused => Some(io::LeaseOutcome::Refused),
         v1::lease_report::State::Ended => Some(io::LeaseOutcome::Ended),
         v1::lease_report::State::Unspecified => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn opened(id: u32, src_port: u32) -> v1::FlowOpened {
-        v1::FlowOpened {
-            id,
-            src_ipv4: 0x0a00_0102,
-            dst_ipv4: 0x0a00_0302,
-            src_port,
-            dst_port: 4791,
-            job: "slurm:77".into(),
-            pid: 5,
-            kind: v1::FlowKind::Roce.into(),
-            roce: Some(v1::RoceFlow::default()),
-        }
-    }
-
-    #[test]
-    fn queue_pairs_are_flows_by_their_ends_and_one_without_a_source_port_is_none() {
-        let mut ingest = Ingest::new(&v1::Hello::default()).unwrap();
-        let rows = [1, 2, 3].map(|id| (id, [100 * u64::from(id), 0, 0, 1]));
-        let frame = v1::Frame {
-            seq: 1,
-            key: true,
-            flows_opened: vec![opened(1, 0xc132), opened(2, 0xc132), opened(3, 0)],
-            flows: FlowRows::default().encode(rows),
-            roce: RoceRows::default().encode([(2, [5, 1]), (3, [7, 7])]),
-            ..v1::Frame::default()
-        };
-        let ingested = ingest.frame(frame).unwrap();
-        let Ingested::Input(Input::SampleReported { sample, .. }) = ingested else {
-            panic!("{ingested:?}");
-        };
-        let [flow] = sample.flows.as_slice() else {
-            panic!("{:?}", sample.flows);
-        };
-        assert_eq!(flow.key.to_string(), "10.0.1.2:49458 -> 10.0.3.2:4791");
-        assert_eq!((flow.bytes, flow.delivered_ce), (300, 2));
-        assert_eq!((flow.received_ce, flow.cnps_sent), (5, 1));
-        assert_eq!(flow.job, Some(JobId::new("slurm:77")));
-    }
-
-    #[test]
-    fn an_interval_that_an_agent_may_have_is_no_gap() {
-        let mut ingest = Ingest::new(&v1::Hello::default()).unwrap();
-        let mut elapsed = |seq: u64, at: Duration| {
-            let frame = v1::Frame {
-                seq,
-                at_us: u64::try_from(at.as_micros()).unwrap(),
-                key: true,
-                ..v1::Frame::default()
-            };
-            let ingested = ingest.frame(frame).unwrap();
-            let Ingested::Input(Input::SampleReported { sample, .. }) = ingested else {
-                panic!("{ingested:?}");
-            };
-            sample.elapsed
-        };
-        let late = SAMPLE_INTERVAL_MAX + Duration::from_secs(1);
-        assert_eq!(elapsed(1, Duration::ZERO), None);
-        assert_eq!(elapsed(2, late), Some(late));
-        assert_eq!(elapsed(3, late + GAP + Duration::from_millis(1)), None);
     }
 }

@@ -45,8 +45,9 @@ catalogue! {
     LINK_QUEUE Gauge "weir_link_queue_max_bytes" ["node", "port", "peer"] "Deepest queue of the last sample.";
     LINK_DROPS Gauge "weir_link_drops_per_second" ["node", "port", "peer"] "Packets dropped by the port's queue.";
     LINK_HOT Gauge "weir_link_hot" ["node", "port", "peer"] "1 if the last sample was hot.";
+    JOB_INFERRED Gauge "weir_job_inferred" ["job"] "1 for a job that nobody reports and that is inferred from its flows, 0 for a reported one.";
     JOB_RANKS Gauge "weir_job_ranks" ["job"] "Ranks of the job's communicator.";
-    JOB_ITERATION Gauge "weir_job_iteration_seconds" ["job"] "Duration of the newest iteration of the job's largest collective.";
+    JOB_ITERATION Gauge "weir_job_iteration_seconds" ["job"] "Duration of the newest iteration of the job's largest collective; of an inferred job, time between its last two bursts of traffic.";
     JOB_BUSBW Gauge "weir_job_bus_bandwidth_bits_per_second" ["job"] "Bus bandwidth of the newest iteration, by the convention of nccl-tests.";
     INCIDENTS_OPEN Gauge "weir_incidents_open" ["class"] "Open incidents.";
     INCIDENTS_OPENED Counter "weir_incidents_opened_total" ["class"] "Incidents opened since the start.";
@@ -159,6 +160,8 @@ fn all_points(view: &View<'_>) -> Vec<Point> {
     put(RECORD_BYTES, &[], view.recorded.bytes as f64);
     put(RECORD_DELETED, &[], view.recorded.segments_deleted as f64);
     put(TABLE_FULL, &["flows"], core.flows().refused() as f64);
+    let refused = core.inference().refused();
+    put(TABLE_FULL, &["inference"], refused as f64);
     let status = views::status(view);
     put(FINDINGS, &[], status.findings.len() as f64);
     put(LEASES_LIVE, &[], status.leases_live as f64);
@@ -188,6 +191,7 @@ fn all_points(view: &View<'_>) -> Vec<Point> {
     }
     for job in &status.jobs {
         let values = [
+            (JOB_INFERRED, Some(flag(job.inferred))),
             (JOB_RANKS, job.ranks.map(f64::from)),
             (JOB_ITERATION, job.iteration_s),
             (JOB_BUSBW, job.busbw_mbps.map(|b| b * 1e6)),

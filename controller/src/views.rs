@@ -45,6 +45,12 @@ pub struct SourceView {
 #[derive(Debug, Serialize)]
 pub struct JobView {
     pub key: String,
+    /// Nobody reports it: its flows tell of it.
+    pub inferred: bool,
+    /// Of an inferred job: its servers; empty of a reported one.
+    pub servers: Vec<String>,
+    /// Of an inferred job: rings of addresses that were found in its traffic.
+    pub rings: Vec<Vec<String>>,
     pub ranks: Option<u32>,
     /// What iterations are measured on.
     pub measured_on: String,
@@ -249,8 +255,19 @@ fn job_view(view: &View<'_>, key: &JobId, job: &Job) -> JobView {
         .and_then(|(_, i)| i.back())
         .map(|i| i.seconds);
     let on_collectives = matches!(series, Some((Signature::Collective { .. }, _)));
+    let group = view.brain.core.inference().get(key);
     JobView {
         key: key.to_string(),
+        inferred: key.is_inferred(),
+        servers: group
+            .into_iter()
+            .flat_map(|g| g.servers.iter().map(ToString::to_string))
+            .collect(),
+        rings: group
+            .into_iter()
+            .flat_map(|g| &g.rings)
+            .map(|ring| ring.iter().map(ToString::to_string).collect())
+            .collect(),
         ranks: job.ranks,
         measured_on: match &series {
             Some((Signature::Collective { op, bytes, .. }, _)) => format!("{op} of {bytes} bytes"),
@@ -258,6 +275,10 @@ fn job_view(view: &View<'_>, key: &JobId, job: &Job) -> JobView {
                 format!("time between calls of {op} of {bytes} bytes")
             }
             Some((Signature::FlowProgress { .. }, _)) => "seconds per megabyte of its flows".into(),
+            Some((Signature::Rhythm, _)) => "bursts of its traffic".into(),
+            None if key.is_inferred() => {
+                "nothing: samples of its traffic show no iterations".into()
+            }
             None => "nothing at present".into(),
         },
         iterations: series.as_ref().map_or(0, |(_, i)| i.len()),

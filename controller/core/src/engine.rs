@@ -1,26 +1,29 @@
 //! The core itself: facts in, commands out.
 
+mod act;
+mod detect;
+
 use crate::cables::Cables;
-use crate::cabling::{self, Cabling};
-use crate::cause;
-use crate::config::{Config, Mode};
+use crate::cabling::Cabling;
+use crate::config::Config;
 use crate::flows::Flows;
 use crate::health::Health;
-use crate::hotspot;
-use crate::ids::{JobId, NodeId, PortId};
-use crate::incident::{Incident, Incidents};
-use crate::io::{Command, Input, LeaseOutcome, NodeSample, PinChange, Role};
+use crate::ids::NodeId;
+use crate::incident::Incidents;
+use crate::infer::Inference;
+use crate::io::{Command, Input, NodeSample, Role};
 use crate::jobs::Jobs;
 use crate::links::{Interval, Links};
 use crate::losses::Losses;
 use crate::memory::{Memory, keep};
 use crate::silent::Silent;
-use crate::straggler::{self, Stragglers};
+use crate::straggler::Stragglers;
 use crate::topology::{Plan, Topology};
-use crate::trial::{Cause, Proposal, STALLED_MIN, State, Trial};
-use crate::verdict::Verdict;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use crate::trial::{Cause, Trial};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
+
+pub use detect::describe;
 
 /// The core looks at everything this often: four times in a sample interval, so that a verdict
 /// waits for no more than a quarter of one.
@@ -33,10 +36,6 @@ const INTERVAL_MAX: Duration = Duration::from_secs(3600);
 pub const NODES_MAX: usize = 16_384;
 /// A node that was lost for longer is no part of the fabric any more.
 pub const NODE_GONE: Duration = Duration::from_secs(86_400);
-/// After this many tries in vain the cool-down grows no more: 64 times the first.
-const IN_VAIN_MAX: usize = 6;
-/// Trials kept, the oldest that is over goes first.
-const TRIALS_MAX: usize = 256;
 
 /// A node as the core knows it.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,6 +67,7 @@ pub struct Core {
     losses: Losses,
     flows: Flows,
     jobs: Jobs,
+    inference: Inference,
     health: Health,
     silent: Silent,
     cables: Cables,
@@ -97,6 +97,7 @@ impl Core {
             losses: Losses::default(),
             flows: Flows::default(),
             jobs: Jobs::default(),
+            inference: Inference::default(),
             silent: Silent::default(),
             cabling: Cabling::default(),
             stragglers: Stragglers::default(),
@@ -122,6 +123,7 @@ impl Core {
             trials: self.trials.clone(),
             given_back: self.given_back.clone(),
             jobs: self.jobs.clone(),
+            inference: self.inference.clone(),
             nodes: self.nodes.clone(),
             found_links: self.topology.found_links(),
             tracks: self
@@ -152,6 +154,7 @@ impl Core {
             trials,
             given_back,
             jobs,
+            inference,
             nodes,
             found_links,
             tracks,
@@ -188,6 +191,7 @@ impl Core {
         self.silent = silent;
         self.cabling = cabling;
         self.stragglers = stragglers;
+        self.inference = inference;
         self.commands.clear();
     }
 
@@ -231,7 +235,7 @@ impl Core {
             }
             Input::SampleReported { node, mut sample } => {
                 sample.elapsed = sample.elapsed.filter(|e| *e <= INTERVAL_MAX);
-                self.sampled(&node, &sample, now);
+                self.sampled(&node, &mut sample, now);
             }
             Input::PathsResolved { node, .. } if !self.nodes.contains_key(&node) => {}
             Input::PathsResolved { node, hops } => {
@@ -288,6 +292,7 @@ impl Core {
         self.jobs.expire(now, self.config.trial.job_gone);
         self.stragglers.expire(now, self.config.trial.job_gone);
         self.forget_nodes(now);
+        self.infer(now);
         self.detect(now);
         let intervals = u32::try_from(self.health.interval().as_secs()).unwrap_or(u32::MAX);
         let clear_after = self.config.hotspot.clear_after;
@@ -373,12 +378,14 @@ impl Core {
         }
     }
 
-    fn sampled(&mut self, node: &NodeId, sample: &NodeSample, now: Duration) {
+    fn sampled(&mut self, node: &NodeId, sample: &mut NodeSample, now: Duration) {
         let Some(known) = self.nodes.get_mut(node) else {
             return;
         };
         known.last_seen = now;
         let known_role = known.role;
+        self.inference.sampled(node, sample, &self.topology, now);
+        let sample = &*sample;
         self.jobs.sampled(node, sample, now);
         self.stragglers.sampled(node, sample, now);
         let bytes = sample.flows.iter().map(|f| f.bytes);
@@ -426,313 +433,6 @@ impl Core {
         }
     }
 
-    fn detect(&mut self, now: Duration) {
-        let verdicts = hotspot::detect(
-            &mut self.links,
-            &mut self.flows,
-            &self.jobs,
-            &self.topology,
-            &self.config.hotspot,
-            self.config.trial.changes_max,
-            now,
-        );
-        let silent = self
-            .silent
-            .verdicts(&mut self.flows, &self.links, &self.topology, now);
-        for (node, keys) in self.flows.take_questions(now) {
-            if self.nodes.get(&node).is_some_and(|n| n.connected) {
-                self.commands.push_back(Command::QueryPaths { node, keys });
-            }
-        }
-        let settled = |node: &NodeId| {
-            let known = self.nodes.get(node);
-            known.is_some_and(|n| {
-                n.connected && now.saturating_sub(n.connected_at) >= cabling::SETTLED
-            })
-        };
-        let miscabled = self.cabling.verdicts(&self.topology, settled, now);
-        let verdicts = verdicts
-            .into_iter()
-            .chain(miscabled)
-            .chain(self.health.verdicts(&self.topology, now))
-            .chain(silent)
-            .chain(self.cables.verdicts(&self.topology, now).iter().cloned())
-            .chain(straggler::verdicts(&self.stragglers, &self.jobs, now));
-        let verdicts: Vec<Verdict> = verdicts.collect();
-        let mut news = false;
-        for verdict in verdicts {
-            news |= self.judged(verdict, now);
-        }
-        if news {
-            self.incidents.link_causes(&self.topology, now);
-        }
-    }
-
-    /// Jobs whose flows cross what a verdict is about, and cables that were lost lately at a switch that these pass.
-    fn touched(&mut self, verdict: &Verdict, now: Duration) -> (BTreeSet<JobId>, BTreeSet<PortId>) {
-        let mut ports = BTreeSet::new();
-        for port in verdict.entity.link().into_iter().chain(&verdict.links) {
-            ports.extend(self.topology.peer(port).cloned());
-            ports.insert(port.clone());
-        }
-        let host = verdict
-            .entity
-            .node()
-            .filter(|n| !self.topology.is_switch(n));
-        let hosts = host.cloned().into_iter().collect();
-        let mut jobs = self.flows.jobs_over(&ports, &hosts, &self.topology, now);
-        jobs.extend(verdict.job.clone());
-        if self.losses.is_empty() || !cause::is_crowded(verdict.class) {
-            return (jobs, BTreeSet::new());
-        }
-        let passed = self.flows.passed_with(&ports, &self.topology, now);
-        (jobs, self.losses.at(&passed, &self.topology))
-    }
-
-    /// Takes a verdict; true if it opened an incident.
-    fn judged(&mut self, mut verdict: Verdict, now: Duration) -> bool {
-        let (job, plan, text) = (
-            verdict.job.clone(),
-            verdict.plan.clone(),
-            describe(&verdict),
-        );
-        let window = self.config.hotspot.window;
-        let link = verdict.entity.link().and_then(|l| self.topology.link(l));
-        let since = link.and_then(|l| self.links.hot_since(l, window));
-        let known = self.incidents.about(&verdict, now);
-        let opened = known.map(|i| i.opened_at);
-        let is_open = known.is_some_and(Incident::is_open);
-        let held_back = verdict.job.as_ref().and_then(|job| self.jobs.get(job));
-        let began = since.or(opened).unwrap_or(now);
-        verdict.impact = verdict
-            .impact
-            .or(held_back.and_then(|job| job.impact(began, now)));
-        let touched = (!is_open).then(|| self.touched(&verdict, now));
-        if let Some((_, after)) = &touched {
-            // Whether it follows from the loss of a link is known soon.
-            let open = |cable: &PortId| self.incidents.is_lost(cable, &self.topology);
-            let mut after = after.iter();
-            if after.any(|cable| self.losses.is_undecided(cable, now) && !open(cable)) {
-                return false;
-            }
-        }
-        let (id, new) = self.incidents.judged(verdict, now);
-        if let Some((jobs, after)) = touched {
-            self.incidents.touches(&id, jobs, after);
-        }
-        if new {
-            self.note(&id, text.clone());
-            if !plan.is_empty() && self.config.mode == Mode::Advise {
-                let pins: Vec<String> = plan.iter().map(ToString::to_string).collect();
-                self.incidents
-                    .tell(&id, now, format!("advised: {}", pins.join(", ")));
-            }
-        }
-        if plan.is_empty() || self.config.mode != Mode::Act {
-            return new;
-        }
-        let Some(job) = job else { return new };
-        let told = match self.propose(&job, plan, (id.clone(), text), since, now) {
-            Ok(_) => "a change is on trial".into(),
-            Err(reason) => format!("nothing is tried: {reason}"),
-        };
-        self.incidents.tell(&id, now, told);
-        new
-    }
-
-    /// Starts a trial and gives its lease, unless something forbids it; says what.
-    ///
-    /// It is compared with the job's iterations `since` the link became hot: those before it were
-    /// not held back.
-    fn propose(
-        &mut self,
-        job: &JobId,
-        pins: Vec<PinChange>,
-        (incident, verdict): (String, String),
-        since: Option<Duration>,
-        now: Duration,
-    ) -> Result<u64, String> {
-        if self.config.mode != Mode::Act {
-            return Err(format!(
-                "the controller's mode is {}: nothing is changed unless it is act",
-                self.config.mode.name()
-            ));
-        }
-        if self.frozen {
-            return Err("the controller is frozen: `weir unfreeze` lets it act again".into());
-        }
-        if pins.is_empty() || pins.len() > self.config.trial.changes_max {
-            return Err(format!(
-                "{} changes; 1 to {} are allowed in a trial",
-                pins.len(),
-                self.config.trial.changes_max
-            ));
-        }
-        let mut routes = BTreeSet::new();
-        if let Some(twice) = pins.iter().find(|p| !routes.insert((&p.node, p.dst))) {
-            return Err(format!("{twice}: the same route twice in one trial"));
-        }
-        // One at a time: two changes under way cannot be told apart by what the jobs do.
-        if let Some(other) = self.trials.iter().find(|t| {
-            matches!(
-                t.state,
-                State::Proposed | State::Holding | State::RolledBack
-            )
-        }) {
-            return Err(format!("lease {} is on trial", other.lease));
-        }
-        if let Some(other) = self
-            .trials
-            .iter()
-            .find(|t| t.job == *job && t.state == State::Cooldown)
-        {
-            return Err(format!("cooling down after lease {}", other.lease));
-        }
-        if let Some(other) = self.trials.iter().find(|t| {
-            t.is_live()
-                && t.pins
-                    .iter()
-                    .any(|p| pins.iter().any(|q| p.node == q.node && p.dst == q.dst))
-        }) {
-            return Err(format!(
-                "lease {} holds one of the same routes",
-                other.lease
-            ));
-        }
-        for pin in &pins {
-            if !self.nodes.get(&pin.node).is_some_and(|n| n.connected) {
-                return Err(format!("{} is not connected", pin.node));
-            }
-        }
-        let Some((signature, series)) = self.jobs.get(job).and_then(|j| j.series(now)) else {
-            return Err(format!("no iterations of job {job} are seen"));
-        };
-        let held_back = series
-            .iter()
-            .filter(|i| since.is_none_or(|since| i.started >= since));
-        let before_s: Vec<f64> = held_back.map(|i| i.seconds).collect();
-        if before_s.len() < self.config.trial.iterations_before {
-            return Err(format!(
-                "{} of {} iterations seen",
-                before_s.len(),
-                self.config.trial.iterations_before
-            ));
-        }
-        if self.trials.len() >= TRIALS_MAX {
-            match self.trials.iter().position(|t| t.state == State::Idle) {
-                Some(over) => self.trials.remove(over),
-                None => return Err(format!("{TRIALS_MAX} leases are held or cooling down")),
-            };
-        }
-        self.next_lease += 1;
-        let proposal = Proposal {
-            lease: self.next_lease,
-            incident,
-            verdict,
-            job: job.clone(),
-            pins,
-            signature,
-            before_s,
-            cooldowns: 1 << self.in_vain(job).min(IN_VAIN_MAX),
-        };
-        let trial = Trial::propose(proposal, &self.config.trial, now, &mut self.commands);
-        self.trials.push_back(trial);
-        Ok(self.next_lease)
-    }
-
-    /// Tries for a job that did not help, since the last that did.
-    fn in_vain(&self, job: &JobId) -> usize {
-        let of_job = self.trials.iter().rev().filter(|t| t.job == *job);
-        let causes = of_job.map(|t| t.given_back);
-        let in_vain =
-            |cause: &Option<Cause>| matches!(cause, Some(Cause::Slower | Cause::NoBetter));
-        causes.take_while(in_vain).count()
-    }
-
-    fn lease_reported(
-        &mut self,
-        node: &NodeId,
-        lease: u64,
-        outcome: LeaseOutcome,
-        reason: &str,
-        now: Duration,
-    ) {
-        match self.trials.iter_mut().find(|t| t.lease == lease) {
-            Some(trial) => trial.lease_reported(
-                node,
-                outcome,
-                reason,
-                &self.config.trial,
-                now,
-                &mut self.commands,
-            ),
-            None if outcome == LeaseOutcome::Applied => {
-                let reason = "the controller knows no such lease".to_owned();
-                self.commands.push_back(Command::End {
-                    node: node.clone(),
-                    lease,
-                    reason,
-                });
-            }
-            None => {}
-        }
-    }
-
-    fn freeze(&mut self, frozen: bool, now: Duration) {
-        self.frozen = frozen;
-        self.note(
-            "freeze",
-            if frozen {
-                "frozen".into()
-            } else {
-                "unfrozen".into()
-            },
-        );
-        if frozen {
-            for trial in &mut self.trials {
-                trial.roll_back(
-                    Cause::Frozen,
-                    "frozen by an operator".into(),
-                    &self.config.trial,
-                    now,
-                    &mut self.commands,
-                );
-            }
-        }
-    }
-
-    fn trials_tick(&mut self, now: Duration) {
-        for trial in &mut self.trials {
-            let job = self.jobs.get(&trial.job);
-            let waits = trial.is_live()
-                && job
-                    .and_then(|j| j.running_for(now))
-                    .is_some_and(|running| running > STALLED_MIN);
-            let retransmits = waits
-                && trial
-                    .pins
-                    .iter()
-                    .any(|pin| self.flows.retransmits(&trial.job, pin.dst, now));
-            trial.tick(
-                job,
-                retransmits,
-                &self.config.trial,
-                now,
-                &mut self.commands,
-            );
-            if let Some(cause) = trial.take_end() {
-                *self.given_back.entry(cause).or_default() += 1;
-            }
-            if let Some(text) = trial.take_news() {
-                self.incidents.tell(&trial.incident, now, text.clone());
-                self.commands.push_back(Command::Note {
-                    subject: format!("lease {}", trial.lease),
-                    text,
-                });
-            }
-        }
-    }
-
     fn note(&mut self, subject: &str, text: String) {
         self.commands.push_back(Command::Note {
             subject: subject.to_owned(),
@@ -771,6 +471,11 @@ impl Core {
     }
 
     #[must_use]
+    pub fn inference(&self) -> &Inference {
+        &self.inference
+    }
+
+    #[must_use]
     pub fn incidents(&self) -> &Incidents {
         &self.incidents
     }
@@ -791,7 +496,7 @@ impl Core {
     pub fn tables(&self) -> Vec<Table> {
         let own = [
             ("nodes", self.nodes.len(), NODES_MAX),
-            ("trials", self.trials.len(), TRIALS_MAX),
+            ("trials", self.trials.len(), act::TRIALS_MAX),
         ];
         let all = own
             .into_iter()
@@ -800,6 +505,7 @@ impl Core {
             .chain(self.losses.tables())
             .chain(self.flows.tables())
             .chain(self.jobs.tables())
+            .chain(self.inference.tables())
             .chain(self.incidents.tables());
         all.map(|(name, held, max)| Table { name, held, max })
             .collect()
@@ -809,24 +515,4 @@ impl Core {
     pub fn is_frozen(&self) -> bool {
         self.frozen
     }
-}
-
-/// A verdict in one sentence.
-#[must_use]
-pub fn describe(verdict: &Verdict) -> String {
-    let links: Vec<String> = verdict.links.iter().map(ToString::to_string).collect();
-    let links = match links.as_slice() {
-        [] => String::new(),
-        links => format!("links {}; ", links.join(", ")),
-    };
-    let job = verdict
-        .job
-        .as_ref()
-        .map_or(String::new(), |j| format!(" of job {j}"));
-    format!(
-        "{} on {}{job} ({links}confidence {:.2})",
-        verdict.class.name(),
-        verdict.entity,
-        verdict.confidence
-    )
 }

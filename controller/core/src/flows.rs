@@ -161,11 +161,13 @@ impl Flows {
             return;
         }
         let rate_bps = sample.bytes as f64 * 8.0 / seconds;
+        let known = self.flows.get(&sample.key);
+        // What a job was inferred to be is said anew with each sample, or holds no longer.
+        let before = known.and_then(|f| f.job.clone());
         let job = sample
             .job
             .clone()
-            .or_else(|| self.flows.get(&sample.key)?.job.clone());
-        let known = self.flows.get(&sample.key);
+            .or(before.filter(|job| !job.is_inferred()));
         let before = known.and_then(|f| f.retransmitted_at);
         let since = known.map_or(at, |f| f.since);
         let mut tally = known.map(|f| f.tally).unwrap_or_default();
@@ -194,6 +196,13 @@ impl Flows {
             closed: false,
         };
         self.flows.insert(sample.key, flow);
+    }
+
+    /// Takes the jobs' names off their flows.
+    pub fn forget_jobs(&mut self, jobs: &BTreeSet<JobId>) {
+        for flow in self.flows.values_mut() {
+            flow.job.take_if(|job| jobs.contains(job));
+        }
     }
 
     /// A flow sends no more. It is held a while longer, since what it filled is still told.

@@ -44,10 +44,35 @@ impl NodeId {
     }
 }
 
+/// Begins the name of a job that nobody reported.
+const INFERRED: &str = "inferred-";
+
 impl JobId {
+    /// A job that was reported under this name; a name like those of inferred jobs is told apart from them.
     #[must_use]
     pub fn new(key: &str) -> JobId {
+        if key.starts_with(INFERRED) {
+            JobId(format!("reported {key}").into())
+        } else {
+            JobId(key.into())
+        }
+    }
+
+    /// A job that only its flows tell of ([`crate::infer`]).
+    #[must_use]
+    pub fn inferred(number: u64) -> JobId {
+        JobId(format!("{INFERRED}{number}").into())
+    }
+
+    /// The job that is shown under this name, be it reported or inferred.
+    #[must_use]
+    pub fn shown(key: &str) -> JobId {
         JobId(key.into())
+    }
+
+    #[must_use]
+    pub fn is_inferred(&self) -> bool {
+        self.0.starts_with(INFERRED)
     }
 
     #[must_use]
@@ -113,3 +138,18 @@ macro_rules! debug_as_display {
     })+ };
 }
 debug_as_display!(NodeId, PortId, JobId, FlowKey);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_reported_job_is_taken_for_an_inferred_one() {
+        let (reported, inferred) = (JobId::new("inferred-3"), JobId::inferred(3));
+        assert!(!reported.is_inferred() && inferred.is_inferred());
+        assert_ne!(reported, inferred);
+        for job in [reported, inferred] {
+            assert_eq!(JobId::shown(job.as_str()), job);
+        }
+    }
+}

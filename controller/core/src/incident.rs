@@ -1,5 +1,5 @@
 //! Incidents: one for each cause, opened by a verdict, kept up to date by the next, resolved when
-//! its links were not hot for a while.
+//! none came for a while.
 
 use crate::cause::{self, Affected};
 use crate::ids::{JobId, PortId};
@@ -93,6 +93,10 @@ impl Incidents {
             if back {
                 incident.tell(at, "it is back: open again".into());
             }
+            // It may have been opened before its job was inferred.
+            if incident.jobs.is_empty() {
+                incident.jobs.extend(incident.verdict.job.clone());
+            }
             return (incident.id.clone(), back);
         }
         if self.list.len() >= INCIDENTS_MAX {
@@ -149,11 +153,18 @@ impl Incidents {
         for incident in self.list.iter_mut().filter(|i| i.is_open()) {
             if now.saturating_sub(incident.last_seen) >= clear_after {
                 incident.resolved_at = Some(now);
-                incident.tell(now, "resolved: its links are no longer hot".into());
+                incident.tell(now, format!("resolved: {}", over(incident.verdict.class)));
                 resolved.push(incident.id.clone());
             }
         }
         resolved
+    }
+
+    /// Takes the jobs' names off the verdicts of open incidents: whose they are is told by the next ones.
+    pub fn forget_jobs(&mut self, jobs: &BTreeSet<JobId>) {
+        for incident in self.list.iter_mut().filter(|i| i.is_open()) {
+            incident.verdict.job.take_if(|job| jobs.contains(job));
+        }
     }
 
     /// Whether an open incident says that a cable is lost, for good or again and again.
@@ -240,6 +251,23 @@ impl Incidents {
             .iter()
             .position(|c| *c == class)
             .map_or(0, |n| self.opened_by_class[n])
+    }
+}
+
+/// What is no longer seen of a class when its incident is over.
+fn over(class: Class) -> &'static str {
+    match class {
+        Class::EcmpCollision | Class::Incast | Class::Oversubscription | Class::StorageBurst => {
+            "its links are no longer hot"
+        }
+        Class::SlowReceiver | Class::PfcStorm => "its links are no longer paused for long",
+        Class::DegradedLink => "the link carries what it should, as far as is seen",
+        Class::LinkDown | Class::LinkFlap => "the link is no longer seen to go down",
+        Class::LinkErrors | Class::SilentLoss => "no more damage or loss is seen",
+        Class::NicFault | Class::GpuFault => "nothing reports the fault any more",
+        Class::NodeOutlier => "the node is like its peers again",
+        Class::Straggler => "the rank is no longer late",
+        Class::Cabling => "the ends no longer contradict the plan",
     }
 }
 

@@ -11,14 +11,24 @@
 //!
 //! Where nobody sees the collectives (no eBPF), progress of the job's flows stands in: seconds
 //! per megabyte that the first reporting node sent, one value each sample.
+//!
+//! A job that is itself inferred from flows is measured on the rhythm of its traffic, where samples show one.
+
+mod figures;
+#[cfg(test)]
+mod tests;
+mod train;
 
 use crate::ids::{JobId, NodeId};
+use crate::infer::Group;
 use crate::io::{CollectiveDone, NodeSample, age_max};
 use crate::memory::keep;
-use crate::verdict::Impact;
+use figures::busiest;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+use train::Train;
+pub(crate) use train::{moves_data, only_queues};
 
 /// Iterations kept for a rank.
 const ITERATIONS_MAX: usize = 256;
@@ -38,15 +48,6 @@ const CURRENT: Duration = Duration::from_secs(10);
 /// A report of a running call that is older says nothing of the present.
 const RUNNING_AGE_MAX: Duration = Duration::from_secs(3);
 
-/// A window over calls that only queue work lasts at least this long.
-const WINDOW: Duration = Duration::from_secs(1);
-
-/// Calls of a late frame are dated late: by less than this, they stand out of order.
-const LATE_MAX: Duration = Duration::from_secs(10);
-
-/// Iterations on either side before a loss is told.
-const IMPACT_MIN: usize = 3;
-
 /// Samples of flow progress in which a job may only have begun.
 const WARM_UP: u32 = 2;
 
@@ -56,7 +57,7 @@ pub struct Iteration {
     pub started: Duration,
     pub ended: Duration,
     /// Duration of the collective; of calls that only queue work, mean time from one to the next;
-    /// of a flow-based series, seconds per megabyte.
+    /// of a flow-based series, seconds per megabyte; of an inferred job, time from burst to burst.
     pub seconds: f64,
 }
 
@@ -71,12 +72,15 @@ pub enum Signature {
     Queued { op: Arc<str>, bytes: u64, rank: u32 },
     /// Of the flows that one node sends.
     FlowProgress { node: NodeId },
+    /// Bursts of traffic of an inferred job ([`crate::infer::rhythm`]).
+    Rhythm,
 }
 
 keep!(enum Signature {
     0 Collective { op, bytes, rank },
     1 Queued { op, bytes, rank },
     2 FlowProgress { node },
+    3 Rhythm,
 });
 
 impl Signature {
@@ -87,6 +91,7 @@ impl Signature {
             Signature::Collective { .. } => "iteration",
             Signature::Queued { .. } => "time between calls",
             Signature::FlowProgress { .. } => "time to send a megabyte",
+            Signature::Rhythm => "time from burst to burst",
         };
         format!(
             "median {what} {:.0} ms before, {:.0} ms after ({:+.0} %)",
@@ -118,62 +123,14 @@ pub struct Job {
     warm_up: BTreeMap<NodeId, u32>,
     /// The last two intervals of its nodes; the longer may be one of a lost sample.
     elapsed: Option<(Duration, Duration)>,
+    /// Of an inferred job, as of the last look at its traffic.
+    rhythm: VecDeque<Iteration>,
 }
 
 keep!(struct Job {
     ranks, first_seen, last_seen, collective, collective_seen, by_rank, trains, by_flows, running, hosts, warm_up,
-    elapsed,
+    elapsed, rhythm,
 });
-
-/// Calls since a window began.
-#[derive(Debug, Clone, Copy)]
-struct Train {
-    first: Duration,
-    last: Duration,
-    calls: u32,
-    gap_max: Duration,
-}
-
-keep!(struct Train { first, last, calls, gap_max });
-
-impl Train {
-    fn new(start: Duration) -> Train {
-        Train {
-            first: start,
-            last: start,
-            calls: 1,
-            gap_max: Duration::ZERO,
-        }
-    }
-
-    /// Takes a call; gives the window that it ends, which is at the first of a burst.
-    fn call(&mut self, start: Duration) -> Option<Iteration> {
-        let gap = start.saturating_sub(self.last);
-        self.gap_max = self.gap_max.max(gap);
-        let long = start.saturating_sub(self.first) >= WINDOW;
-        if !long || gap * 2 < self.gap_max {
-            (self.calls, self.last) = (self.calls.saturating_add(1), start.max(self.last));
-            return None;
-        }
-        let window = Iteration {
-            started: self.first,
-            ended: start,
-            seconds: (start - self.first).as_secs_f64() / f64::from(self.calls),
-        };
-        *self = Train::new(start);
-        Some(window)
-    }
-}
-
-/// Whether calls of the function return before the collective is done.
-pub(crate) fn only_queues(op: &str) -> bool {
-    op.starts_with("nccl")
-}
-
-/// Whether the function moves a payload; the rest of a library's calls say nothing of progress.
-pub(crate) fn moves_data(op: &str) -> bool {
-    !op.starts_with("ncclGroup") && !op.starts_with("ncclComm")
-}
 
 impl Job {
     fn collective_done(&mut self, done: &CollectiveDone, at: Duration) {
@@ -256,6 +213,9 @@ impl Job {
             };
             return Some((signature, series));
         }
+        if current(&self.rhythm) {
+            return Some((Signature::Rhythm, &self.rhythm));
+        }
         let (node, series) = self.by_flows.iter().find(|(_, s)| current(s))?;
         Some((Signature::FlowProgress { node: node.clone() }, series))
     }
@@ -279,115 +239,6 @@ impl Job {
     #[must_use]
     pub fn host_of(&self, rank: u32) -> Option<&NodeId> {
         self.hosts.get(&rank)
-    }
-
-    /// What the job has lost since `began`: how much longer its iterations take than the median of those before.
-    /// `None` if too few are known on either side, or they are measured on the progress of flows.
-    #[must_use]
-    pub fn impact(&self, began: Duration, now: Duration) -> Option<Impact> {
-        let (signature, series) = self.series(now)?;
-        if matches!(signature, Signature::FlowProgress { .. }) {
-            return None;
-        }
-        let before = series.iter().filter(|i| i.ended <= began);
-        let mut before: Vec<f64> = before.map(|i| i.seconds).collect();
-        let since: Vec<f64> = series
-            .iter()
-            .filter(|i| i.started >= began)
-            .map(|i| i.seconds)
-            .collect();
-        if before.len() < IMPACT_MIN || since.len() < IMPACT_MIN {
-            return None;
-        }
-        before.sort_by(f64::total_cmp);
-        let healthy = before[before.len() / 2];
-        // Calls that only queue work follow each other without a gap: their times are shares of it.
-        let mean = since.iter().sum::<f64>() / since.len() as f64;
-        let period = match signature {
-            Signature::Queued { .. } => mean,
-            Signature::Collective { .. } | Signature::FlowProgress { .. } => {
-                let first = series.iter().find(|i| i.started >= began)?.started;
-                let last = series.back()?.started;
-                let gaps = (since.len() - 1).max(1) as f64;
-                last.saturating_sub(first).as_secs_f64() / gaps
-            }
-        };
-        (period > 0.0).then(|| Impact {
-            lost_ratio: ((mean - healthy) / period).clamp(0.0, 1.0),
-            ranks: self.ranks.unwrap_or(0),
-        })
-    }
-
-    /// Bus bandwidth of an iteration in bits per second, by the convention of nccl-tests: wire
-    /// bytes of an ideal ring over the time taken. `None` where the operation, its size or the
-    /// number of ranks is unknown, or where its calls only queue it.
-    #[must_use]
-    pub fn busbw_bps(&self, seconds: f64) -> Option<f64> {
-        let (op, bytes) = self
-            .collective
-            .as_ref()
-            .filter(|(op, _)| !only_queues(op))?;
-        let ranks = f64::from(self.ranks.filter(|n| *n > 1)?);
-        let factor = if op.contains("llreduce") || op.contains("llReduce") {
-            2.0 * (ranks - 1.0) / ranks
-        } else if op.contains("gather")
-            || op.contains("Gather")
-            || op.contains("educe_scatter")
-            || op.contains("educeScatter")
-            || op.contains("lltoall")
-        {
-            (ranks - 1.0) / ranks
-        } else {
-            1.0
-        };
-        (*bytes > 0 && seconds > 0.0).then(|| factor * *bytes as f64 * 8.0 / seconds)
-    }
-
-    /// Whether its calls tell when it has something on the wire.
-    #[must_use]
-    pub fn tells_phases(&self) -> bool {
-        let waits = |(op, _): &(Arc<str>, u64)| !only_queues(op);
-        self.collective.as_ref().is_some_and(waits)
-    }
-
-    /// Share of `from..to` in which the job is *known* to have had no collective running: gaps
-    /// between calls of one rank, and the time before its first. What is not yet reported counts
-    /// as busy, so that late news never makes a link look hotter than it was. Where calls only queue
-    /// work nothing is known.
-    #[must_use]
-    pub fn idle_share(&self, from: Duration, to: Duration) -> f64 {
-        if self
-            .collective
-            .as_ref()
-            .is_some_and(|(op, _)| only_queues(op))
-        {
-            return 0.0;
-        }
-        let Some(series) = self.by_rank.values().find(|s| !s.is_empty()) else {
-            return 0.0;
-        };
-        let overlap =
-            |a: Duration, b: Duration| b.min(to).saturating_sub(a.max(from)).as_secs_f64();
-        let mut idle = if series.len() < ITERATIONS_MAX {
-            series
-                .front()
-                .map_or(0.0, |i| overlap(Duration::ZERO, i.started))
-        } else {
-            0.0
-        };
-        // The newest first: what began long before `from` has no gap in the interval.
-        for (after, before) in series.iter().rev().zip(series.iter().rev().skip(1)) {
-            if after.started.saturating_add(LATE_MAX) < from {
-                break;
-            }
-            idle += overlap(before.ended, after.started);
-        }
-        let length = to.saturating_sub(from).as_secs_f64();
-        if length > 0.0 {
-            (idle / length).clamp(0.0, 1.0)
-        } else {
-            0.0
-        }
     }
 }
 
@@ -445,6 +296,8 @@ impl Jobs {
             // Less than 100 KB in an interval is set-up traffic, and no measure of progress.
             if bytes >= 100_000
                 && let Some(job) = self.entry(key, at)
+                // What its samples do not resolve would be an alias: its iterations come by `inferred`.
+                && !key.is_inferred()
                 && (job.by_flows.contains_key(node) || job.by_flows.len() < RANKS_MAX)
             {
                 let seconds = elapsed.as_secs_f64() / (bytes as f64 / 1e6);
@@ -468,6 +321,20 @@ impl Jobs {
         }
     }
 
+    /// Takes what a look at its traffic tells of an inferred job; one that sends nothing is none.
+    pub fn inferred(&mut self, group: &Group) {
+        if let Some(job) = self.0.get_mut(&group.job) {
+            job.first_seen = job.first_seen.min(group.first_seen);
+            let iterations = group.rhythm.iter().flat_map(|r| &r.iterations);
+            job.rhythm = iterations.copied().collect();
+        }
+    }
+
+    /// Forgets jobs that turned out to be none.
+    pub fn forget(&mut self, jobs: &BTreeSet<JobId>) {
+        self.0.retain(|job, _| !jobs.contains(job));
+    }
+
     /// Forgets jobs that nobody reported for `gone`.
     pub fn expire(&mut self, now: Duration, gone: Duration) {
         self.0
@@ -476,6 +343,9 @@ impl Jobs {
 
     fn entry(&mut self, key: &JobId, at: Duration) -> Option<&mut Job> {
         if !self.0.contains_key(key) && self.0.len() >= JOBS_MAX {
+            if key.is_inferred() {
+                return None;
+            }
             let oldest = self
                 .0
                 .iter()
@@ -495,6 +365,7 @@ impl Jobs {
         let most = |of: fn(&Job) -> usize| self.0.values().map(of).max().unwrap_or(0);
         let series = |j: &Job| {
             let all = j.by_rank.values().chain(j.by_flows.values());
+            let all = all.chain([&j.rhythm]);
             all.map(VecDeque::len).max().unwrap_or(0)
         };
         [
@@ -543,151 +414,5 @@ impl Jobs {
             .map(|job| self.get(job).filter(|j| j.tells_phases()));
         let jobs: Vec<&Job> = jobs.collect::<Option<_>>()?;
         Some(busiest(jobs.into_iter(), from, to))
-    }
-}
-
-fn busiest<'a>(jobs: impl Iterator<Item = &'a Job>, from: Duration, to: Duration) -> f64 {
-    let current = jobs.filter(|j| to.saturating_sub(j.last_seen) <= j.age_max(CURRENT));
-    let shares = current.map(|j| 1.0 - j.idle_share(from, to));
-    shares.reduce(f64::max).unwrap_or(1.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn done(rank: u32, bytes: u64, started_before_ms: u64, ms: u64) -> CollectiveDone {
-        CollectiveDone {
-            job: JobId::new("j"),
-            rank: Some(rank),
-            ranks: Some(8),
-            op: "MPI_Allreduce".into(),
-            bytes: Some(bytes),
-            started_before: Duration::from_millis(started_before_ms),
-            duration: Duration::from_millis(ms),
-        }
-    }
-
-    #[test]
-    fn only_the_largest_collective_of_one_rank_counts() {
-        let mut job = Job::default();
-        let at = Duration::from_secs(10);
-        for d in [
-            done(3, 8, 900, 1),
-            done(3, 4000, 800, 300),
-            done(0, 4000, 790, 290),
-            done(0, 8, 400, 1),
-        ] {
-            job.collective_done(&d, at);
-        }
-        let (_, series) = job.series(at).unwrap();
-        assert_eq!(series.iter().map(|i| i.seconds).collect::<Vec<_>>(), [0.29]);
-    }
-
-    #[test]
-    fn what_a_job_told_is_its_present_until_its_next_sample_is_overdue() {
-        let at = Duration::from_secs;
-        let node = NodeId::new("h1");
-        for interval in [1, 10, 30] {
-            let mut jobs = Jobs::default();
-            for n in 1..=4u64 {
-                let sample = NodeSample {
-                    elapsed: Some(at(interval)),
-                    collectives: vec![done(0, 4000, 900, 250)],
-                    running: vec![crate::io::CollectiveRunning {
-                        job: JobId::new("j"),
-                        running: at(7),
-                    }],
-                    ..NodeSample::default()
-                };
-                jobs.sampled(&node, &sample, at(n * interval));
-            }
-            let job = jobs.get(&JobId::new("j")).unwrap();
-            let last = at(4 * interval);
-            let until = last + at(interval * 5 / 2).max(RUNNING_AGE_MAX);
-            assert_eq!(job.running_for(until), Some(at(7)), "{interval} s");
-            assert_eq!(job.running_for(until + Duration::from_secs(1)), None);
-            let series = |now| job.series(now).is_some();
-            assert!(series(last + at(interval)), "{interval} s");
-            assert!(!series(last + at(interval * 5 / 2).max(CURRENT)));
-        }
-    }
-
-    #[test]
-    fn a_large_collective_that_does_not_come_back_gives_way() {
-        let mut job = Job::default();
-        let at = Duration::from_secs;
-        job.collective_done(&done(0, 1 << 30, 900, 800), at(10));
-        job.collective_done(&done(0, 4000, 300, 290), at(39));
-        let largest = |job: &Job| job.collective.as_ref().map(|(_, bytes)| *bytes);
-        assert_eq!(largest(&job), Some(1 << 30));
-        job.collective_done(&done(0, 4000, 300, 290), at(41));
-        assert_eq!(largest(&job), Some(4000));
-        assert_eq!(job.series(at(41)).unwrap().1.len(), 1);
-    }
-
-    #[test]
-    fn time_not_yet_reported_counts_as_busy() {
-        let mut job = Job::default();
-        job.collective_done(&done(0, 4000, 500, 250), Duration::from_secs(10));
-        let (s9, s10) = (Duration::from_secs(9), Duration::from_secs(10));
-        assert!(
-            (job.idle_share(s9, s10) - 0.5).abs() < 1e-9,
-            "before the first call: idle; after the last: unknown"
-        );
-        job.collective_done(&done(0, 4000, 0, 250), Duration::from_secs(10));
-        assert!((job.idle_share(s9, s10) - 0.75).abs() < 1e-9);
-    }
-
-    /// Steps of `step_ms` with a burst of four all-reduces, 5 ms apart.
-    fn nccl_steps(step_ms: u64, steps: u64) -> Job {
-        let mut job = Job::default();
-        for call in 0..4 * steps {
-            let start_ms = call / 4 * step_ms + call % 4 * 5;
-            let at = Duration::from_millis(start_ms + 1);
-            job.collective_done(
-                &CollectiveDone {
-                    op: "ncclAllReduce".into(),
-                    ..done(0, 1 << 20, 1, 0)
-                },
-                at,
-            );
-        }
-        job
-    }
-
-    #[test]
-    fn nccl_is_measured_by_the_time_between_its_calls() {
-        for step_ms in [100, 980, 1010, 3000] {
-            let job = nccl_steps(step_ms, 40);
-            let now = Duration::from_millis(40 * step_ms);
-            let (signature, series) = job.series(now).unwrap();
-            assert!(matches!(signature, Signature::Queued { .. }));
-            let expected = Duration::from_millis(step_ms).as_secs_f64() / 4.0;
-            for window in series {
-                assert!((window.seconds / expected - 1.0).abs() < 1e-9, "{window:?}");
-            }
-            assert_eq!(job.busbw_bps(1.0), None);
-            assert_eq!(job.idle_share(Duration::ZERO, now), 0.0);
-        }
-    }
-
-    #[test]
-    fn what_groups_calls_is_no_collective() {
-        let mut job = Job::default();
-        let group = CollectiveDone {
-            op: "ncclGroupStart".into(),
-            bytes: None,
-            ..done(0, 0, 1, 0)
-        };
-        job.collective_done(&group, Duration::from_secs(1));
-        assert!(job.series(Duration::from_secs(1)).is_none());
-    }
-
-    #[test]
-    fn busbw_of_a_ring_of_eight() {
-        let mut job = Job::default();
-        job.collective_done(&done(0, 4_000_000, 500, 500), Duration::from_secs(1));
-        assert_eq!(job.busbw_bps(0.7), Some(2.0 * 7.0 / 8.0 * 32e6 / 0.7));
     }
 }

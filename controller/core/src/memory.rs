@@ -16,6 +16,7 @@ use crate::flows;
 use crate::health;
 use crate::ids::{JobId, NodeId, PortId};
 use crate::incident::Incidents;
+use crate::infer::Inference;
 use crate::jobs::Jobs;
 use crate::links::Track;
 use crate::losses::Losses;
@@ -44,6 +45,7 @@ pub struct Memory {
     pub trials: VecDeque<Trial>,
     pub given_back: BTreeMap<Cause, u64>,
     pub jobs: Jobs,
+    pub inference: Inference,
     pub nodes: BTreeMap<NodeId, Node>,
     /// Links that no plan names, in the order of their numbers: verdicts of one moment come in it.
     pub found_links: Vec<PortId>,
@@ -114,7 +116,7 @@ macro_rules! keep {
 pub(crate) use keep;
 
 keep!(struct Memory {
-    next_lease, next_tick, frozen, incidents, trials, given_back, jobs, nodes, found_links, tracks, parted, losses, flows, health, silent, cables,
+    next_lease, next_tick, frozen, incidents, trials, given_back, jobs, inference, nodes, found_links, tracks, parted, losses, flows, health, silent, cables,
     cabling, stragglers,
 });
 
@@ -207,7 +209,7 @@ keep_names! {
     String, str::to_owned, String::as_str;
     Arc<str>, Arc::from, Arc::as_ref;
     NodeId, NodeId::new, NodeId::as_str;
-    JobId, JobId::new, JobId::as_str;
+    JobId, JobId::shown, JobId::as_str;
 }
 
 impl Keep for bool {

@@ -89,7 +89,7 @@ pub fn event_of(record: Record) -> Result<Option<Event>, String> {
                 port: port.into(),
             };
             Event::Trial {
-                job: JobId::new(&trial.job),
+                job: JobId::shown(&trial.job),
                 pins: trial.pins.into_iter().map(pin).collect(),
             }
         }

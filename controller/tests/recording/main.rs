@@ -363,7 +363,7 @@ fn the_oldest_segments_are_deleted_and_those_of_an_earlier_start_first() {
     drop(first);
     let before = segments(dir.path());
     let mut second = World::new(dir.path(), 2 << 20, 20_000, TOTAL);
-    seconds(&mut second, 200);
+    seconds(&mut second, 100);
     assert!(second.recorder.recorded().bytes > 0);
     drop(second);
     let after = segments(dir.path());

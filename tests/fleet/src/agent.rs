@@ -244,7 +244,8 @@ impl Agent {
             moved.retransmits += packets * flow.loss * GO_BACK;
             moved.marked += packets * flow.marked;
         }
-        self.calls.extend(&world.calls[self.node]);
+        let calls = world.calls[self.node].iter();
+        self.calls.extend(calls.filter(|(j, _)| world.is_seen(*j)));
         if self.calls.len() > CALLS_MAX {
             self.calls.drain(..self.calls.len() - CALLS_MAX);
         }
@@ -300,10 +301,10 @@ impl Agent {
             }
             if let std::collections::btree_map::Entry::Vacant(new) = self.announced.entry((j, f)) {
                 new.insert(flow.id);
+                let seen = world.is_seen(j);
+                let name = if seen { &job.spec.name } else { "" };
                 self.flow_rows.announce(flow.id);
-                frame
-                    .flows_opened
-                    .push(opened(flow.id, &flow.key, &job.spec.name));
+                frame.flows_opened.push(opened(flow.id, &flow.key, name));
             }
             let row = FlowRow {
                 bytes: whole(moved.bytes),
@@ -358,7 +359,8 @@ impl Agent {
             rows.push((id, row.into()));
         }
         frame.collectives = self.call_rows.encode(rows);
-        let Some(j) = world.job_of[self.node] else {
+        let seen = |j: &usize| world.is_seen(*j);
+        let Some(j) = world.job_of[self.node].filter(seen) else {
             return;
         };
         let job = &world.jobs[j];

@@ -30,6 +30,8 @@ pub struct World {
     pub now_s: f64,
     /// Ports that are not in use and never were.
     pub off: BTreeSet<Link>,
+    /// Names of jobs that no agent sees: neither their calls nor whose their flows are.
+    pub unseen: BTreeSet<String>,
     /// Hosts whose links are down because they boot, until when.
     pub booting: BTreeMap<usize, f64>,
     /// Bytes and marks that left by each link in the last interval, and the share of it in which a job sent.
@@ -65,6 +67,7 @@ impl World {
             load: Load::default(),
             now_s: 0.0,
             off,
+            unseen: BTreeSet::new(),
             booting: BTreeMap::new(),
             tx: vec![0.0; links],
             marks: vec![0.0; links],
@@ -358,6 +361,12 @@ impl World {
             }
         }
         peer(link)
+    }
+
+    /// Whether agents see the job.
+    #[must_use]
+    pub fn is_seen(&self, job: usize) -> bool {
+        !self.unseen.contains(&self.jobs[job].spec.name)
     }
 
     /// Links inside the fabric and down to hosts that flows of the job use.

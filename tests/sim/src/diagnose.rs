@@ -9,10 +9,11 @@ use crate::scenario::Scenario;
 use crate::sim::{Sample, Sim};
 use crate::time::{NS, Time};
 use crate::traces::{PortRow, Trace};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 use weir_controller_core::ids::{FlowKey, JobId, NodeId, PortId};
+use weir_controller_core::infer::LOOK;
 use weir_controller_core::io::{
     CollectiveDone, Column, EcmpGroup, FlowSample, Inventory, NodeSample, PortInventory,
     PortSample, ResolvedHop, Role,
@@ -94,6 +95,9 @@ struct Fabric {
     core: Core,
     sim: Sim,
     flows: Vec<Flow>,
+    /// `None`: hosts tell what their jobs call, and whose their flows are. Else they do not, and a flow has this many
+    /// times its bytes in an interval: as many as in a second, since what is control traffic is told by bytes a second.
+    untold: Option<u64>,
     now: Duration,
 }
 
@@ -131,6 +135,7 @@ impl Fabric {
             core: Core::new(config, plan, false, 0),
             flows: flows(&sim),
             sim,
+            untold: None,
             now: Duration::ZERO,
         };
         for (node, role) in nodes {
@@ -270,8 +275,8 @@ impl Fabric {
             let host = NodeId::new(&self.sim.topology().nodes[flow.src as usize].name);
             samples.entry(host).or_default().flows.push(FlowSample {
                 key: flow.key,
-                job: Some(flow.job.clone()),
-                bytes: *bytes,
+                job: self.untold.is_none().then(|| flow.job.clone()),
+                bytes: bytes * self.untold.unwrap_or(1),
                 retransmits: 0,
                 srtt_us: 0,
                 delivered_ce: 0,
@@ -279,7 +284,7 @@ impl Fabric {
                 cnps_sent: 0,
             });
         }
-        for done in done {
+        for done in done.iter().filter(|_| self.untold.is_none()) {
             let Some(flow) = self.flows.iter().find(|f| f.job == job_id(done.job)) else {
                 continue;
             };
@@ -367,10 +372,26 @@ struct Rows {
     naks: BTreeMap<u32, u64>,
 }
 
+/// Hosts of the jobs of an independent trace that the core infers when no host tells of any.
+#[must_use]
+pub fn jobs_in_trace(model: &Scenario, trace: &Trace) -> Option<Vec<BTreeSet<String>>> {
+    let mut fabric = feed(model, trace, false)?;
+    // Some traces are shorter than the time between looks.
+    fabric.core.handle_timeout(fabric.now + LOOK);
+    let groups = fabric.core.inference().groups().iter();
+    let hosts = groups.map(|g| g.servers.iter().map(ToString::to_string).collect());
+    Some(hosts.collect())
+}
+
 /// What the core finds in an independent trace. Paths are those of our `model` of it, which [`crate::infer`] found in its
 /// counters; a host's traffic is shared out evenly among its queue pairs.
 #[must_use]
 pub fn in_trace(model: &Scenario, trace: &Trace) -> Option<Vec<Found>> {
+    feed(model, trace, true).map(|fabric| fabric.found())
+}
+
+/// The core after it was fed with a trace.
+fn feed(model: &Scenario, trace: &Trace, is_told: bool) -> Option<Fabric> {
     let mut sim = model.build().ok()?;
     sim.run_jobs(model.limit());
     let all: Vec<u64> = trace.ports.keys().copied().collect();
@@ -383,6 +404,7 @@ pub fn in_trace(model: &Scenario, trace: &Trace) -> Option<Vec<Found>> {
         .copied()
         .collect();
     let mut fabric = Fabric::new(sim, step_ns * NS);
+    fabric.untold = (!is_told).then_some(1_000_000_000 / step_ns);
     let mut last = Rows::default();
     let mut ended: BTreeMap<u64, Vec<Done>> = BTreeMap::new();
     for (at, (job, duration_us)) in &trace.ends {
@@ -461,7 +483,7 @@ pub fn in_trace(model: &Scenario, trace: &Trace) -> Option<Vec<Found>> {
             naks,
         };
     }
-    Some(fabric.found())
+    Some(fabric)
 }
 
 /// What the core finds in a run of our own, sampled every `interval`.

@@ -1,8 +1,9 @@
 //! Our model of each trace of the independent simulator, beside it. The traces are not part of the project.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use weir_controller_core::verdict::Class;
-use weir_sim::diagnose::in_trace;
+use weir_sim::diagnose::{in_trace, jobs_in_trace};
 use weir_sim::reference::{rank_correlation, run};
 use weir_sim::scenario::Scenario;
 use weir_sim::traces::{MODELS, Trace, compare};
@@ -210,5 +211,31 @@ fn every_truth_of_the_independent_traces_is_found_and_nothing_where_nothing_is()
             }
             _ => panic!("{name}: {found:?}"),
         }
+    }
+}
+
+/// Hosts of a trace that exchange data; who only sends to one, or is only sent to, is in no job that flows tell of.
+const JOBS: [(&str, &[u32]); 7] = [
+    ("ring-clean-16h", &ALL_HOSTS),
+    ("incast-8to1-16h", &[]),
+    ("a2a-16h", &ALL_HOSTS),
+    ("ring-collision-16h", &ALL_HOSTS),
+    ("victim-16h", &[0, 4, 8, 12]),
+    ("ring-linkrate-16h", &ALL_HOSTS),
+    ("ring-linkerr-16h", &ALL_HOSTS),
+];
+const ALL_HOSTS: [u32; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+
+#[test]
+fn the_jobs_of_the_independent_traces_are_inferred_where_no_host_tells_of_them() {
+    let Some(dir) = traces() else { return };
+    for (trace, hosts) in JOBS {
+        let (name, model, _) = MODELS.into_iter().find(|m| m.0 == trace).unwrap();
+        let trace = Trace::read(&dir.join(format!("{name}.txt.gz"))).unwrap();
+        let jobs = jobs_in_trace(&Scenario::parse(model).unwrap(), &trace).unwrap();
+        let hosts: BTreeSet<String> = hosts.iter().map(|n| format!("host{n}")).collect();
+        let expected: Vec<BTreeSet<String>> =
+            [hosts].into_iter().filter(|h| !h.is_empty()).collect();
+        assert_eq!(jobs, expected, "{name}");
     }
 }

@@ -6,20 +6,28 @@
 //! jobs together. A ring is found where each address sends to one and hears from one. Iterations come
 //! from the bytes that each server sends in each sample ([`rhythm`]): an all-reduce is on and off.
 //!
+//! An inferred job stands in for a reported one wherever jobs are used: its name is put on the flows among its
+//! servers before anything else looks at their samples. A server of which a job is reported, by a call or with a
+//! flow, is in none, nor is whoever sends to it: half of a job is no job.
+//!
 //! Trip condition: [`EDGE_BYTES_MIN`] over [`WINDOW`] in both directions of a server; a rhythm that half of the
-//! servers share. Cold start: groups with the first look, a rhythm after [`rhythm::SAMPLES_MIN`] samples. What the
+//! servers looked at share. Cold start: groups with the first look, a rhythm after [`rhythm::SAMPLES_MIN`] samples. What the
 //! sample interval cannot resolve is `None`, not an alias of it. Recovery: a group that falls silent keeps its
-//! number for [`KEEP`]. Two jobs are one group only if they share a server. Cost: O(flows log flows) a sample,
-//! 0.4 us a flow as measured; a look O(edges), and samples times lags for each server: 31 ms for 1,000 servers.
+//! name for [`KEEP`]; one of whose servers a job is reported is gone with the next look, which is due at once. Two
+//! jobs are one group only if they share a server. Cost: O(flows log flows) a sample; a look, each [`LOOK`], O(edges
+//! log edges), and samples times lags for [`RHYTHM_SERVERS`] of each group.
 
+mod graph;
 pub mod rhythm;
 #[cfg(test)]
 mod tests;
 
-use crate::ids::NodeId;
+use crate::ids::{JobId, NodeId};
 use crate::io::NodeSample;
 use crate::jobs::Iteration;
+use crate::memory::keep;
 use crate::topology::Topology;
+use graph::{Edge, Pair, components, rings};
 use rhythm::{Beat, SAMPLES_MAX};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
@@ -27,56 +35,37 @@ use std::time::Duration;
 
 /// Time over which traffic is summed: some iterations of most jobs.
 pub const WINDOW: Duration = Duration::from_secs(30);
+/// Time between looks: a sixth of what is looked at.
+pub const LOOK: Duration = Duration::from_secs(5);
 /// Less than this between two addresses over the window is control traffic.
 pub const EDGE_BYTES_MIN: u64 = 1_000_000;
 /// Of a server that trains, the smaller of what it sends and receives is at least this share of the larger.
 pub const BALANCE_MIN: f64 = 0.1;
-/// A flow this much smaller than the largest of its address is no edge of a ring.
-const RING_SHARE_MIN: f64 = 0.1;
-/// How long a silent group keeps its number: a checkpoint, an evaluation.
+/// How long a silent group keeps its name, and a server its reported job: a checkpoint, an evaluation.
 pub const KEEP: Duration = Duration::from_secs(120);
-/// Pairs of addresses, and servers with a series, held at once: as many as the core holds flows.
+/// Pairs of addresses, and servers with a series, held at once: as many as the core holds flows and nodes.
 pub const EDGES_MAX: usize = 65_536;
 pub const SERVERS_MAX: usize = 16_384;
+/// Groups held at once: as many as the core holds jobs.
+pub const GROUPS_MAX: usize = 4096;
+/// Servers of a group whose rhythm is looked at: all have the same, or the group has none.
+pub const RHYTHM_SERVERS: usize = 8;
 /// An interval that differs by more from the series' starts a new one.
 const INTERVAL_TOLERANCE: f64 = 0.25;
 /// Periods of servers of one job agree within this share.
 const PERIOD_TOLERANCE: f64 = 0.1;
 
-/// Traffic from one address to another, over the half window that runs and the one before.
-#[derive(Debug, Clone)]
-struct Edge {
-    from: NodeId,
-    to: NodeId,
-    half: u128,
-    bytes: [u64; 2],
-}
-
-impl Edge {
-    fn turn(&mut self, half: u128) {
-        if half > self.half {
-            self.bytes = [
-                0,
-                if half == self.half + 1 {
-                    self.bytes[0]
-                } else {
-                    0
-                },
-            ];
-            self.half = half;
-        }
-    }
-}
-
 /// What a server sent, sample by sample.
 #[derive(Debug, Clone, Default)]
 struct Series {
-    bytes: VecDeque<f64>,
+    bytes: VecDeque<f32>,
     /// Length of a sample, the mean of the series.
     interval_s: f64,
     /// End of the newest sample.
     end: Duration,
 }
+
+keep!(struct Series { bytes, interval_s, end });
 
 /// How a group's traffic goes on and off.
 #[derive(Debug, Clone, PartialEq)]
@@ -93,11 +82,13 @@ pub struct Rhythm {
     pub iterations: Vec<Iteration>,
 }
 
+keep!(struct Rhythm { period, duty, started, strength, iterations });
+
 /// Servers that work together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Group {
     /// Stays the same while more than half of the servers do.
-    pub id: u64,
+    pub job: JobId,
     pub servers: BTreeSet<NodeId>,
     /// Rings of addresses, each from its lowest on; empty where traffic has another shape.
     pub rings: Vec<Vec<Ipv4Addr>>,
@@ -107,28 +98,38 @@ pub struct Group {
     pub last_seen: Duration,
 }
 
+keep!(struct Group { job, servers, rings, rhythm, first_seen, last_seen });
+
 /// Jobs as seen through their flows.
 #[derive(Debug, Clone, Default)]
 pub struct Inference {
-    edges: BTreeMap<(Ipv4Addr, Ipv4Addr), Edge>,
+    edges: BTreeMap<Pair, Edge>,
     series: BTreeMap<NodeId, Series>,
+    /// When a server's job was last reported.
+    reported: BTreeMap<NodeId, Duration>,
     groups: Vec<Group>,
-    last_id: u64,
+    last_number: u64,
     refused: u64,
+    next_look: Duration,
 }
 
+keep!(struct Inference { edges, series, reported, groups, last_number, refused, next_look });
+
 impl Inference {
-    /// Takes the flows of a node's sample, but those whose job is known.
+    /// Takes a node's sample, and puts the inferred jobs' names on its flows.
     pub fn sampled(
         &mut self,
         node: &NodeId,
-        sample: &NodeSample,
+        sample: &mut NodeSample,
         topology: &Topology,
         at: Duration,
     ) {
-        let half = half(at);
+        let reported = sample.job().is_some();
+        if reported {
+            self.reported(node, at);
+        }
         let mut sent = 0.0;
-        for flow in sample.flows.iter().filter(|f| f.job.is_none()) {
+        for flow in sample.flows.iter_mut().filter(|f| f.job.is_none()) {
             let Some(to) = topology.port_of(flow.key.dst).map(|p| &p.node) else {
                 continue;
             };
@@ -141,16 +142,31 @@ impl Inference {
                 self.refused += 1;
                 continue;
             }
-            let edge = self.edges.entry(pair).or_insert_with(|| Edge {
-                from: node.clone(),
-                to: to.clone(),
-                half,
-                bytes: [0; 2],
-            });
-            edge.turn(half);
-            edge.bytes[0] = edge.bytes[0].saturating_add(flow.bytes);
+            let edge = self.edges.entry(pair);
+            let edge = edge.or_insert_with(|| Edge::new(node.clone(), to.clone()));
+            edge.add(flow.bytes, at);
+            flow.job.clone_from(&edge.job);
         }
-        self.extend(node, sent, sample.elapsed, at);
+        if !reported {
+            self.extend(node, sent, sample.elapsed, at);
+        }
+    }
+
+    /// A server's job is known: whatever was inferred of it gives way.
+    fn reported(&mut self, node: &NodeId, at: Duration) {
+        if let Some(known) = self.reported.get_mut(node) {
+            *known = at;
+            return;
+        }
+        if self.reported.len() >= SERVERS_MAX {
+            self.refused += 1;
+            return;
+        }
+        self.reported.insert(node.clone(), at);
+        self.series.remove(node);
+        if self.groups.iter().any(|g| g.servers.contains(node)) {
+            self.next_look = Duration::ZERO;
+        }
     }
 
     /// Adds a sample to a server's series, or starts a new one after a gap.
@@ -176,76 +192,140 @@ impl Inference {
         let held = series.bytes.len() as f64;
         series.interval_s = (series.interval_s * held + elapsed) / (held + 1.0);
         series.end = at;
-        series.bytes.push_back(sent);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a sum of bytes to seven digits is more than a rhythm needs"
+        )]
+        series.bytes.push_back(sent as f32);
         if series.bytes.len() > SAMPLES_MAX {
             series.bytes.pop_front();
         }
     }
 
-    /// Looks at everything once.
-    pub fn look(&mut self, now: Duration) {
-        let half = half(now);
-        for edge in self.edges.values_mut() {
-            edge.turn(half);
-        }
-        self.edges.retain(|_, e| e.bytes != [0; 2]);
-        self.series.retain(|_, s| now.saturating_sub(s.end) < KEEP);
-        let found = components(&self.edges);
-        let mut rings = rings(&self.edges);
-        self.groups
-            .retain(|g| now.saturating_sub(g.last_seen) < KEEP);
-        for (servers, id) in self.numbered(found) {
-            let of_group = |ring: &Vec<Ipv4Addr>, edges: &BTreeMap<_, Edge>| {
-                let edge = ring
-                    .first()
-                    .zip(ring.get(1))
-                    .and_then(|(a, b)| edges.get(&(*a, *b)));
-                edge.is_some_and(|e| servers.contains(&e.from))
-            };
-            let (ours, others) = rings
-                .into_iter()
-                .partition(|ring| of_group(ring, &self.edges));
-            rings = others;
-            let rhythm = self.rhythm(&servers);
-            let known = self.groups.iter().position(|g| g.id == id);
-            let first_seen = known.map_or(now, |n| self.groups.swap_remove(n).first_seen);
-            self.groups.push(Group {
-                id,
-                servers,
-                rings: ours,
-                rhythm,
-                first_seen,
-                last_seen: now,
-            });
-        }
-        self.groups.sort_by_key(|g| g.id);
+    /// Whether it is time for [`Inference::look`].
+    #[must_use]
+    pub fn is_due(&self, now: Duration) -> bool {
+        now >= self.next_look
     }
 
-    /// Gives each set of servers the number of the group that it continues, or a new one.
-    fn numbered(&mut self, found: Vec<BTreeSet<NodeId>>) -> Vec<(BTreeSet<NodeId>, u64)> {
-        let mut numbered = Vec::new();
-        for servers in found {
-            // More than half of both: so no two groups continue one, and none continues two.
-            let continues = self.groups.iter().find(|g| {
-                let both = g.servers.intersection(&servers).count();
-                both * 2 > g.servers.len().max(servers.len())
-            });
-            let id = continues.map(|g| g.id).unwrap_or_else(|| {
-                self.last_id += 1;
-                self.last_id
-            });
-            numbered.push((servers, id));
+    /// Looks at everything once; returns the jobs that are none any more.
+    pub fn look(&mut self, now: Duration) -> BTreeSet<JobId> {
+        self.next_look = now + LOOK;
+        let before: BTreeSet<JobId> = self.groups.iter().map(|g| g.job.clone()).collect();
+        self.forget(now);
+        let found = self.found();
+        let current: Vec<Group> = found
+            .into_iter()
+            .map(|(s, n)| self.group(s, n, now))
+            .collect();
+        let jobs: BTreeMap<NodeId, usize> = (0..)
+            .zip(&current)
+            .flat_map(|(n, group)| group.servers.iter().map(move |s| (s.clone(), n)))
+            .collect();
+        let mut current = current;
+        for ring in rings(&self.edges) {
+            let edge = ring.first().zip(ring.get(1)).map(|(a, b)| (*a, *b));
+            let from = edge.and_then(|pair| self.edges.get(&pair)).map(|e| &e.from);
+            if let Some(n) = from.and_then(|server| jobs.get(server)) {
+                current[*n].rings.push(ring);
+            }
         }
-        numbered
+        for edge in self.edges.values_mut() {
+            let (from, to) = (jobs.get(&edge.from), jobs.get(&edge.to));
+            edge.job = from
+                .filter(|n| to == Some(*n))
+                .map(|n| current[*n].job.clone());
+        }
+        let continued: BTreeSet<&JobId> = current.iter().map(|g| &g.job).collect();
+        self.groups.retain(|g| !continued.contains(&g.job));
+        self.groups.append(&mut current);
+        self.groups
+            .sort_by(|a, b| (b.last_seen, &a.job).cmp(&(a.last_seen, &b.job)));
+        self.refused += self.groups.len().saturating_sub(GROUPS_MAX) as u64;
+        self.groups.truncate(GROUPS_MAX);
+        self.groups.sort_by(|a, b| a.job.cmp(&b.job));
+        let left: BTreeSet<&JobId> = self.groups.iter().map(|g| &g.job).collect();
+        before.into_iter().filter(|j| !left.contains(j)).collect()
+    }
+
+    /// Drops what is silent, and groups of whose servers a job is reported.
+    fn forget(&mut self, now: Duration) {
+        for edge in self.edges.values_mut() {
+            edge.turn(now);
+        }
+        self.edges.retain(|_, e| !e.is_silent());
+        let is_kept = |at: Duration| now.saturating_sub(at) < KEEP;
+        self.series.retain(|_, s| is_kept(s.end));
+        self.reported.retain(|_, at| is_kept(*at));
+        let reported = &self.reported;
+        let is_known = |g: &Group| g.servers.iter().any(|s| reported.contains_key(s));
+        self.groups.retain(|g| is_kept(g.last_seen) && !is_known(g));
+    }
+
+    /// Sets of servers that work together, each with the place of the group that it continues.
+    fn found(&self) -> Vec<(BTreeSet<NodeId>, Option<usize>)> {
+        // Who is known, and who sends to one who is.
+        let of_reported = |e: &&Edge| self.reported.contains_key(&e.to) && e.is_large();
+        let senders = self.edges.values().filter(of_reported).map(|e| &e.from);
+        let tied: BTreeSet<&NodeId> = senders.chain(self.reported.keys()).collect();
+        let mut places: BTreeMap<&NodeId, Vec<usize>> = BTreeMap::new();
+        for (n, group) in self.groups.iter().enumerate() {
+            for server in &group.servers {
+                places.entry(server).or_default().push(n);
+            }
+        }
+        let mut found = components(&self.edges);
+        found.retain(|servers| !servers.iter().any(|s| tied.contains(s)));
+        let continues = |servers: &BTreeSet<NodeId>| {
+            let mut shared: BTreeMap<usize, usize> = BTreeMap::new();
+            for n in servers.iter().filter_map(|s| places.get(s)).flatten() {
+                *shared.entry(*n).or_default() += 1;
+            }
+            // More than half of both: so no two sets continue one group, and none continues two.
+            let larger = |n: usize| self.groups[n].servers.len().max(servers.len());
+            let mut shared = shared.into_iter();
+            shared
+                .find(|(n, both)| both * 2 > larger(*n))
+                .map(|(n, _)| n)
+        };
+        let found = found.into_iter().map(|servers| {
+            let known = continues(&servers);
+            (servers, known)
+        });
+        found.collect()
+    }
+
+    /// The group of some servers, under the name of the one that it continues or a new one.
+    fn group(&mut self, servers: BTreeSet<NodeId>, known: Option<usize>, now: Duration) -> Group {
+        let (job, first_seen) = match known.and_then(|n| self.groups.get(n)) {
+            Some(known) => (known.job.clone(), known.first_seen),
+            None => {
+                self.last_number += 1;
+                (JobId::inferred(self.last_number), now)
+            }
+        };
+        Group {
+            rhythm: self.rhythm(&servers),
+            job,
+            servers,
+            rings: Vec::new(),
+            first_seen,
+            last_seen: now,
+        }
     }
 
     /// The rhythm that at least half of some servers share.
     fn rhythm(&self, servers: &BTreeSet<NodeId>) -> Option<Rhythm> {
-        let mut beats: Vec<(&Series, Beat, f64)> = servers
+        let looked_at = servers
+            .iter()
+            .step_by(servers.len().div_ceil(RHYTHM_SERVERS).max(1));
+        let looked_at: Vec<&NodeId> = looked_at.collect();
+        let mut beats: Vec<(&Series, Beat, f64)> = looked_at
             .iter()
             .filter_map(|s| self.series.get(s))
             .filter_map(|s| {
-                let beat = rhythm::find(&s.bytes.iter().copied().collect::<Vec<_>>())?;
+                let bytes: Vec<f64> = s.bytes.iter().map(|b| f64::from(*b)).collect();
+                let beat = rhythm::find(&bytes)?;
                 let period_s = beat.period * s.interval_s;
                 Some((s, beat, period_s))
             })
@@ -254,15 +334,14 @@ impl Inference {
         periods.sort_by(f64::total_cmp);
         let middle = *periods.get(periods.len() / 2)?;
         beats.retain(|(_, _, p)| (p / middle - 1.0).abs() <= PERIOD_TOLERANCE);
-        if beats.len() * 2 < servers.len() {
+        if beats.len() * 2 < looked_at.len() {
             return None;
         }
         let (series, beat, _) = beats.first()?;
         let time = |start: f64| {
             let before = (series.bytes.len() as f64 - start) * series.interval_s;
-            series
-                .end
-                .saturating_sub(Duration::from_secs_f64(before.max(0.0)))
+            let before = Duration::try_from_secs_f64(before).unwrap_or_default();
+            series.end.saturating_sub(before)
         };
         let iterations = beat.periods.iter().map(|(start, end)| Iteration {
             started: time(*start),
@@ -271,7 +350,7 @@ impl Inference {
         });
         let iterations: Vec<Iteration> = iterations.collect();
         Some(Rhythm {
-            period: Duration::from_secs_f64(middle),
+            period: Duration::try_from_secs_f64(middle).ok()?,
             duty: beat.duty,
             started: iterations.last()?.ended,
             strength: beat.strength,
@@ -279,102 +358,30 @@ impl Inference {
         })
     }
 
-    /// Groups seen not longer than [`KEEP`] ago, by number.
+    /// Groups seen not longer than [`KEEP`] ago, by name.
     #[must_use]
     pub fn groups(&self) -> &[Group] {
         &self.groups
     }
 
-    /// Pairs of addresses and servers refused because a table was full.
+    /// The group of an inferred job.
+    #[must_use]
+    pub fn get(&self, job: &JobId) -> Option<&Group> {
+        self.groups.iter().find(|g| g.job == *job)
+    }
+
+    /// Pairs of addresses, servers and groups refused because a table was full.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.refused
     }
-}
 
-/// Number of the half window.
-fn half(at: Duration) -> u128 {
-    at.as_millis() / (WINDOW.as_millis() / 2)
-}
-
-fn bytes(edge: &Edge) -> u64 {
-    edge.bytes[0].saturating_add(edge.bytes[1])
-}
-
-/// Servers tied together by traffic between those that both send and receive.
-fn components(edges: &BTreeMap<(Ipv4Addr, Ipv4Addr), Edge>) -> Vec<BTreeSet<NodeId>> {
-    let mut sums: BTreeMap<&NodeId, [f64; 2]> = BTreeMap::new();
-    let large = || edges.values().filter(|e| bytes(e) >= EDGE_BYTES_MIN);
-    for edge in large() {
-        sums.entry(&edge.from).or_default()[0] += bytes(edge) as f64;
-        sums.entry(&edge.to).or_default()[1] += bytes(edge) as f64;
+    pub(crate) fn tables(&self) -> [(&'static str, usize, usize); 4] {
+        [
+            ("pairs without a job", self.edges.len(), EDGES_MAX),
+            ("servers without a job", self.series.len(), SERVERS_MAX),
+            ("servers with a job", self.reported.len(), SERVERS_MAX),
+            ("inferred jobs", self.groups.len(), GROUPS_MAX),
+        ]
     }
-    let numbers: BTreeMap<&NodeId, usize> = sums
-        .iter()
-        .filter(|(_, [a, b])| a.min(*b) >= BALANCE_MIN * a.max(*b))
-        .zip(0..)
-        .map(|((node, _), n)| (*node, n))
-        .collect();
-    let mut parents: Vec<usize> = (0..numbers.len()).collect();
-    for edge in large() {
-        if let (Some(a), Some(b)) = (numbers.get(&edge.from), numbers.get(&edge.to)) {
-            let (a, b) = (root(&mut parents, *a), root(&mut parents, *b));
-            parents[a.max(b)] = a.min(b);
-        }
-    }
-    let mut components: BTreeMap<usize, BTreeSet<NodeId>> = BTreeMap::new();
-    for (node, n) in numbers {
-        let servers = components.entry(root(&mut parents, n)).or_default();
-        servers.insert(node.clone());
-    }
-    components
-        .into_values()
-        .filter(|servers| servers.len() > 1)
-        .collect()
-}
-
-/// Root of a tree, which it flattens by half on the way.
-fn root(parents: &mut [usize], mut n: usize) -> usize {
-    while parents[n] != n {
-        parents[n] = parents[parents[n]];
-        n = parents[n];
-    }
-    n
-}
-
-/// Cycles of addresses each of which sends to one and hears from one.
-fn rings(edges: &BTreeMap<(Ipv4Addr, Ipv4Addr), Edge>) -> Vec<Vec<Ipv4Addr>> {
-    let mut most: BTreeMap<Ipv4Addr, u64> = BTreeMap::new();
-    for ((from, to), edge) in edges {
-        for end in [from, to] {
-            let most = most.entry(*end).or_default();
-            *most = bytes(edge).max(*most);
-        }
-    }
-    let mut next: BTreeMap<Ipv4Addr, Vec<Ipv4Addr>> = BTreeMap::new();
-    let mut heard: BTreeMap<Ipv4Addr, usize> = BTreeMap::new();
-    for ((from, to), edge) in edges {
-        let floor = most[from].max(most[to]) as f64 * RING_SHARE_MIN;
-        if bytes(edge) >= EDGE_BYTES_MIN && bytes(edge) as f64 >= floor {
-            next.entry(*from).or_default().push(*to);
-            *heard.entry(*to).or_default() += 1;
-        }
-    }
-    let only = |from: Ipv4Addr| match next.get(&from).map(Vec::as_slice) {
-        Some([to]) if heard.get(&from) == Some(&1) => Some(*to),
-        Some(_) | None => None,
-    };
-    let (mut rings, mut seen) = (Vec::new(), BTreeSet::new());
-    for start in next.keys().copied() {
-        let mut ring = Vec::new();
-        let mut at = start;
-        while let Some(to) = only(at).filter(|_| seen.insert(at)) {
-            ring.push(at);
-            at = to;
-        }
-        if at == start && ring.len() > 1 {
-            rings.push(ring);
-        }
-    }
-    rings
 }

@@ -76,12 +76,12 @@ fn tell(
     at: Duration,
 ) {
     for (n, flows) in sample {
-        let sample = NodeSample {
+        let mut sample = NodeSample {
             elapsed: Some(Duration::from_secs_f64(elapsed_s)),
             flows,
             ..NodeSample::default()
         };
-        inference.sampled(&server(n), &sample, topology, at);
+        inference.sampled(&server(n), &mut sample, topology, at);
     }
 }
 
@@ -123,7 +123,7 @@ fn flows_of_a_known_job_and_control_traffic_tie_nothing() {
     let mut inference = Inference::default();
     let mut sample = ring(&[0, 1], 1, 50_000_000);
     for flow in sample.values_mut().flatten() {
-        flow.job = Some(crate::ids::JobId::new("known"));
+        flow.job = Some(JobId::new("known"));
     }
     sample.extend(ring(&[2, 3], 1, 10_000));
     tell(&mut inference, &topology, sample, 1.0, SECOND);
@@ -131,8 +131,134 @@ fn flows_of_a_known_job_and_control_traffic_tie_nothing() {
     assert_eq!(inference.groups(), []);
 }
 
+/// A sample of one server, as the core goes on with it.
+fn named(
+    inference: &mut Inference,
+    topology: &Topology,
+    n: u8,
+    mut sample: NodeSample,
+    at: Duration,
+) -> NodeSample {
+    inference.sampled(&server(n), &mut sample, topology, at);
+    sample
+}
+
 #[test]
-fn a_group_keeps_its_number_through_a_pause_and_a_replaced_server() {
+fn flows_among_the_servers_of_a_group_bear_its_name_and_others_none() {
+    let topology = topology(6);
+    let mut inference = Inference::default();
+    let mut sample = ring(&[0, 1, 2], 1, 50_000_000);
+    let out = flow(address(0, 1), address(5, 1), 9_000_000);
+    sample.entry(0).or_default().push(out.clone());
+    tell(&mut inference, &topology, sample.clone(), 1.0, SECOND);
+    assert_eq!(inference.look(SECOND), BTreeSet::new());
+    let flows = sample.remove(&0).unwrap();
+    let told = NodeSample {
+        flows,
+        ..NodeSample::default()
+    };
+    let told = named(&mut inference, &topology, 0, told, SECOND);
+    let jobs: Vec<_> = told.flows.into_iter().map(|f| f.job).collect();
+    assert_eq!(jobs, [Some(JobId::inferred(1)), None]);
+}
+
+#[test]
+fn a_group_gives_way_as_soon_as_a_job_of_one_of_its_servers_is_reported() {
+    let topology = topology(6);
+    let mut inference = Inference::default();
+    let at = Duration::from_secs;
+    tell(
+        &mut inference,
+        &topology,
+        ring(&[0, 1, 2, 3], 1, 50_000_000),
+        1.0,
+        at(1),
+    );
+    tell(
+        &mut inference,
+        &topology,
+        ring(&[4, 5], 1, 50_000_000),
+        1.0,
+        at(1),
+    );
+    inference.look(at(1));
+    assert!(!inference.is_due(at(2)));
+    let flows = ring(&[0, 1, 2, 3], 1, 50_000_000).remove(&2).unwrap();
+    let running = vec![crate::io::CollectiveRunning {
+        job: JobId::new("real"),
+        running: SECOND,
+    }];
+    let told = NodeSample {
+        flows,
+        running,
+        ..NodeSample::default()
+    };
+    named(&mut inference, &topology, 2, told, at(2));
+    assert!(inference.is_due(at(2)));
+    assert_eq!(inference.look(at(2)), [JobId::inferred(1)].into());
+    assert_eq!(servers(inference.groups()), [vec![server(4), server(5)]]);
+    // No half of it comes back while the job is known, and all of it when it no longer is.
+    for at_s in 3..=121 {
+        tell(
+            &mut inference,
+            &topology,
+            ring(&[0, 1, 2, 3], 1, 50_000_000),
+            1.0,
+            at(at_s),
+        );
+        inference.look(at(at_s));
+        assert!(
+            inference
+                .groups()
+                .iter()
+                .all(|g| !g.servers.contains(&server(0))),
+            "{at_s} s"
+        );
+    }
+    inference.look(at(122));
+    let of = |range: std::ops::Range<u8>| range.map(server).collect::<Vec<_>>();
+    assert!(servers(inference.groups()).contains(&of(0..4)));
+}
+
+#[test]
+fn half_of_a_job_whose_other_half_is_reported_is_none() {
+    let topology = topology(8);
+    let mut inference = Inference::default();
+    let mut sample = ring(&[0, 1, 2, 3, 4, 5, 6, 7], 1, 50_000_000);
+    for flow in sample.range_mut(..4).flat_map(|(_, flows)| flows) {
+        flow.job = Some(JobId::new("real"));
+    }
+    tell(&mut inference, &topology, sample, 1.0, SECOND);
+    inference.look(SECOND);
+    assert_eq!(inference.groups(), []);
+}
+
+#[test]
+fn what_is_kept_as_bytes_goes_on_alike() {
+    use crate::memory::Keep;
+    let topology = topology(4);
+    let mut inference = Inference::default();
+    let go_on = |inference: &mut Inference, seconds: std::ops::Range<u32>| {
+        for (n, bytes) in (0..).zip(on_off(80, 1.0, 7.0, 0.4, 0.0)) {
+            if seconds.contains(&n) {
+                let sample = ring(&[0, 1, 2], 1, whole(bytes));
+                tell(inference, &topology, sample, 1.0, SECOND * n);
+                inference.look(SECOND * n);
+            }
+        }
+    };
+    go_on(&mut inference, 0..60);
+    let mut bytes = Vec::new();
+    inference.put(&mut bytes);
+    let mut kept = Inference::take(&mut bytes.as_slice()).unwrap();
+    go_on(&mut inference, 60..70);
+    go_on(&mut kept, 60..70);
+    assert!(inference.groups()[0].rhythm.is_some());
+    assert_eq!(inference.groups(), kept.groups());
+}
+
+#[test]
+fn a_group_keeps_its_name_through_a_pause_and_a_replaced_server() {
     let topology = topology(8);
     let mut inference = Inference::default();
     let mut look = |servers: &[u8], at_s: u64| {
@@ -146,14 +272,25 @@ fn a_group_keeps_its_number_through_a_pause_and_a_replaced_server() {
         );
         inference.look(at);
         let present = inference.groups().iter().filter(|g| g.last_seen == at);
-        present.map(|g| (g.id, g.servers.len())).collect::<Vec<_>>()
+        let present = present.map(|g| (g.job.to_string(), g.servers.len()));
+        present.collect::<Vec<_>>()
     };
-    assert_eq!(look(&[0, 1, 2, 3], 1), [(1, 4)]);
+    let group = |n: u64, servers: usize| [(JobId::inferred(n).to_string(), servers)];
+    assert_eq!(look(&[0, 1, 2, 3], 1), group(1, 4));
     assert_eq!(look(&[], 40), []);
-    assert_eq!(look(&[0, 1, 2, 4], 100), [(1, 4)]);
-    assert_eq!(look(&[5, 6], 140), [(2, 2)]);
+    assert_eq!(look(&[0, 1, 2, 4], 100), group(1, 4));
+    assert_eq!(look(&[5, 6], 140), group(2, 2));
     assert_eq!(look(&[], 200), []);
-    assert_eq!(look(&[0, 1, 2, 4], 400), [(3, 4)], "forgotten by then");
+    assert_eq!(look(&[0, 1, 2, 4], 400), group(3, 4), "forgotten by then");
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "bytes are positive and small"
+)]
+fn whole(bytes: f64) -> u64 {
+    bytes as u64
 }
 
 /// Bytes in each of `n` samples of `interval_s`, of bursts of `duty * period_s` each `period_s`.
@@ -178,18 +315,8 @@ fn the_rhythm_of_a_group_is_its_jobs() {
         let mut at = Duration::from_secs(1);
         for bytes in bytes {
             at += Duration::from_secs_f64(interval_s);
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "bytes are positive and small"
-            )]
-            tell(
-                &mut inference,
-                &topology,
-                ring(&[0, 1, 2], 1, bytes as u64),
-                interval_s,
-                at,
-            );
+            let sample = ring(&[0, 1, 2], 1, whole(bytes));
+            tell(&mut inference, &topology, sample, interval_s, at);
         }
         inference.look(at);
         let rhythm = inference.groups()[0].rhythm.as_ref().unwrap();
@@ -217,12 +344,7 @@ fn a_gap_in_the_samples_starts_the_rhythm_anew() {
     let mut at = SECOND;
     for (n, bytes) in on_off(60, 1.0, 8.0, 0.4, 0.0).into_iter().enumerate() {
         at += SECOND;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "bytes are positive and small"
-        )]
-        let sample = ring(&[0, 1], 1, bytes as u64);
+        let sample = ring(&[0, 1], 1, whole(bytes));
         let elapsed_s = if n == 50 { 3.0 } else { 1.0 };
         tell(&mut inference, &topology, sample, elapsed_s, at);
     }

@@ -65,6 +65,8 @@ pub struct World {
     pub spine: BTreeMap<(u8, std::net::Ipv4Addr), u8>,
     pub flows: Vec<(FlowKey, f64)>,
     pub job: Option<JobId>,
+    /// Whether no agent knows of the job: neither its calls nor whose its flows are.
+    pub unseen: bool,
     pub commands: Vec<Command>,
     pub leases: BTreeMap<(NodeId, u64), Vec<Baseline>>,
     /// Share of time for which the far end pauses a link.
@@ -91,6 +93,7 @@ impl World {
             spine: BTreeMap::new(),
             flows: Vec::new(),
             job: None,
+            unseen: false,
             commands: Vec::new(),
             leases: BTreeMap::new(),
             paused: BTreeMap::new(),
@@ -280,6 +283,11 @@ impl World {
         path
     }
 
+    /// The job, as agents report it.
+    fn reported(&self) -> Option<JobId> {
+        self.job.clone().filter(|_| !self.unseen)
+    }
+
     /// One second of traffic: each flow gets its demand, scaled down on the fullest link of its path.
     pub fn second(&mut self) {
         self.now += SECOND;
@@ -353,7 +361,7 @@ impl World {
             let [_, l, h, _] = key.src.octets();
             let flow = io::FlowSample {
                 key: *key,
-                job: self.job.clone(),
+                job: self.reported(),
                 bytes: bytes(*bps),
                 retransmits: 0,
                 srtt_us: 500,
@@ -363,7 +371,7 @@ impl World {
             };
             samples.entry(host(l, h)).or_default().flows.push(flow);
         }
-        if let Some(job) = self.job.clone() {
+        if let Some(job) = self.reported() {
             let seconds = (self.iteration)(fullest);
             let count = (1.0 / seconds).floor().max(1.0);
             let mut before = 1.0;
