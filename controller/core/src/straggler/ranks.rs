@@ -563,8 +563,8 @@ impl Ranks {
         lost.sum::<f64>() / self.iterations.len().max(1) as f64
     }
 
-    /// Ranks on the straggler's node that are at least half as late, in the median of the last iterations, and all
-    /// ranks there that were compared; itself is one of both.
+    /// Ranks on the straggler's node that are at least half as late, in the median of the iterations that tell of
+    /// it, and all ranks there that were compared; itself is one of both.
     #[must_use]
     pub fn late_beside(&self, straggler: &Straggler) -> (usize, usize) {
         let Some(own) = self.tracks.get(&straggler.rank) else {
@@ -572,10 +572,8 @@ impl Ranks {
         };
         let there = self.tracks.iter().filter(|(_, t)| t.node == own.node);
         let late = there.filter_map(|(rank, _)| {
-            let times = self
-                .iterations
-                .iter()
-                .filter_map(|i| i.ranks.get(rank).copied());
+            let newest = self.iterations.iter().rev().take(straggler.iterations);
+            let times = newest.filter_map(|i| i.ranks.get(rank).copied());
             median(times.map(|(kind, late_s)| match kind {
                 Some(Kind::Network) => 0.0,
                 Some(Kind::Compute) | None => late_s,
