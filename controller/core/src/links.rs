@@ -394,7 +394,10 @@ impl Track {
             self.hot_at = Some(sample.at);
         }
         self.samples.push_back(sample);
-        let keep = if self.was_hot() {
+        if !self.was_hot() {
+            self.hot_at = None;
+        }
+        let keep = if self.hot_at.is_some() {
             SAMPLES_MAX
         } else {
             SAMPLES_QUIET.max(window)
