@@ -138,6 +138,11 @@ fn shown(report: &Report) -> String {
             }
         }
     }
+    for at_s in &report.memories_different_s {
+        out += &format!(
+            "the state at the beginning of the segment at {at_s:.3} s is not the recorded one: a later decision may differ\n"
+        );
+    }
     if let Some(what_if) = &report.what_if {
         out += &changes("verdicts", &what_if.verdicts);
         out += &changes("commands", &what_if.commands);

@@ -397,6 +397,13 @@ fn main() {
         "memory: {after:.0} MiB, {:.1} KiB a node",
         (after - before) * 1024.0 / agents.len() as f64
     );
+    let start = cpu();
+    let kept = controller.brain.memory().len() as f64;
+    println!(
+        "a segment begins with {:.2} KiB of the brain's memory a node, written in {:.3} s of CPU",
+        kept / 1024.0 / agents.len() as f64,
+        (cpu() - start).as_secs_f64()
+    );
     if let Some(directory) = record {
         let node_seconds = agents.len() as f64 * (seconds - 1) as f64;
         replayed(controller, &directory, node_seconds, [connected, first]);

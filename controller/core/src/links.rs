@@ -411,7 +411,10 @@ impl Track {
         if sample.hot || sample.pressed && last.all(|s| s.pressed) {
             self.notable_at = Some(sample.at);
         }
-        let keep = if self.was_notable() {
+        if !self.was_notable() {
+            self.notable_at = None;
+        }
+        let keep = if self.notable_at.is_some() {
             SAMPLES_MAX
         } else {
             SAMPLES_QUIET.max(window)

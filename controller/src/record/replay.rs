@@ -13,8 +13,8 @@ use std::time::Duration;
 use weir_controller_core::topology::Plan;
 use weir_controller_core::{Command, Config};
 
-/// After a start in the middle of a run nothing is compared for this long: links remember 120 samples,
-/// one a second. Jobs, incidents, leases and the history of hot links are in the restart point.
+/// After a start in the middle of a run nothing is compared for this long: links at rest are measured anew, which
+/// remember up to 120 samples, one a second. All else is in the restart point.
 pub const WARM_UP: Duration = Duration::from_secs(120);
 /// Differences shown; the rest is counted.
 const DIFFERENCES_MAX: usize = 100;
@@ -282,28 +282,6 @@ impl Replayer<'_> {
             if life.brain.memory() != recorded.payload {
                 let at_s = recorded.at.as_secs_f64();
                 self.report.memories_different_s.push(at_s);
-                //DEBUG
-                use weir_controller_core::memory::from_bytes;
-                type M = (
-                    weir_controller_core::Memory,
-                    crate::events::Memory,
-                    crate::pinglists::Memory,
-                );
-                let a = from_bytes::<M>(&life.brain.memory()).map(|m| format!("{m:#?}"));
-                let b = from_bytes::<M>(&recorded.payload).map(|m| format!("{m:#?}"));
-                let (a, b) = (a.unwrap_or_default(), b.unwrap_or_default());
-                let (a, b): (Vec<&str>, Vec<&str>) = (a.lines().collect(), b.lines().collect());
-                eprintln!("MEMORY {at_s} lines {} {}", a.len(), b.len());
-                for (n, (x, y)) in a.iter().zip(&b).enumerate() {
-                    if x != y {
-                        eprintln!(
-                            "{} ...\n- {x}\n+ {y}\n{}",
-                            a[n.saturating_sub(60)..n].join("\n"),
-                            a[n..(n + 10).min(a.len())].join("\n")
-                        );
-                        break;
-                    }
-                }
             }
         }
     }
