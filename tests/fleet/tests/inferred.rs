@@ -1,6 +1,11 @@
 //! Half of the jobs of noisy fleets are seen by no agent: the core infers them from their flows, and only them.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+use weir_controller::driver::View;
+use weir_controller::record::Recorded;
+use weir_controller::{metrics, views};
+use weir_fleet::fleet::Fleet;
 use weir_fleet::scenario::Scenario;
 use weir_fleet::score::run;
 
@@ -18,6 +23,7 @@ fn the_jobs_that_no_agent_sees_are_inferred_and_no_others() {
         scenario.world.unseen = ["train-b", "train-wide"].map(String::from).into();
         let text = scenario.text.clone();
         let (_, fleet) = run(scenario, |_| ());
+        shown_as_inferred(&fleet);
         let world = &fleet.world;
         let groups = fleet.brain.core.inference().groups();
         let groups: Vec<BTreeSet<String>> = groups
@@ -46,4 +52,26 @@ fn the_jobs_that_no_agent_sees_are_inferred_and_no_others() {
         }
     }
     assert!(inferred * 2 >= SCENARIOS, "{inferred}");
+}
+
+/// The API and the metrics tell inferred jobs from reported ones.
+fn shown_as_inferred(fleet: &Fleet) {
+    let view = View {
+        brain: &fleet.brain,
+        now: Duration::from_secs_f64(fleet.world.now_s),
+        started: SystemTime::UNIX_EPOCH,
+        agents_refused: 0,
+        recorded: Recorded::default(),
+    };
+    let page = metrics::render(&view).unwrap();
+    for job in views::status(&view).jobs {
+        assert_eq!(job.inferred, job.key.starts_with("inferred-"), "{job:?}");
+        assert_eq!(job.inferred, job.servers.len() > 1, "{job:?}");
+        let line = format!(
+            "weir_job_inferred{{job=\"{}\"}} {}",
+            job.key,
+            u8::from(job.inferred)
+        );
+        assert!(page.lines().any(|l| l == line), "{line}");
+    }
 }
