@@ -79,7 +79,7 @@ fn shown_as_inferred(fleet: &Fleet) {
         agents_refused: 0,
         recorded: Recorded::default(),
     };
-    let page = metrics::render(&view).unwrap();
+    let page = metrics::render(&view).expect("the catalogue holds");
     for job in views::status(&view).jobs {
         assert_eq!(job.inferred, job.key.starts_with("inferred-"), "{job:?}");
         assert_eq!(job.inferred, job.servers.len() > 1, "{job:?}");
