@@ -163,11 +163,8 @@ impl Flows {
         let rate_bps = sample.bytes as f64 * 8.0 / seconds;
         let known = self.flows.get(&sample.key);
         // What a job was inferred to be is said anew with each sample, or holds no longer.
-        let before = known.and_then(|f| f.job.clone());
-        let job = sample
-            .job
-            .clone()
-            .or(before.filter(|job| !job.is_inferred()));
+        let before = || known?.job.clone().filter(|job| !job.is_inferred());
+        let job = sample.job.clone().or_else(before);
         let before = known.and_then(|f| f.retransmitted_at);
         let since = known.map_or(at, |f| f.since);
         let mut tally = known.map(|f| f.tally).unwrap_or_default();
