@@ -16,7 +16,7 @@
 //!   demand that is not there.
 //! - **oversubscription**: every member of the group is hot and no placement helps.
 //! - **degraded link**: something waits before it, though it is far from full, nobody pauses it, and all who send over it
-//!   together cannot send more than it should carry.
+//!   together cannot send more than it should carry, or are one job's flows that it carried before with nothing waiting.
 //!
 //! Links that wait because another is paused or full ([`pause`]) are consequences of that.
 //!
