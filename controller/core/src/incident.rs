@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// Incidents kept, resolved ones included; the oldest resolved goes first.
 const INCIDENTS_MAX: usize = 1024;
+/// Jobs that may join those which an incident touched when it was opened.
+const JOBS_MAX: usize = 64;
 /// Lines kept of an incident's story.
 const STORY_MAX: usize = 64;
 
@@ -69,12 +71,12 @@ impl Incidents {
         if let Some(incident) = open.and_then(|n| self.list.get_mut(n)) {
             // What it is called stays, though another of its links may look worse by now.
             let entity = incident.verdict.entity.clone();
+            // It may have been opened before its job was inferred, or when it was taken for another.
+            if incident.verdict.job.is_none() && incident.jobs.len() < JOBS_MAX {
+                incident.jobs.extend(verdict.job.clone());
+            }
             incident.verdict = Verdict { entity, ..verdict };
             incident.last_seen = at;
-            // It may have been opened before its job was inferred.
-            if incident.jobs.is_empty() {
-                incident.jobs.extend(incident.verdict.job.clone());
-            }
             return (incident.id.clone(), false);
         }
         if self.list.len() >= INCIDENTS_MAX {
@@ -134,10 +136,11 @@ impl Incidents {
         resolved
     }
 
-    /// Takes the jobs' names off the verdicts of open incidents: whose they are is told by the next ones.
+    /// Takes the jobs' names off open incidents: whose they are is told by the next verdicts.
     pub fn forget_jobs(&mut self, jobs: &BTreeSet<JobId>) {
         for incident in self.list.iter_mut().filter(|i| i.is_open()) {
             incident.verdict.job.take_if(|job| jobs.contains(job));
+            incident.jobs.retain(|job| !jobs.contains(job));
         }
     }
 

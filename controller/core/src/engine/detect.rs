@@ -97,16 +97,13 @@ impl Core {
         let window = self.config.hotspot.window;
         let link = verdict.entity.link().and_then(|l| self.topology.link(l));
         let since = link.and_then(|l| self.links.hot_since(l, window));
-        let open = self.incidents.open(&verdict);
-        let opened = open.map(|i| i.opened_at);
-        let is_gone = |job: &JobId| job.is_inferred() && self.jobs.get(job).is_none();
-        let is_told = open.is_some_and(|i| !i.jobs.iter().any(is_gone));
+        let opened = self.incidents.open(&verdict).map(|i| i.opened_at);
         let held_back = verdict.job.as_ref().and_then(|job| self.jobs.get(job));
         let began = since.or(opened).unwrap_or(now);
         verdict.impact = verdict
             .impact
             .or(held_back.and_then(|job| job.impact(began, now)));
-        let touched = (!is_told).then(|| self.touched(&verdict, now));
+        let touched = opened.is_none().then(|| self.touched(&verdict, now));
         let (id, new) = self.incidents.judged(verdict, now);
         if let Some(jobs) = touched {
             self.incidents.touches(&id, jobs);
