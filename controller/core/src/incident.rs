@@ -16,6 +16,8 @@ const INCIDENTS_MAX: usize = 1024;
 const REOPEN: Duration = Duration::from_secs(60);
 /// Links kept that an incident named earlier in its life.
 const LINKS_MAX: usize = 256;
+/// Jobs that may join those which an incident touched when it was opened.
+const JOBS_MAX: usize = 64;
 /// Lines kept of an incident's story.
 const STORY_MAX: usize = 64;
 
@@ -74,6 +76,10 @@ impl Incidents {
     pub fn judged(&mut self, verdict: Verdict, at: Duration) -> (String, bool) {
         let open = self.place(&verdict, at);
         if let Some(incident) = open.and_then(|n| self.list.get_mut(n)) {
+            // It may have been opened before its job was inferred, or when it was taken for another.
+            if incident.verdict.job.is_none() && incident.jobs.len() < JOBS_MAX {
+                incident.jobs.extend(verdict.job.clone());
+            }
             // What it is called stays, though another of its links may look worse by now; but where all meet is the root.
             let before = &incident.verdict.entity;
             let meets = matches!(verdict.class, Class::Incast | Class::StorageBurst)
@@ -92,10 +98,6 @@ impl Incidents {
             let back = incident.resolved_at.take().is_some();
             if back {
                 incident.tell(at, "it is back: open again".into());
-            }
-            // It may have been opened before its job was inferred.
-            if incident.jobs.is_empty() {
-                incident.jobs.extend(incident.verdict.job.clone());
             }
             return (incident.id.clone(), back);
         }
@@ -160,10 +162,11 @@ impl Incidents {
         resolved
     }
 
-    /// Takes the jobs' names off the verdicts of open incidents: whose they are is told by the next ones.
+    /// Takes the jobs' names off open incidents: whose they are is told by the next verdicts.
     pub fn forget_jobs(&mut self, jobs: &BTreeSet<JobId>) {
         for incident in self.list.iter_mut().filter(|i| i.is_open()) {
             incident.verdict.job.take_if(|job| jobs.contains(job));
+            incident.jobs.retain(|job| !jobs.contains(job));
         }
     }
 

@@ -147,7 +147,9 @@ fn happens(world: &mut World, step: u8, n: u32) {
         0 => world.reconnect(node, n % 9, false),
         1 => world.reconnect(node, n % 50, true),
         2 => world.busy = !world.busy,
-        3 => world.event(Event::Freeze { frozen: n.is_multiple_of(2) }),
+        3 => world.event(Event::Freeze {
+            frozen: n.is_multiple_of(2),
+        }),
         4 => world.event(Event::EndLease {
             lease: (1 << 20) + u64::from(n) % 4,
         }),

@@ -106,15 +106,13 @@ impl Core {
         let known = self.incidents.about(&verdict, now);
         let opened = known.map(|i| i.opened_at);
         let is_open = known.is_some_and(Incident::is_open);
-        let is_gone = |job: &JobId| job.is_inferred() && self.jobs.get(job).is_none();
-        let is_told = is_open && known.is_some_and(|i| !i.jobs.iter().any(is_gone));
         let held_back = verdict.job.as_ref().and_then(|job| self.jobs.get(job));
         let began = since.or(opened).unwrap_or(now);
         verdict.impact = verdict
             .impact
             .or(held_back.and_then(|job| job.impact(began, now)));
-        let touched = (!is_told).then(|| self.touched(&verdict, now));
-        if let Some((_, after)) = touched.as_ref().filter(|_| !is_open) {
+        let touched = (!is_open).then(|| self.touched(&verdict, now));
+        if let Some((_, after)) = &touched {
             // Whether it follows from the loss of a link is known soon.
             let lost = |cable: &PortId| self.incidents.is_lost(cable, &self.topology);
             let mut after = after.iter();
