@@ -360,16 +360,17 @@ fn the_oldest_segments_are_deleted_and_those_of_an_earlier_start_first() {
     let dir = tempfile::tempdir().unwrap();
     const TOTAL: u64 = 1_000_000;
     let mut first = World::new(dir.path(), 1 << 20, 20_000, TOTAL);
-    seconds(&mut first, 500);
-    assert!(first.recorder.recorded().segments_deleted > 0);
+    while first.recorder.recorded().segments_deleted == 0 {
+        seconds(&mut first, 20);
+    }
     drop(first);
     let before = segments(dir.path());
     let mut second = World::new(dir.path(), 2 << 20, 20_000, TOTAL);
-    seconds(&mut second, 100);
-    assert!(second.recorder.recorded().bytes > 0);
+    while segments(dir.path()).contains(&before[0]) {
+        seconds(&mut second, 20);
+    }
     drop(second);
     let after = segments(dir.path());
-    assert!(!after.contains(&before[0]));
     let size: u64 = after.iter().map(|p| p.metadata().unwrap().len()).sum();
     assert!(size <= TOTAL, "{size}");
     let report = replayed(dir.path(), &Ask::default());
