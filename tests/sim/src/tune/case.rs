@@ -51,8 +51,8 @@ pub const CASES: [Case; 9] = [
     case!("incast", true, false, true, true, 300),
     case!("all-to-all", true, false, false, false, 40),
     case!("victim", true, false, true, true, 300),
-    case!("two-jobs", true, false, true, false, 100),
-    case!("checkpoint", true, false, false, true, 200),
+    case!("two-jobs", true, false, true, false, 40),
+    case!("checkpoint", true, false, false, true, 40),
     case!("rail", true, false, false, false, 40),
 ];
 

@@ -76,7 +76,9 @@ pub fn markdown(results: &TuningResults) -> String {
         out.push('\n');
     };
     line(&format!(
-        "{} scenarios with {} seeds each. {METHOD}",
+        "Measured by version {} as `{}`: {} scenarios with {} seeds each. {METHOD}",
+        results.version,
+        results.arguments,
         results.scenarios.len(),
         results.seeds,
     ));
