@@ -65,7 +65,7 @@ const METHOD: &str = "Every contestant runs for the same simulated time from the
     mean. Lost: what the search cost while candidates stood, in iterations of `nv` and as a share of the run. Search: candidates \
     tried, those that were kept, runs in which it was over at the end and after how long. The oracle is the best of 73 settings (six \
     thresholds, three timers, two climbs, two gaps, marking off), routed, that breaks no limit, chosen with hindsight for each seed: all \
-    of them run for a sixth of the time, the best five for all of it; it runs in the small scenarios.";
+    of them run for an eighth of the time, the best four for all of it; it runs in the small scenarios.";
 
 /// Markdown: what was measured and how, a table for each scenario, who lost, the keys.
 #[must_use]
