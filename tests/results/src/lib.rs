@@ -245,7 +245,7 @@ fn localisation(raw: &Value) -> Result<(String, Keys), String> {
 fn tuning(raw: &Value) -> Result<(String, Keys), String> {
     let results: TuningResults = serde_json::from_value(raw.clone()).map_err(|e| e.to_string())?;
     let text = format!(
-        "`weir-sim tune`, on the packet simulator. {}",
+        "`weir-sim` on the packet simulator. {}",
         tune::markdown(&results)
     );
     Ok((text, results.keys))

@@ -75,6 +75,12 @@ enum Command {
         /// Only these scenarios
         #[arg(long, value_delimiter = ',')]
         scenario: Vec<String>,
+        /// Only these contestants; `nv` always runs
+        #[arg(long, value_delimiter = ',')]
+        contestant: Vec<String>,
+        /// Threads, 1 to 64 [default: one for each core]
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
+        jobs: Option<u8>,
         /// Write the figures as JSON to standard output
         #[arg(long)]
         json: bool,
@@ -112,9 +118,20 @@ fn main() -> anyhow::Result<()> {
         Command::Tune {
             seeds,
             scenario,
+            contestant,
+            jobs,
             json,
             progress,
-        } => tuners(seeds, scenario, json, progress),
+        } => {
+            let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+            let options = tune::Options {
+                seeds,
+                scenarios: scenario,
+                contestants: contestant,
+                jobs: jobs.map_or_else(cores, usize::from),
+            };
+            tuners(&options, json, progress)
+        }
         Command::Bench { packets, json } => speed(packets, json),
     }
 }
@@ -401,18 +418,29 @@ fn settings(seeds: &[u64], json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn tuners(seeds: u64, scenarios: Vec<String>, json: bool, progress: bool) -> anyhow::Result<()> {
-    let names: Vec<&str> = tune::case::CASES.iter().map(|c| c.name).collect();
-    if let Some(unknown) = scenarios.iter().find(|s| !names.contains(&s.as_str())) {
-        bail!("--scenario {unknown}: there are {}", names.join(", "));
+/// Refuses a name that there is not, with those that there are.
+fn known(option: &str, given: &[String], names: &[&str]) -> anyhow::Result<()> {
+    match given.iter().find(|g| !names.contains(&g.as_str())) {
+        Some(unknown) => bail!("{option} {unknown}: there are {}", names.join(", ")),
+        None => Ok(()),
     }
-    let options = tune::Options { seeds, scenarios };
-    let bar = bar(tune::compare::runs(&options), progress)?;
-    let results = tune::tuning_results(&options, |scenario, contestant| {
+}
+
+fn tuners(options: &tune::Options, json: bool, progress: bool) -> anyhow::Result<()> {
+    let scenarios: Vec<&str> = tune::case::CASES.iter().map(|c| c.name).collect();
+    known("--scenario", &options.scenarios, &scenarios)?;
+    known(
+        "--contestant",
+        &options.contestants,
+        &tune::compare::names(),
+    )?;
+    let bar = bar(tune::compare::runs(options), progress)?;
+    let mut results = tune::tuning_results(options, |scenario, contestant| {
         bar.set_message(format!("{scenario}, {contestant}"));
         bar.inc(1);
     })?;
     bar.finish_and_clear();
+    results.arguments = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
     if json {
         return say_json(&results);
     }

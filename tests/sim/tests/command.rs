@@ -67,31 +67,34 @@ fn where_nothing_contends_no_tuner_of_ours_touches_anything() {
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{said}");
     let results: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(results["arguments"], args.join(" "));
+    assert_eq!(results["version"], env!("CARGO_PKG_VERSION"));
     let rows = results["scenarios"][0]["rows"].as_array().unwrap();
-    let names: Vec<&str> = rows.iter().map(|r| r["name"].as_str().unwrap()).collect();
-    for name in ["nv", "no_cc", "paraleon", "acc-like", "oracle", "weir"] {
-        assert!(names.contains(&name), "{names:?}");
+    let row = |name: &str| rows.iter().find(|r| r["name"] == name).unwrap();
+    for name in ["nv_bytes", "no_cc", "paraleon_routed", "acc-like", "oracle"] {
+        assert!(row(name)["time_pct"]["mean"].is_number(), "{name}");
     }
-    for row in rows
-        .iter()
-        .filter(|r| r["name"].as_str().unwrap().starts_with("weir"))
-    {
-        assert!(row["runs"][0]["steps"].is_null(), "{row}");
-        // `nv` runs for half as long: what is left is jitter.
-        let time = row["time_pct"]["mean"].as_f64().unwrap();
-        assert!(time.abs() < 0.5, "{time}");
-        assert!(row["runs"][0]["settled_ms"].as_f64().unwrap() > 0.0);
+    let weir = row("weir");
+    assert!(weir["runs"][0]["search"]["steps"].is_null(), "{weir}");
+    assert!(weir["runs"][0]["search"]["settled_us"].as_f64().unwrap() > 0.0);
+    for figure in ["time_pct", "settled_pct", "flow_p99_pct", "pause_points"] {
+        assert_eq!(weir[figure]["mean"], 0.0, "{figure}");
     }
-    assert!(results["keys"]["tuning_worst_scenario_pct"].is_number());
-    assert!(results["keys"]["no_cc_tuning_pause_points_over_nv"].is_number());
+    let keys = &results["keys"];
+    assert_eq!(keys["tuning_worst_scenario_pct"], 0.0);
+    assert_eq!(keys["tuning_worst_victim_slowdown_pct"], 0.0);
+    assert!(keys["no_cc_tuning_pause_points_over_nv"].is_number());
 }
 
 #[test]
-fn an_unknown_scenario_is_refused_with_those_that_there_are() {
-    let out = sim(&["tune", "--scenario", "ring"]);
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert!(
-        !out.status.success() && said.contains("ring-collisions"),
-        "{said}"
-    );
+fn an_unknown_name_is_refused_with_those_that_there_are() {
+    for (option, name, known) in [
+        ("--scenario", "ring", "ring-collisions"),
+        ("--contestant", "annealing", "paraleon"),
+    ] {
+        let out = sim(&["tune", option, name]);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(!out.status.success(), "{said}");
+        assert!(said.contains(option) && said.contains(known), "{said}");
+    }
 }

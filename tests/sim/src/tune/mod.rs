@@ -5,6 +5,7 @@ pub mod acc;
 pub mod case;
 pub mod compare;
 pub mod figures;
+pub mod oracle;
 pub mod paraleon;
 pub mod render;
 pub mod routing;

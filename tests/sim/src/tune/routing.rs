@@ -123,32 +123,33 @@ pub fn change(sim: &Sim, pin: &PinChange) -> Option<Change> {
     })
 }
 
+/// Most flows on one link between switches.
+#[must_use]
+pub fn crowd(sim: &Sim) -> usize {
+    let t = sim.topology();
+    let mut flows: BTreeMap<u32, usize> = BTreeMap::new();
+    for qp in 0..sim.qp_count() {
+        for port in sim.path(qp) {
+            let peer = t.ports[t.ports[port as usize].peer as usize].node;
+            if t.ports[port as usize].node >= t.hosts && peer >= t.hosts {
+                *flows.entry(port).or_default() += 1;
+            }
+        }
+    }
+    flows.into_values().max().unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tune::case::{CASES, WARM_UP};
-
-    /// Most flows on one link between switches.
-    fn crowd(sim: &Sim) -> usize {
-        let t = sim.topology();
-        let mut flows: BTreeMap<u32, usize> = BTreeMap::new();
-        for qp in 0..sim.qp_count() {
-            for port in sim.path(qp) {
-                let peer = t.ports[t.ports[port as usize].peer as usize].node;
-                if t.ports[port as usize].node >= t.hosts && peer >= t.hosts {
-                    *flows.entry(port).or_default() += 1;
-                }
-            }
-        }
-        flows.into_values().max().unwrap_or(0)
-    }
+    use crate::tune::case::CASES;
 
     #[test]
     fn the_plan_leaves_no_two_flows_of_a_ring_on_one_link() {
         let case = CASES.iter().find(|c| c.name == "ring-collisions").unwrap();
         for seed in 1..=3 {
             let mut sim = case.scenario(seed).unwrap().build().unwrap();
-            sim.run_until(WARM_UP);
+            sim.run_until(case.warm_up);
             assert!(crowd(&sim) > 1);
             let pins = plan(&sim, &[]);
             for pin in &pins {
