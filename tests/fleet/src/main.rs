@@ -5,8 +5,10 @@ use clap::{Parser, Subcommand};
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, Write};
+use std::process::ExitCode;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use weir_common::interrupt;
 use weir_fleet::scenario::{Scenario, healthy};
 use weir_fleet::score::{Outcome, Score, run};
 use weir_fleet::{cost, show};
@@ -23,8 +25,10 @@ struct Args {
 enum Command {
     /// Run many scenarios; tell precision, recall and latency of each class
     Score {
+        /// How many; Ctrl-C ends after those that run, and tells what there is
         #[arg(long, default_value_t = 2000)]
         scenarios: u64,
+        /// Seed of all of them
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// Number of the first scenario
@@ -45,8 +49,10 @@ enum Command {
     },
     /// Show one scenario: its truth, the verdicts with their evidence, and the signals that its faults moved
     Show {
+        /// Number of the scenario, as `score --misses` names it
         #[arg(long)]
         scenario: u64,
+        /// Seed of all of them
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// Leave out the signals
@@ -58,20 +64,25 @@ enum Command {
         /// Hosts and switches
         #[arg(long, default_value_t = 1000)]
         nodes: usize,
+        /// Simulated days
         #[arg(long, default_value_t = 7.0)]
         days: f64,
-        /// Sample interval
+        /// Sample interval, as 1s or 100ms; at least 10ms
         #[arg(long, default_value = "1s", value_parser = seconds)]
         interval: f64,
+        /// Seed of the fleet
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Write the figures as JSON to standard output
         #[arg(long)]
         json: bool,
+        /// Show how far it is
         #[arg(long)]
         progress: bool,
     },
     /// Measure what a large fleet costs the controller
     Cost {
+        /// Hosts and switches
         #[arg(long, default_value_t = 10_000)]
         nodes: usize,
         /// NICs of a host
@@ -83,10 +94,16 @@ enum Command {
         /// NVLinks told of a GPU
         #[arg(long, default_value_t = 0)]
         nvlinks: usize,
-        #[arg(long, default_value_t = 5)]
+        /// Seconds of the fleet before anything is measured: detectors learn
+        #[arg(long, default_value_t = cost::WARM_UP_S)]
+        warm_up: u64,
+        /// Seconds of the fleet to measure
+        #[arg(long, default_value_t = 10)]
         seconds: u64,
+        /// Write the figures as JSON to standard output
         #[arg(long)]
         json: bool,
+        /// Show how far it is
         #[arg(long)]
         progress: bool,
     },
@@ -111,7 +128,7 @@ fn bar(steps: u64, show: bool) -> anyhow::Result<ProgressBar> {
     Ok(ProgressBar::new(steps).with_style(style))
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     match Args::parse().command {
         Command::Score {
@@ -123,12 +140,15 @@ fn main() -> anyhow::Result<()> {
             misses,
             progress,
         } => {
+            let stop = interrupt::flag().context("taking Ctrl-C")?;
             let outcomes = outcomes(
                 seed,
                 first..first + scenarios,
                 jobs,
+                &stop,
                 &bar(scenarios, progress)?,
             );
+            let interrupted = stop.load(Ordering::Relaxed);
             if misses {
                 for outcome in outcomes.iter().filter(|o| !o.is_clean()) {
                     writeln!(out, "{}", outcome.line())?;
@@ -136,7 +156,11 @@ fn main() -> anyhow::Result<()> {
             }
             let score = Score::of(seed, &outcomes);
             if json {
-                writeln!(out, "{}", serde_json::to_string_pretty(&score)?)?;
+                let mut figures = serde_json::to_value(&score)?;
+                if interrupted {
+                    figures["interrupted"] = true.into();
+                }
+                writeln!(out, "{}", serde_json::to_string_pretty(&figures)?)?;
             } else {
                 let mut table = Table::new();
                 table.load_preset(UTF8_FULL_CONDENSED);
@@ -148,6 +172,12 @@ fn main() -> anyhow::Result<()> {
                     "{table}\n{} scenarios, {:.1} hours of fleets, {} streams refused",
                     score.scenarios, score.simulated_hours, score.refused
                 )?;
+            }
+            if interrupted {
+                if !json {
+                    writeln!(out, "interrupted: {scenarios} scenarios were asked for")?;
+                }
+                return Ok(ExitCode::from(interrupt::STATUS));
             }
         }
         Command::Show {
@@ -224,13 +254,14 @@ fn main() -> anyhow::Result<()> {
             nics,
             gpus,
             nvlinks,
+            warm_up,
             seconds,
             json,
             progress,
         } => {
-            let bar = bar(seconds + 3, progress)?;
+            let bar = bar(warm_up + seconds, progress)?;
             let fleet = cost::fleet(nodes, nics, gpus, nvlinks);
-            let cost = cost::measure(fleet, seconds, |s| bar.set_position(s + 1));
+            let cost = cost::measure(fleet, warm_up, seconds, |s| bar.set_position(s + 1));
             bar.finish_and_clear();
             if json {
                 writeln!(out, "{}", serde_json::to_string_pretty(&cost)?)?;
@@ -238,13 +269,14 @@ fn main() -> anyhow::Result<()> {
                 writeln!(
                     out,
                     "{} nodes, {} directed links, {} columns a host, {} values a second\n\
-                     {:.3} s of CPU for a second of the fleet, {:.3} s of it in the core's timer\n\
+                     {:.3} s of CPU for a second of the fleet ({:.3} s at most), {:.3} s of it in the core's timer\n\
                      {:.1} ns a value; {:.2} bytes a value on the wire; {:.1} KiB a node held",
                     cost.nodes,
                     cost.directed_links,
                     cost.host_columns,
                     cost.samples_per_s,
                     cost.cpu_s_per_s,
+                    cost.cpu_s_max,
                     cost.tick_cpu_s_per_s,
                     cost.ns_per_sample,
                     cost.wire_bytes_per_sample,
@@ -253,14 +285,15 @@ fn main() -> anyhow::Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
-/// Runs scenarios on several threads; the order of the results does not depend on them.
+/// Runs scenarios on several threads until told to stop; the order of the results does not depend on them.
 fn outcomes(
     seed: u64,
     numbers: std::ops::Range<u64>,
     jobs: usize,
+    stop: &AtomicBool,
     bar: &ProgressBar,
 ) -> Vec<Outcome> {
     let next = AtomicU64::new(numbers.start);
@@ -268,7 +301,7 @@ fn outcomes(
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
             scope.spawn(|| {
-                loop {
+                while !stop.load(Ordering::Relaxed) {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= numbers.end {
                         return;
