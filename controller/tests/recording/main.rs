@@ -85,7 +85,7 @@ fn a_verdict_that_says_something_else_is_a_difference_though_nothing_else_was_do
     let end = start + 8 + length as usize;
     assert_eq!(&bytes[end - 2..end], b" }");
     bytes[end - 3] = if bytes[end - 3] == b'7' { b'8' } else { b'7' };
-    let crc = crc32fast::hash(&bytes[start + 4..end]);
+    let crc = crc32fast::hash(&bytes[start + 8..end]);
     bytes[start..start + 4].copy_from_slice(&crc.to_le_bytes());
     std::fs::write(&path, bytes).unwrap();
     let report = replayed(&path, &Ask::default());

@@ -25,8 +25,7 @@ fn the_document_and_the_keys_are_what_the_raw_figures_give() {
     let markdown = fs::read_to_string(docs("results.md")).unwrap();
     assert_eq!(results.markdown(), markdown);
     let json = fs::read_to_string(docs("results.json")).unwrap();
-    let kept: Results = serde_json::from_str(&json).unwrap();
-    assert_eq!((results.keys, results.made), (kept.keys, kept.made));
+    assert_eq!(serde_json::to_string_pretty(&results).unwrap() + "\n", json);
 }
 
 #[test]
