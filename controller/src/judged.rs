@@ -108,9 +108,11 @@ mod tests {
         let changes = judged.changes(&all);
         changes
             .into_iter()
-            .map(|change| match change {
-                Action::Judged { incident, .. } => incident,
-                other => panic!("{other:?}"),
+            .map(|change| {
+                let Action::Judged { incident, .. } = change else {
+                    panic!("{change:?}");
+                };
+                incident
             })
             .collect()
     }

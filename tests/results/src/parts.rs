@@ -3,7 +3,6 @@
 use crate::Keys;
 use crate::interval::{poisson_most, wilson};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use weir_fleet::cost::Cost;
 use weir_fleet::score::{Score, Tally};
