@@ -70,7 +70,7 @@ fn keep(docs: &std::path::Path, script: &str) -> Output {
         .arg(docs)
         .args(["--", "/bin/sh", "-c", script])
         .output()
-        .unwrap()
+        .expect("the binary is built for this test")
 }
 
 #[test]
