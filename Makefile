@@ -71,18 +71,20 @@ sim: setup ## Simulate a fabric: SCENARIO=FILE.yaml; tables here, drawings in ta
 	target/release/weir-sim run $(SCENARIO) --progress --svg target/sim
 
 .PHONY: results
-results: setup ## Measure diagnosis, localisation, tuning and speed; writes docs/results/, docs/results.json and docs/results.md (HEALTHY_DAYS=7 HEALTHY_INTERVAL=10s)
+results: setup ## Measure diagnosis, localisation, agreement, tuning and speed; writes docs/results/ and docs/results.{json,md} (HEALTHY_DAYS=7, HEALTHY_INTERVAL=10s, WEIR_TRACES=DIR)
 	cargo build -q --release --locked -p weir-fleet -p weir-sim -p weir-results
 	cargo build -q --release --locked -p weir-controller-core --example localisation
-	mkdir -p docs/results
-	keep() { "$${@:2}" >target/results.tmp && mv target/results.tmp docs/results/$$1.json; }; \
-	keep diagnosis target/release/weir-fleet score --scenarios 2000 --jobs 2 --json --progress; \
-	keep healthy target/release/weir-fleet healthy --nodes 1000 --days $(or $(HEALTHY_DAYS),7) --interval $(or $(HEALTHY_INTERVAL),10s) --fleets 2 --jobs 2 --json --progress; \
-	keep cost target/release/weir-fleet cost --nodes 10000 --json --progress; \
-	keep localisation target/release/examples/localisation --json; \
-	keep sim target/release/weir-sim bench --json; \
-	if target/release/weir-sim tune --help >/dev/null 2>&1; then keep tuning target/release/weir-sim tune --json --progress; fi
-	target/release/weir-results docs
+	version=$$(git describe --always)$$(git diff --quiet HEAD -- . ':!docs' || echo +); \
+	keep() { target/release/weir-results keep $$1 --version $$version -- target/release/"$$2" "$${@:3}" --json; }; \
+	keep diagnosis weir-fleet score --scenarios 2000 --jobs 2 --progress; \
+	keep healthy weir-fleet healthy --nodes 1000 --days $(or $(HEALTHY_DAYS),7) --interval $(or $(HEALTHY_INTERVAL),10s) --fleets 2 --jobs 2 --progress; \
+	keep cost weir-fleet cost --nodes 10000 --progress; \
+	keep localisation examples/localisation; \
+	if [[ -n "$${WEIR_TRACES:-}" ]]; then keep traces weir-sim traces; else echo "traces: as they were; WEIR_TRACES=DIR names those of the independent simulator"; fi; \
+	keep reference weir-sim reference; \
+	keep sim weir-sim bench; \
+	keep tuning weir-sim tune --progress
+	target/release/weir-results write
 
 .PHONY: docs
 docs: build ## Generate docs/metrics.md and docs/diagnosis.md from the tables of the daemons

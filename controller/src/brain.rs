@@ -5,6 +5,7 @@
 
 use crate::events::{self, NodeEvents};
 use crate::ingest::{Ingest, IngestError, Ingested};
+use crate::judged::Judged;
 use crate::pinglists::{self, Pinglists};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -65,6 +66,13 @@ pub enum Action {
         node: String,
         list: v1::Pinglist,
     },
+    /// Nothing: an incident has opened or changed, and this is what it comes to. A recording holds it, so that a replay
+    /// compares verdicts as a whole.
+    Judged {
+        incident: String,
+        verdict: String,
+        digest: u32,
+    },
     /// Close the node's stream with the reason.
     Close {
         node: String,
@@ -85,6 +93,7 @@ pub struct Brain {
     pub samples: u64,
     pub frames_refused: u64,
     pub pinglists: Pinglists,
+    judged: Judged,
 }
 
 impl Brain {
@@ -99,12 +108,17 @@ impl Brain {
             frames: 0,
             samples: 0,
             frames_refused: 0,
+            judged: Judged::default(),
         }
     }
 
     /// Takes an event that arrived at `now` and returns what follows from it, in order.
     pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
         let mut actions = Vec::new();
+        let judges = matches!(event, Event::Tick | Event::SegmentBegun);
+        if event == Event::SegmentBegun {
+            self.judged.forget();
+        }
         match event {
             Event::Connected { node, hello } => self.connected(node, &hello, now, &mut actions),
             Event::Message { node, message } => self.message(node, message, now, &mut actions),
@@ -145,6 +159,10 @@ impl Brain {
         for (node, list) in self.pinglists.poll(self.core.topology(), now) {
             let node = node.to_string();
             actions.push(Action::Pinglist { node, list });
+        }
+        if judges {
+            let incidents: Vec<_> = self.core.incidents().iter().collect();
+            actions.extend(self.judged.changes(&incidents));
         }
         actions
     }

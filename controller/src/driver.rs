@@ -463,6 +463,7 @@ impl Driver {
                 self.send(&node, Body::EventsTaken(v1::EventsTaken { seq }));
             }
             Action::Resync { node } => self.send(&node, Body::Resync(v1::Resync {})),
+            Action::Judged { .. } => {}
             Action::Pinglist { node, list } => self.send(&node, Body::Pinglist(list)),
             Action::Close { node, reason } => {
                 tracing::warn!(node, "stream closed: {reason}");

@@ -7,6 +7,7 @@ pub mod driver;
 pub mod events;
 pub mod ingest;
 mod inventory;
+mod judged;
 pub mod metrics;
 pub mod pinglists;
 pub mod probes;

@@ -2,4 +2,5 @@
 
 pub mod catalogue;
 pub mod config;
+pub mod interrupt;
 pub mod program;

@@ -447,6 +447,7 @@ fn told(action: &Action) -> Option<String> {
         action,
         Action::Core(Command::QueryPaths { .. } | Command::Renew { .. })
             | Action::Resync { .. }
+            | Action::Judged { .. }
             | Action::Pinglist { .. }
     );
     (!routine).then(|| text(action))

@@ -77,6 +77,30 @@ fn a_run_is_rebuilt_byte_for_byte_over_all_its_segments() {
 }
 
 #[test]
+fn a_verdict_that_says_something_else_is_a_difference_though_nothing_else_was_done() {
+    let dir = tempfile::tempdir().unwrap();
+    story(dir.path(), 1 << 30, ROOM, 100);
+    let path = segments(dir.path()).remove(0);
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The last digit of the first digest, and the check of its record: crc, length, then 11 bytes before the text.
+    let text = b"Judged { incident: ";
+    let at = bytes.windows(text.len()).position(|w| w == text).unwrap();
+    let start = at - 19;
+    let length = u32::from_le_bytes(bytes[start + 4..start + 8].try_into().unwrap());
+    let end = start + 8 + length as usize;
+    assert_eq!(&bytes[end - 2..end], b" }");
+    bytes[end - 3] = if bytes[end - 3] == b'7' { b'8' } else { b'7' };
+    let crc = crc32fast::hash(&bytes[start + 8..end]);
+    bytes[start..start + 4].copy_from_slice(&crc.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let report = replayed(&path, &Ask::default());
+    assert!(report.is_whole(), "{report:#?}");
+    assert_eq!(report.differences_total, 1, "{:#?}", report.differences);
+    let said = &report.differences[0].recorded[0];
+    assert!(said.contains("ecmp_collision on l1:up1"), "{said}");
+}
+
+#[test]
 fn from_a_later_segment_all_is_the_same_after_the_warm_up() {
     let dir = tempfile::tempdir().unwrap();
     // The lease is granted in segments that are deleted, and kept, ended and granted again in others.

@@ -1,5 +1,8 @@
 //! What a large fleet costs the controller: CPU time of one thread and memory, frame by frame through the real decoder
 //! and the real core.
+//!
+//! Bytes are those that the brain asked the allocator for and did not give back, whatever else the process holds: a
+//! counting allocator counts while the brain runs, and all that is handed to it is decoded while it counts.
 
 use crate::agent::Agent;
 use crate::fabric::{Fabric, Shape, Tier};
@@ -8,6 +11,8 @@ use crate::scenario::training;
 use crate::world::World;
 use prost::Message;
 use serde::{Deserialize, Serialize};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use weir_controller::brain::{Brain, Event};
@@ -15,12 +20,72 @@ use weir_controller_core::Config;
 use weir_sim::rng::Rng;
 use weir_wire::v1::{self, agent_message::Body};
 
-/// Resident memory of this process in bytes (statm of proc(5)); 0 where nobody tells.
-#[must_use]
-pub fn resident() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = statm.split(' ').nth(1).and_then(|p| p.parse::<u64>().ok());
-    pages.unwrap_or(0) * 4096
+/// Seconds before anything is measured. Every detector judges by then: node outliers learn for 20 s, rates of errors look
+/// back over 60 s, cables and silent loss are compared over less.
+pub const WARM_UP_S: u64 = 90;
+
+thread_local! {
+    static COUNTS: Cell<bool> = const { Cell::new(false) };
+    static HELD: Cell<i64> = const { Cell::new(0) };
+}
+
+/// The system's allocator, which counts what a thread takes and gives back while [`counted`] runs there.
+struct Counting;
+
+impl Counting {
+    fn note(taken: usize, given_back: usize) {
+        // A thread that ends has no cells any more, and nothing to count.
+        let counts = COUNTS.try_with(Cell::get).unwrap_or(false);
+        if counts {
+            let bytes = |n| i64::try_from(n).unwrap_or(i64::MAX);
+            let change = bytes(taken) - bytes(given_back);
+            HELD.try_with(|held| held.set(held.get() + change)).ok();
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "an allocator cannot be written without")]
+// SAFETY: every call goes to the system's allocator as it came; counting neither allocates nor unwinds.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        Self::note(layout.size(), 0);
+        // SAFETY: the caller's promises are those that `System` asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        Self::note(0, layout.size());
+        // SAFETY: as above.
+        unsafe { System.dealloc(at, layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        Self::note(layout.size(), 0);
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        Self::note(size, layout.size());
+        // SAFETY: as above.
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Counts what this thread takes and gives back meanwhile; does not nest.
+fn counted<T>(run: impl FnOnce() -> T) -> T {
+    COUNTS.set(true);
+    let result = run();
+    COUNTS.set(false);
+    result
+}
+
+/// Bytes taken and not given back while counting, on this thread.
+fn held() -> i64 {
+    HELD.get()
 }
 
 /// Figures of a run.
@@ -38,12 +103,16 @@ pub struct Cost {
     /// Of it in the core's timer, where verdicts are made.
     pub tick_cpu_s_per_s: f64,
     pub ns_per_sample: f64,
-    /// What the controller holds, without the simulator.
+    /// Of them in the second that took longest.
+    pub cpu_s_max: f64,
+    /// What the brain holds at the end.
     pub bytes_per_node: u64,
+    /// Seconds of the fleet before those measured.
+    pub warm_up_s: u64,
     pub wire_bytes_per_sample: f64,
 }
 
-/// CPU time of this thread; zero where the kernel does not tell.
+/// CPU time of this thread (schedstat of proc(5)).
 pub(crate) fn cpu() -> Duration {
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     Duration::from_nanos(
@@ -89,18 +158,26 @@ pub fn fleet(nodes: usize, nics: usize, gpus: usize, nvlinks: usize) -> (World, 
     (world, agents)
 }
 
-/// Measures `seconds` of a fleet, after three to warm up. Memory is what the process grew by meanwhile: what the
-/// simulated agents themselves took is in it, so the core has no more.
+/// What an agent's stream carries, decoded as from the network.
+fn decode(bytes: &[u8]) -> Option<v1::AgentMessage> {
+    v1::AgentMessage::decode(bytes).ok()
+}
+
+/// Measures `seconds` of a fleet, after `warm_up_s` ([`WARM_UP_S`]).
 #[must_use]
 pub fn measure(
     (mut world, mut agents): (World, Vec<Agent>),
+    warm_up_s: u64,
     seconds: u64,
     mut tell: impl FnMut(u64),
 ) -> Cost {
-    let plan = world.fabric.plan(true);
-    let (nodes, links) = (agents.len(), plan.cables.len() * 2);
-    let before = resident();
-    let mut brain = Brain::new(Config::default(), plan, false, 0);
+    let nodes = agents.len();
+    let before = held();
+    let (mut brain, links) = counted(|| {
+        let plan = world.fabric.plan(true);
+        let links = plan.cables.len() * 2;
+        (Brain::new(Config::default(), plan, false, 0), links)
+    });
     let step = Duration::from_nanos(1_000_000_000 / nodes as u64);
     let mut now = Duration::ZERO;
     // Where a tick is due, and what it takes.
@@ -109,30 +186,29 @@ pub fn measure(
             return Duration::ZERO;
         }
         let start = cpu();
-        brain.handle(Event::Tick, now);
+        counted(|| drop(brain.handle(Event::Tick, now)));
         cpu() - start
     };
     for agent in &mut agents {
         now += step;
         let is_host = world.fabric.nodes[agent.node].tier == Tier::Host;
-        let hello = agent.hello(is_host);
-        let inventory = agent.inventory(&world);
-        let node = agent.name.clone();
-        brain.handle(
-            Event::Connected {
-                node: node.clone(),
-                hello,
-            },
-            now,
-        );
-        let message = v1::AgentMessage {
-            body: Some(Body::Inventory(inventory)),
-        };
-        brain.handle(Event::Message { node, message }, now);
+        let message = |body| v1::AgentMessage { body: Some(body) }.encode_to_vec();
+        let hello = agent.hello(is_host).encode_to_vec();
+        let inventory = message(Body::Inventory(agent.inventory(&world)));
+        counted(|| {
+            let node = agent.name.clone();
+            let hello = v1::Hello::decode(hello.as_slice()).unwrap_or_default();
+            drop(brain.handle(Event::Connected { node, hello }, now));
+            if let Some(message) = decode(&inventory) {
+                let node = agent.name.clone();
+                drop(brain.handle(Event::Message { node, message }, now));
+            }
+        });
         tick(&mut brain, now);
     }
-    let (mut total, mut ticks, mut samples, mut bytes) = (Duration::ZERO, Duration::ZERO, 0, 0u64);
-    for second in 0..seconds + 3 {
+    let (mut total, mut longest, mut ticks) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+    let (mut samples, mut bytes) = (0, 0u64);
+    for second in 0..seconds + warm_up_s {
         world.step(1.0);
         let mut frames = Vec::with_capacity(nodes);
         for agent in &mut agents {
@@ -141,28 +217,34 @@ pub fn measure(
             let message = v1::AgentMessage {
                 body: Some(Body::Frame(frame)),
             };
-            frames.push((agent.name.clone(), message.encode_to_vec()));
+            frames.push((agent.name.as_str(), message.encode_to_vec()));
         }
         let sent: u64 = frames.iter().map(|(_, f)| f.len() as u64).sum();
         let had = brain.samples;
         let start = cpu();
         let mut in_ticks = Duration::ZERO;
-        for (node, frame) in frames {
+        for (node, frame) in &frames {
             now += step;
-            if let Ok(message) = v1::AgentMessage::decode(frame.as_slice()) {
-                brain.handle(Event::Message { node, message }, now);
-            }
+            counted(|| {
+                if let Some(message) = decode(frame) {
+                    let node = (*node).to_owned();
+                    drop(brain.handle(Event::Message { node, message }, now));
+                }
+            });
             in_ticks += tick(&mut brain, now);
         }
-        if second >= 3 {
-            total += cpu() - start;
+        if second >= warm_up_s {
+            let took = cpu() - start;
+            total += took;
+            longest = longest.max(took);
             ticks += in_ticks;
             samples += brain.samples - had;
             bytes += sent;
         }
         tell(second);
     }
-    let own = resident().saturating_sub(before);
+    let own = u64::try_from(held() - before).unwrap_or(0);
+    drop(brain);
     let each = seconds.max(1) as f64;
     let host = agents
         .iter()
@@ -176,9 +258,45 @@ pub fn measure(
         seconds_measured: seconds,
         samples_per_s: samples / seconds.max(1),
         cpu_s_per_s: round(total.as_secs_f64() / each),
+        cpu_s_max: round(longest.as_secs_f64()),
         tick_cpu_s_per_s: round(ticks.as_secs_f64() / each),
         ns_per_sample: round(total.as_secs_f64() * 1e9 / (samples.max(1)) as f64),
         bytes_per_node: own / nodes.max(1) as u64,
+        warm_up_s,
         wire_bytes_per_sample: round(bytes as f64 / samples.max(1) as f64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_those_that_are_taken_while_counting_and_still_held() {
+        let before = held();
+        let outside = vec![0u8; 1000];
+        let kept = counted(|| {
+            drop(vec![0u8; 5000]);
+            let mut kept: Vec<u64> = Vec::with_capacity(10);
+            kept.reserve_exact(100);
+            kept
+        });
+        assert_eq!(held() - before, 800);
+        drop(outside);
+        assert_eq!(held() - before, 800);
+        counted(|| drop(kept));
+        assert_eq!(held() - before, 0);
+    }
+
+    #[test]
+    fn what_a_brain_holds_is_counted_to_the_byte_and_grows_with_the_columns() {
+        let cost = |nvlinks| measure(fleet(72, 2, 2, nvlinks), 2, 2, |_| ());
+        let (more, few) = (cost(18), cost(0));
+        assert!(
+            few.samples_per_s > 0 && few.bytes_per_node > 1000,
+            "{few:?}"
+        );
+        assert!(more.bytes_per_node > few.bytes_per_node, "{more:?}");
+        assert_eq!(few.bytes_per_node, cost(0).bytes_per_node);
     }
 }

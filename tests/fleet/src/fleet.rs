@@ -435,7 +435,7 @@ impl Fleet {
                     }
                 }
                 Action::Close { .. } => self.fed.refused += 1,
-                Action::Core(_) | Action::Pinglist { .. } => {}
+                Action::Core(_) | Action::Pinglist { .. } | Action::Judged { .. } => {}
             }
         }
     }

@@ -5,9 +5,11 @@ use clap::{Parser, Subcommand};
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, Write};
+use std::process::ExitCode;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use weir_common::interrupt;
 use weir_fleet::healthy::{FalseVerdict, Plan};
 use weir_fleet::scenario::Scenario;
 use weir_fleet::score::{Outcome, Score, run};
@@ -26,8 +28,10 @@ struct Args {
 enum Command {
     /// Run many scenarios; tell precision, recall and latency of each class
     Score {
+        /// How many; Ctrl-C ends after those that run, and tells what there is
         #[arg(long, default_value_t = 2000)]
         scenarios: u64,
+        /// Seed of all of them
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// Number of the first scenario
@@ -54,8 +58,10 @@ enum Command {
     },
     /// Show one scenario: its truth, the verdicts with their evidence, and the signals that its faults moved
     Show {
+        /// Number of the scenario, as `score --misses` names it
         #[arg(long)]
         scenario: u64,
+        /// Seed of all of them
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// Sample interval
@@ -72,9 +78,10 @@ enum Command {
         /// Hosts and switches
         #[arg(long, default_value_t = 1000)]
         nodes: usize,
+        /// Simulated days
         #[arg(long, default_value_t = 7.0)]
         days: f64,
-        /// Sample interval
+        /// Sample interval, as 1s or 100ms; at least 10ms
         #[arg(long, default_value = "1s", value_parser = seconds)]
         interval: f64,
         /// Independent fleets, each with a seed of its own; the days are shared out among them
@@ -89,13 +96,16 @@ enum Command {
         /// Of the first fleet
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Write the figures as JSON to standard output
         #[arg(long)]
         json: bool,
+        /// Show how far it is
         #[arg(long)]
         progress: bool,
     },
     /// Measure what a large fleet costs the controller
     Cost {
+        /// Hosts and switches
         #[arg(long, default_value_t = 10_000)]
         nodes: usize,
         /// NICs of a host
@@ -107,10 +117,16 @@ enum Command {
         /// NVLinks told of a GPU
         #[arg(long, default_value_t = 0)]
         nvlinks: usize,
-        #[arg(long, default_value_t = 5)]
+        /// Seconds of the fleet before anything is measured: detectors learn
+        #[arg(long, default_value_t = cost::WARM_UP_S)]
+        warm_up: u64,
+        /// Seconds of the fleet to measure
+        #[arg(long, default_value_t = 10)]
         seconds: u64,
+        /// Write the figures as JSON to standard output
         #[arg(long)]
         json: bool,
+        /// Show how far it is
         #[arg(long)]
         progress: bool,
     },
@@ -135,7 +151,7 @@ fn bar(steps: u64, show: bool) -> anyhow::Result<ProgressBar> {
     Ok(ProgressBar::new(steps).with_style(style))
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     match Args::parse().command {
         Command::Score {
@@ -149,12 +165,15 @@ fn main() -> anyhow::Result<()> {
             misses,
             progress,
         } => {
+            let stop = interrupt::flag().context("taking Ctrl-C")?;
             let outcomes = outcomes(
                 (seed, interval, site),
                 first..first + scenarios,
                 jobs,
+                &stop,
                 &bar(scenarios, progress)?,
             );
+            let interrupted = stop.load(Ordering::Relaxed);
             if misses {
                 for outcome in outcomes.iter().filter(|o| !o.is_clean()) {
                     writeln!(out, "{}", outcome.line())?;
@@ -162,7 +181,11 @@ fn main() -> anyhow::Result<()> {
             }
             let score = Score::of(seed, &outcomes);
             if json {
-                writeln!(out, "{}", serde_json::to_string_pretty(&score)?)?;
+                let mut figures = serde_json::to_value(&score)?;
+                if interrupted {
+                    figures["interrupted"] = true.into();
+                }
+                writeln!(out, "{}", serde_json::to_string_pretty(&figures)?)?;
             } else {
                 let mut table = Table::new();
                 table.load_preset(UTF8_FULL_CONDENSED);
@@ -174,6 +197,12 @@ fn main() -> anyhow::Result<()> {
                     "{table}\n{} scenarios, {:.1} hours of fleets, {} streams refused, {} faults that nobody at the site can see",
                     score.scenarios, score.simulated_hours, score.refused, score.hidden
                 )?;
+            }
+            if interrupted {
+                if !json {
+                    writeln!(out, "interrupted: {scenarios} scenarios were asked for")?;
+                }
+                return Ok(ExitCode::from(interrupt::STATUS));
             }
         }
         Command::Show {
@@ -220,7 +249,7 @@ fn main() -> anyhow::Result<()> {
             bar.finish_and_clear();
             if json {
                 writeln!(out, "{}", serde_json::to_string_pretty(&figures)?)?;
-                return Ok(());
+                return Ok(ExitCode::SUCCESS);
             }
             for verdict in &figures.verdicts {
                 let FalseVerdict {
@@ -253,13 +282,14 @@ fn main() -> anyhow::Result<()> {
             nics,
             gpus,
             nvlinks,
+            warm_up,
             seconds,
             json,
             progress,
         } => {
-            let bar = bar(seconds + 3, progress)?;
+            let bar = bar(warm_up + seconds, progress)?;
             let fleet = cost::fleet(nodes, nics, gpus, nvlinks);
-            let cost = cost::measure(fleet, seconds, |s| bar.set_position(s + 1));
+            let cost = cost::measure(fleet, warm_up, seconds, |s| bar.set_position(s + 1));
             bar.finish_and_clear();
             if json {
                 writeln!(out, "{}", serde_json::to_string_pretty(&cost)?)?;
@@ -267,13 +297,14 @@ fn main() -> anyhow::Result<()> {
                 writeln!(
                     out,
                     "{} nodes, {} directed links, {} columns a host, {} values a second\n\
-                     {:.3} s of CPU for a second of the fleet, {:.3} s of it in the core's timer\n\
+                     {:.3} s of CPU for a second of the fleet ({:.3} s at most), {:.3} s of it in the core's timer\n\
                      {:.1} ns a value; {:.2} bytes a value on the wire; {:.1} KiB a node held",
                     cost.nodes,
                     cost.directed_links,
                     cost.host_columns,
                     cost.samples_per_s,
                     cost.cpu_s_per_s,
+                    cost.cpu_s_max,
                     cost.tick_cpu_s_per_s,
                     cost.ns_per_sample,
                     cost.wire_bytes_per_sample,
@@ -282,14 +313,15 @@ fn main() -> anyhow::Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
-/// Runs scenarios on several threads; the order of the results does not depend on them.
+/// Runs scenarios on several threads until told to stop; the order of the results does not depend on them.
 fn outcomes(
     (seed, interval_s, site): (u64, f64, Site),
     numbers: std::ops::Range<u64>,
     jobs: usize,
+    stop: &AtomicBool,
     bar: &ProgressBar,
 ) -> Vec<Outcome> {
     let next = AtomicU64::new(numbers.start);
@@ -297,7 +329,7 @@ fn outcomes(
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
             scope.spawn(|| {
-                loop {
+                while !stop.load(Ordering::Relaxed) {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= numbers.end {
                         return;

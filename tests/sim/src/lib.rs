@@ -83,5 +83,6 @@ pub mod svg;
 pub mod time;
 pub mod topology;
 pub mod traces;
+pub mod truths;
 pub mod tune;
 pub mod wheel;

@@ -13,7 +13,8 @@ use crate::config::SimConfig;
 use crate::port::EcnParams;
 use crate::rp::RpParams;
 use crate::scenario::{Scenario, Traffic};
-use serde::Serialize;
+use crate::truths::Rows;
+use serde::{Deserialize, Serialize};
 
 /// Marking (Kmin KB, Kmax KB, Pmax; `None` is off), AI and HAI in Mb/s, timer us, gap of cuts, alpha and notifications us.
 #[derive(Debug, Clone, Copy)]
@@ -171,20 +172,35 @@ pub const SETTINGS: [Setting; 10] = [
 ];
 
 /// Figures of a setting in one kind of traffic.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cell {
     /// Setting.
-    pub setting: &'static str,
+    pub setting: String,
     /// Kind of traffic.
-    pub traffic: &'static str,
+    pub traffic: String,
     /// Mean iteration time of the first job, by seed, us.
     pub ours_us: Vec<f64>,
     /// Time paused over all ports, mean of the seeds, us.
     pub paused_us: f64,
-    /// Against the first setting, percent, mean of the seeds. 0 for the first setting.
-    pub ours_pct: f64,
-    /// The same of the reference, mean of the seeds that it gives. `None`: not given.
+    /// Against the first setting with the same seed, percent. 0 for the first setting.
+    pub ours_pct: Vec<f64>,
+    /// The reference's by its seeds, as it gives them: the first setting in us, the others in percent against it.
+    pub theirs: Vec<f64>,
+    /// Change of theirs to compare with, percent: the mean over the seeds of its rings, elsewhere that of the seed whose
+    /// paths ours take. 0 for the first setting; `None`: not given.
     pub theirs_pct: Option<f64>,
+}
+
+impl Cell {
+    /// Mean over the seeds, percent.
+    #[must_use]
+    pub fn ours_mean_pct(&self) -> f64 {
+        mean(&self.ours_pct)
+    }
+}
+
+fn mean(all: &[f64]) -> f64 {
+    all.iter().sum::<f64>() / all.len().max(1) as f64
 }
 
 /// The scenario of a kind of traffic.
@@ -284,32 +300,22 @@ pub fn run(
             if base.is_empty() {
                 base.clone_from(&ours_us);
             }
-            let n = ours_us.len().max(1) as f64;
-            let ours_pct = ours_us
-                .iter()
-                .zip(&base)
-                .map(|(o, b)| (o / b - 1.0) * 100.0)
-                .sum::<f64>()
-                / n;
+            let change = |(ours, base): (&f64, &f64)| (ours / base - 1.0) * 100.0;
+            let theirs: Vec<f64> = setting.theirs[t].into_iter().flatten().collect();
             let seeds_known = if traffic.starts_with("ring") { 3 } else { 1 };
-            let given: Vec<f64> = setting.theirs[t]
-                .into_iter()
-                .take(seeds_known)
-                .flatten()
-                .collect();
-            let theirs =
-                (!given.is_empty()).then(|| given.iter().sum::<f64>() / given.len() as f64);
+            let known = &theirs[..theirs.len().min(seeds_known)];
             let theirs_pct = if setting.name == "nv" {
                 Some(0.0)
             } else {
-                theirs
+                (!known.is_empty()).then(|| mean(known))
             };
             cells.push(Cell {
-                setting: setting.name,
-                traffic,
+                setting: setting.name.to_owned(),
+                traffic: traffic.to_owned(),
+                ours_pct: ours_us.iter().zip(&base).map(change).collect(),
+                paused_us: paused / ours_us.len().max(1) as f64,
                 ours_us,
-                paused_us: paused / n,
-                ours_pct,
+                theirs,
                 theirs_pct,
             });
         }
@@ -317,14 +323,123 @@ pub fn run(
     cells
 }
 
+/// Settings closer together than this in the reference are in no order: percent.
+const NOISE_PCT: f64 = 5.0;
+
+/// How the order of the settings agrees in one kind of traffic.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    /// Kind of traffic.
+    pub traffic: String,
+    /// Spearman's, over the means of the seeds.
+    pub rank_correlation: f64,
+    /// Pairs of settings that are more than 5 points apart in the reference, and those of them in the same order here.
+    pub pairs: usize,
+    /// See `pairs`.
+    pub same: usize,
+}
+
+impl Order {
+    /// True when the order agrees: a correlation of at least 0.7, and four pairs of five. A setting's place among its
+    /// equals is chance; two in wrong places among ten already cost more than that.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.rank_correlation >= 0.7 && self.same * 5 >= self.pairs * 4
+    }
+}
+
+/// The order in each kind of traffic that was run.
+#[must_use]
+pub fn order(cells: &[Cell]) -> Vec<Order> {
+    let of = |traffic: &&str| {
+        let rank_correlation = rank_correlation(cells, traffic)?;
+        let known: Vec<(f64, f64)> = pairs(cells, traffic);
+        let apart = known.iter().enumerate().flat_map(|(n, a)| {
+            let rest = known[n + 1..].iter();
+            rest.filter(|b| (a.0 - b.0).abs() > NOISE_PCT)
+                .map(|b| (a.0 < b.0) == (a.1 < b.1))
+        });
+        let apart: Vec<bool> = apart.collect();
+        Some(Order {
+            traffic: (*traffic).to_owned(),
+            rank_correlation,
+            pairs: apart.len(),
+            same: apart.iter().filter(|same| **same).count(),
+        })
+    };
+    TRAFFIC.iter().filter_map(of).collect()
+}
+
+/// Each setting's figures, theirs and ours by seed: the first in us, the others in percent against it.
+#[must_use]
+pub fn figures(cells: &[Cell]) -> Rows {
+    let list = |all: &[f64], us: bool| -> String {
+        let one = |x: &f64| {
+            if us {
+                format!("{x:.0}")
+            } else {
+                format!("{x:+.0}")
+            }
+        };
+        let all: Vec<String> = all.iter().map(one).collect();
+        if all.is_empty() {
+            return "-".to_owned();
+        }
+        all.join("/")
+    };
+    let mut heads = vec!["setting"];
+    heads.extend(TRAFFIC);
+    let row = |setting: &Setting| {
+        let cell = |traffic: &str| {
+            let known = cells
+                .iter()
+                .find(|c| c.setting == setting.name && c.traffic == traffic);
+            known.map_or("-".to_owned(), |c| {
+                let us = setting.name == "nv";
+                let ours = if us { &c.ours_us } else { &c.ours_pct };
+                format!("{}; {}", list(&c.theirs, us), list(ours, us))
+            })
+        };
+        let mut row = vec![setting.name.to_owned()];
+        row.extend(TRAFFIC.iter().map(|t| cell(t)));
+        row
+    };
+    (heads, SETTINGS.iter().map(row).collect())
+}
+
+/// How the orders agree.
+#[must_use]
+pub fn orders(all: &[Order]) -> Rows {
+    let rows = all.iter().map(|o| {
+        vec![
+            o.traffic.clone(),
+            format!("{:.2}", o.rank_correlation),
+            format!("{} of {}", o.same, o.pairs),
+            if o.holds() { "yes" } else { "no" }.to_owned(),
+        ]
+    });
+    let heads = vec![
+        "traffic",
+        "rank correlation",
+        "pairs more than 5 points apart in the same order",
+        "agree",
+    ];
+    (heads, rows.collect())
+}
+
+/// Changes of each setting that the reference gives, theirs and ours, percent.
+fn pairs(cells: &[Cell], traffic: &str) -> Vec<(f64, f64)> {
+    cells
+        .iter()
+        .filter(|c| c.traffic == traffic)
+        .filter_map(|c| Some((c.theirs_pct?, c.ours_mean_pct())))
+        .collect()
+}
+
 /// Spearman's rank correlation of theirs and ours in one kind of traffic, -1.0..=1.0. `None`: fewer than three pairs.
 #[must_use]
 pub fn rank_correlation(cells: &[Cell], traffic: &str) -> Option<f64> {
-    let pairs: Vec<(f64, f64)> = cells
-        .iter()
-        .filter(|c| c.traffic == traffic)
-        .filter_map(|c| Some((c.theirs_pct?, c.ours_pct)))
-        .collect();
+    let pairs = pairs(cells, traffic);
     if pairs.len() < 3 {
         return None;
     }

@@ -4,8 +4,8 @@ use crate::scenario::Scenario;
 use crate::sim::{Sample, Sim};
 use crate::time::{NS, Time};
 use flate2::read::GzDecoder;
-use serde::Serialize;
-use std::collections::BTreeMap;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -215,10 +215,10 @@ impl Trace {
 }
 
 /// Their figures and ours for one trace.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Comparison {
     /// Name of the trace.
-    pub trace: &'static str,
+    pub trace: String,
     /// Iteration times of the first job, us: theirs.
     pub theirs_us: Vec<f64>,
     /// Ours, with the first seed.
@@ -233,10 +233,10 @@ pub struct Comparison {
     pub off_pct: f64,
     /// How far it may be, percent.
     pub allowed_pct: Option<f64>,
-    /// Their ports with the deepest queues, deepest first: those beyond the lowest marking threshold, three at most.
-    pub theirs_hot: Vec<String>,
-    /// Ours.
-    pub ours_hot: Vec<String>,
+    /// Their ports with the deepest queues, deepest first, and how deep in bytes: all beyond the lowest marking threshold.
+    pub theirs_hot: Vec<(String, u64)>,
+    /// Ours, with the first seed.
+    pub ours_hot: Vec<(String, u64)>,
     /// Marks, pauses and time paused in us over all ports: theirs.
     pub theirs_sums: (u64, u64, f64),
     /// Ours.
@@ -253,31 +253,51 @@ impl Comparison {
             .is_none_or(|allowed| self.off_pct.abs() <= allowed)
     }
 
-    /// True when the hottest port is the same, or there is none in both.
+    /// True when the deepest queue is at the same port, each side's three deepest are hot on the other, and neither is
+    /// hot where the other is not at all. Which of several shallow queues comes third is chance: the marks'.
     #[must_use]
     pub fn same_hot(&self) -> bool {
-        self.theirs_hot.first() == self.ours_hot.first()
-            && self.theirs_hot.is_empty() == self.ours_hot.is_empty()
+        let among = |few: &[(String, u64)], all: &[(String, u64)]| {
+            few.iter().take(3).all(|p| all.iter().any(|q| p.0 == q.0))
+        };
+        let first = |all: &[(String, u64)]| all.first().map(|p| p.0.clone());
+        first(&self.theirs_hot) == first(&self.ours_hot)
+            && among(&self.theirs_hot, &self.ours_hot)
+            && among(&self.ours_hot, &self.theirs_hot)
+    }
+
+    /// Ports that are hot on both sides against those hot on either (Jaccard's index), 0.0..=1.0; 1 where none is.
+    #[must_use]
+    pub fn hot_overlap(&self) -> f64 {
+        let names = |all: &[(String, u64)]| -> BTreeSet<String> {
+            all.iter().map(|p| p.0.clone()).collect()
+        };
+        let (theirs, ours) = (names(&self.theirs_hot), names(&self.ours_hot));
+        let either = theirs.union(&ours).count();
+        if either == 0 {
+            return 1.0;
+        }
+        theirs.intersection(&ours).count() as f64 / either as f64
     }
 }
 
 /// A queue is hot beyond this: Kmin of the traces.
 const HOT_BYTES: u64 = 150_000;
 
-fn hottest(sim: &Sim, max: &BTreeMap<(u32, u32), u64>) -> Vec<String> {
-    let mut ports: Vec<(u64, String)> = max
+fn hottest(sim: &Sim, max: &BTreeMap<(u32, u32), u64>) -> Vec<(String, u64)> {
+    let mut ports: Vec<(String, u64)> = max
         .iter()
         .filter(|(_, bytes)| **bytes > HOT_BYTES)
         .filter_map(|((node, port), bytes)| {
             let ports = &sim.topology().nodes.get(*node as usize)?.ports;
             Some((
-                *bytes,
                 sim.topology().port_name(*ports.get(*port as usize - 1)?),
+                *bytes,
             ))
         })
         .collect();
-    ports.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
-    ports.into_iter().take(3).map(|p| p.1).collect()
+    ports.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
+    ports
 }
 
 /// Runs a scenario to its end, with a sample each so often.
@@ -304,7 +324,7 @@ pub fn run_sampled(
 /// One run of a model: durations of the first job, deepest queues, marks, pauses and ps paused, packets lost.
 struct Run {
     us: Vec<f64>,
-    hot: Vec<String>,
+    hot: Vec<(String, u64)>,
     sums: (u64, u64, u64),
     lost: u64,
 }
@@ -374,7 +394,7 @@ pub fn compare(
     let ours_mean_us = means.iter().sum::<f64>() / means.len() as f64;
     let theirs = trace.sums();
     Ok(Comparison {
-        trace: name,
+        trace: name.to_owned(),
         off_pct: (ours_mean_us / theirs_mean_us - 1.0) * 100.0,
         theirs_hot: hottest(&sim, &trace.queue_max()),
         ours_hot: run.hot,
@@ -400,6 +420,39 @@ pub fn compare(
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn hot(theirs: &[(&str, u64)], ours: &[(&str, u64)]) -> Comparison {
+        let own = |ports: &[(&str, u64)]| ports.iter().map(|p| (p.0.to_owned(), p.1)).collect();
+        Comparison {
+            trace: "t".to_owned(),
+            theirs_us: Vec::new(),
+            ours_us: Vec::new(),
+            theirs_mean_us: 1.0,
+            ours_mean_us: 1.0,
+            ours_range_us: (1.0, 1.0),
+            off_pct: 0.0,
+            allowed_pct: None,
+            theirs_hot: own(theirs),
+            ours_hot: own(ours),
+            theirs_sums: (0, 0, 0.0),
+            ours_sums: (0, 0, 0.0),
+            lost: 0,
+        }
+    }
+
+    #[test]
+    fn the_same_links_are_hot_when_each_sides_deepest_are_hot_on_the_other() {
+        let (a, b, c, d) = (("a", 9), ("b", 5), ("c", 3), ("d", 2));
+        assert!(hot(&[], &[]).same_hot());
+        assert!(hot(&[a, b, c, d], &[a, c, d, b]).same_hot());
+        // Another first, one of the first three not hot at all, none at all.
+        assert!(!hot(&[a, b, c], &[b, a, c]).same_hot());
+        assert!(!hot(&[a, b, c], &[a, b]).same_hot());
+        assert!(!hot(&[a, b], &[a, b, c]).same_hot());
+        assert!(!hot(&[a], &[]).same_hot() && !hot(&[], &[a]).same_hot());
+        let overlap = hot(&[a, b], &[a, c, d]).hot_overlap();
+        assert!((overlap - 0.25).abs() < 1e-12, "{overlap}");
+    }
 
     #[test]
     fn rows_are_read_by_their_columns() {

@@ -5,7 +5,7 @@
 mod cases;
 mod score;
 
-use cases::Kind;
+use cases::{Faults, Kind, Rng};
 use score::Score;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -19,6 +19,9 @@ const JUDGED_SEEDS: u64 = 1 << 40;
 const CASES: u64 = 60;
 const SHARES: [f64; 8] = [vote::SHARE_MIN, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2];
 
+/// Cases are drawn again so often, with replacement, for the range of an F1 (bootstrap; Efron 1979).
+const DRAWS: usize = 1000;
+
 /// Scores of us, of 007 as published, of 007 with the share that suits these cases best.
 type Scores = [Score; 3];
 
@@ -30,31 +33,72 @@ fn main() -> io::Result<()> {
         .and_then(|n| arguments.get(n + 1)?.parse().ok())
         .unwrap_or(CASES);
     let share = best_share(cases.div_ceil(3));
-    let mut by_kind: BTreeMap<Kind, Scores> = BTreeMap::new();
+    let mut by_kind: BTreeMap<Kind, Vec<Scores>> = BTreeMap::new();
     for (n, kind) in (0..).zip(Kind::all()) {
-        let scores = by_kind.entry(kind).or_default();
+        let of_kind = by_kind.entry(kind).or_default();
         for seed in 0..cases {
             let case = cases::case(kind, JUDGED_SEEDS + n * cases + seed);
+            let mut scores = Scores::default();
             let ours = score::named(&case.seen.explain(&Model::default()));
             scores[0].add(&case, &ours);
             for (score, share) in scores[1..].iter_mut().zip([vote::SHARE_MIN, share]) {
                 score.add(&case, &vote::blame(&case.seen, share).into_iter().collect());
             }
+            of_kind.push(scores);
         }
     }
-    let mut all = Scores::default();
-    for scores in by_kind.values() {
-        for (sum, score) in all.iter_mut().zip(scores) {
-            *sum = sum.sum(score);
-        }
-    }
+    let every: Vec<&Scores> = by_kind.values().flatten().collect();
+    let faulty = by_kind.iter().filter(|(k, _)| k.faults != Faults::None);
+    let totals = Totals {
+        all: sum(every.iter().copied()),
+        with_a_fault: sum(faulty.flat_map(|(_, all)| all)),
+        f1: [0, 1, 2].map(|method| f1_range(&every, method)),
+        share,
+        by_kind: by_kind.iter().map(|(k, all)| (*k, sum(all))).collect(),
+    };
     let speed = [true, false].map(speed);
     let mut out = io::stdout().lock();
     if json {
-        write_json(&mut out, &all, share, &speed)
+        write_json(&mut out, &totals, &speed)
     } else {
-        write_table(&mut out, &by_kind, &all, share, &speed)
+        write_table(&mut out, &totals, &speed)
     }
+}
+
+/// What all cases together show.
+struct Totals {
+    by_kind: BTreeMap<Kind, Scores>,
+    all: Scores,
+    /// Without those in which nothing is to be found, where a method that always names something can only be wrong.
+    with_a_fault: Scores,
+    /// By method: 95 % of redrawn F1 lie between.
+    f1: [(f64, f64); 3],
+    /// Of votes, at which 007 does best.
+    share: f64,
+}
+
+fn sum<'a>(all: impl IntoIterator<Item = &'a Scores>) -> Scores {
+    let mut sums = Scores::default();
+    for scores in all {
+        for (sum, score) in sums.iter_mut().zip(scores) {
+            *sum = sum.sum(score);
+        }
+    }
+    sums
+}
+
+fn f1_range(cases: &[&Scores], method: usize) -> (f64, f64) {
+    let mut rng = Rng::new(1);
+    let mut draw = || {
+        let mut score = Score::default();
+        for _ in cases {
+            score = score.sum(&cases[rng.below(cases.len())][method]);
+        }
+        score.f1()
+    };
+    let mut drawn: Vec<f64> = (0..DRAWS).map(|_| draw()).collect();
+    drawn.sort_by(f64::total_cmp);
+    (drawn[DRAWS / 40], drawn[DRAWS - 1 - DRAWS / 40])
 }
 
 /// The share that gives 007 its best F1, on seeds of its own.
@@ -88,13 +132,7 @@ fn speed(told: bool) -> f64 {
     times.fold(f64::INFINITY, f64::min)
 }
 
-fn write_table(
-    out: &mut impl Write,
-    by_kind: &BTreeMap<Kind, Scores>,
-    all: &Scores,
-    share: f64,
-    speed: &[f64; 2],
-) -> io::Result<()> {
+fn write_table(out: &mut impl Write, totals: &Totals, speed: &[f64; 2]) -> io::Result<()> {
     writeln!(
         out,
         "precision, recall, F1 of the joint likelihood, of 007 (stops at 1 % of votes, as published)"
@@ -102,15 +140,15 @@ fn write_table(
     writeln!(
         out,
         "and of 007 with the share that suits these cases best ({:.0} %)\n",
-        share * 100.0
+        totals.share * 100.0
     )?;
     writeln!(
         out,
-        "{:<32} {:>5}   {:<19}   {:<19}   {:<19}",
+        "{:<46} {:>5}   {:<19}   {:<19}   {:<19}",
         "fabric, paths, faults", "cases", "joint likelihood", "007, 1 %", "007, best"
     )?;
     let mut row = |name: &str, scores: &Scores| -> io::Result<()> {
-        write!(out, "{name:<32} {:>5}", scores[0].cases)?;
+        write!(out, "{name:<46} {:>5}", scores[0].cases)?;
         for s in scores {
             if s.faults == 0.0 {
                 write!(out, "   {:<19}", format!("{} named", s.named))?;
@@ -126,13 +164,11 @@ fn write_table(
         }
         writeln!(out)
     };
-    for (kind, scores) in by_kind {
-        row(
-            &format!("{:?}, {:?}, {:?}", kind.shape, kind.paths, kind.faults),
-            scores,
-        )?;
+    for (kind, scores) in &totals.by_kind {
+        row(&kind.name(), scores)?;
     }
-    row("all", all)?;
+    row("with a fault", &totals.with_a_fault)?;
+    row("all", &totals.all)?;
     writeln!(
         out,
         "\n10,000 flows over 1,024 links: {:.0} us with known paths, {:.0} us with unknown ones (16 ways each)",
@@ -140,33 +176,56 @@ fn write_table(
     )
 }
 
-fn write_json(out: &mut impl Write, all: &Scores, share: f64, speed: &[f64; 2]) -> io::Result<()> {
-    let [ours, votes, best] = all;
-    writeln!(out, "{{")?;
-    writeln!(out, "  \"localisation_cases\": {},", ours.cases)?;
-    for (name, score) in [("", ours), ("_007", votes), ("_007_best_share", best)] {
-        writeln!(
-            out,
-            "  \"localisation_precision{name}\": {:.4},",
-            score.precision()
-        )?;
-        writeln!(
-            out,
-            "  \"localisation_recall{name}\": {:.4},",
-            score.recall()
-        )?;
-        writeln!(out, "  \"localisation_f1{name}\": {:.4},", score.f1())?;
+/// Keys by method, then counts by kind and method: named, right, faults, found.
+fn write_json(out: &mut impl Write, totals: &Totals, speed: &[f64; 2]) -> io::Result<()> {
+    writeln!(
+        out,
+        "{{\n  \"localisation_cases\": {},",
+        totals.all[0].cases
+    )?;
+    let methods = ["", "_007", "_007_best_share"];
+    for (n, name) in methods.into_iter().enumerate() {
+        let (score, fault, f1) = (&totals.all[n], &totals.with_a_fault[n], totals.f1[n]);
+        for (key, value) in [
+            ("precision", score.precision()),
+            ("recall", score.recall()),
+            ("f1", score.f1()),
+            ("f1_ci95_low", f1.0),
+            ("f1_ci95_high", f1.1),
+            ("precision_with_a_fault", fault.precision()),
+            ("f1_with_a_fault", fault.f1()),
+        ] {
+            writeln!(out, "  \"localisation_{key}{name}\": {value:.4},")?;
+        }
     }
-    writeln!(out, "  \"localisation_007_best_share\": {share},")?;
-    writeln!(
-        out,
-        "  \"localisation_us_10000_flows_known_paths\": {:.0},",
-        speed[0]
-    )?;
-    writeln!(
-        out,
-        "  \"localisation_us_10000_flows_unknown_paths\": {:.0}",
-        speed[1]
-    )?;
-    writeln!(out, "}}")
+    for (key, value) in [
+        ("007_best_share", totals.share),
+        ("us_10000_flows_known_paths", speed[0].round()),
+        ("us_10000_flows_unknown_paths", speed[1].round()),
+    ] {
+        writeln!(out, "  \"localisation_{key}\": {value},")?;
+    }
+    let counts = |s: &Score| {
+        format!(
+            "{{\"named\": {:.4}, \"right\": {:.4}, \"faults\": {:.4}, \"found\": {:.4}}}",
+            s.named, s.right, s.faults, s.found
+        )
+    };
+    let row = |(name, scores): (String, &Scores)| {
+        let methods: Vec<String> = scores.iter().map(counts).collect();
+        format!(
+            "    {{\"kind\": \"{name}\", \"cases\": {}, \"methods\": [{}]}}",
+            scores[0].cases,
+            methods.join(", ")
+        )
+    };
+    let kinds = totals.by_kind.iter();
+    let kinds = kinds.map(|(k, s)| (k.name(), s));
+    let sums = [
+        ("all with a fault", &totals.with_a_fault),
+        ("all", &totals.all),
+    ];
+    let rows = kinds.chain(sums.map(|(name, s)| (name.to_owned(), s)));
+    let rows: Vec<String> = rows.map(row).collect();
+    writeln!(out, "  \"kinds\": [\n{}\n  ]\n}}", rows.join(",\n"))
 }

@@ -1,6 +1,6 @@
 //! Whatever reaches the core, in whatever order: it does not panic, no table outgrows its limit, no
 //! command lacks a verdict or an operator's request, no more changes run at once than the policy
-//! allows, every lease ends at its baseline, and the same inputs give the same commands.
+//! allows, whatever it is, every lease ends at its baseline, and the same inputs give the same commands.
 
 #![expect(
     clippy::unwrap_used,
@@ -13,6 +13,7 @@ mod model;
 use model::{Answer, HOSTS, Model, address, flow, host};
 use proptest::prelude::*;
 use std::time::Duration;
+use weir_controller_core::config::{Config, Mode};
 use weir_controller_core::ids::{FlowKey, JobId, NodeId};
 use weir_controller_core::io::{
     CollectiveDone, CollectiveRunning, Column, EcmpGroup, FlowSample, Input, Inventory,
@@ -285,8 +286,23 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn run(steps: &[Step]) -> Model {
-    let mut model = Model::new();
+/// Any policy; most may act.
+fn policy() -> impl Strategy<Value = Config> {
+    let mode = prop_oneof![6 => Just(Mode::Act), 1 => Just(Mode::Advise), 1 => Just(Mode::Observe)];
+    let times = (1u64..90, 1u64..10, 1u64..120);
+    (mode, 1usize..=8, times).prop_map(|(mode, changes_max, (ttl, apply, hold))| {
+        let mut config = model::acting();
+        config.mode = mode;
+        config.trial.changes_max = changes_max;
+        config.trial.ttl = Duration::from_secs(ttl);
+        config.trial.apply_timeout = Duration::from_secs(apply);
+        config.trial.hold_timeout = Duration::from_secs(hold);
+        config
+    })
+}
+
+fn run(config: &Config, steps: &[Step]) -> Model {
+    let mut model = Model::new(config.clone());
     // So that a lease is under way in most cases.
     (0..5).for_each(|_| model.second());
     go_on(&mut model, steps);
@@ -313,13 +329,16 @@ fn go_on(model: &mut Model, steps: &[Step]) {
 
 proptest! {
     #[test]
-    fn whatever_comes_the_rules_hold(steps in prop::collection::vec(step(), 0..80)) {
-        let mut model = run(&steps);
+    fn whatever_comes_the_rules_hold(config in policy(), steps in prop::collection::vec(step(), 0..80)) {
+        let mut model = run(&config, &steps);
         model.fork();
-        // Nobody answers any more, an operator freezes, time passes: nothing is left of any lease.
-        model.answer = Answer::Silence;
+        // An operator freezes: where a node hears it, every route is as it was before, at once.
         model.input(Input::FreezeSet { frozen: true });
-        model.now += model::config().trial.ttl;
+        model.tick();
+        prop_assert_eq!(model.moved_where_heard(), 0);
+        // Nobody answers any more, time passes: nothing is left of any lease anywhere.
+        model.answer = Answer::Silence;
+        model.now += config.trial.ttl;
         model.tick();
         prop_assert!(model.is_at_baseline());
         prop_assert!(model.core.trials().iter().all(|t| !t.is_live()));
@@ -327,9 +346,10 @@ proptest! {
 
     #[test]
     fn a_core_that_goes_on_from_another_does_the_same(
+        config in policy(),
         before in prop::collection::vec(step(), 0..60), after in prop::collection::vec(step(), 0..60),
     ) {
-        let mut one = run(&before);
+        let mut one = run(&config, &before);
         let mut other = one.fork();
         go_on(&mut one, &after);
         go_on(&mut other, &after);
@@ -337,16 +357,31 @@ proptest! {
     }
 
     #[test]
-    fn the_same_inputs_give_the_same_commands(steps in prop::collection::vec(step(), 0..60)) {
-        let (one, two) = (run(&steps), run(&steps));
+    fn the_same_inputs_give_the_same_commands(config in policy(), steps in prop::collection::vec(step(), 0..60)) {
+        let (one, two) = (run(&config, &steps), run(&config, &steps));
         two.check_same(&one);
+    }
+}
+
+#[test]
+fn only_a_policy_that_may_act_changes_anything() {
+    for mode in [Mode::Observe, Mode::Advise, Mode::Act] {
+        let mut config = model::acting();
+        config.mode = mode;
+        let mut model = Model::new(config);
+        (0..30).for_each(|_| model.second());
+        let granted = model.log.iter().any(|line| line.contains("Grant"));
+        assert_eq!(granted, mode == Mode::Act, "{mode:?}");
+        let found = model.core.incidents().iter().next().is_some();
+        assert!(found, "{mode:?}");
     }
 }
 
 /// The generator is worth its name: leases are granted, renewed and ended in it.
 #[test]
 fn the_model_itself_brings_leases_about() {
-    let mut model = Model::new();
+    let mut model = Model::new(model::acting());
+    assert!(model.is_at_baseline());
     (0..30).for_each(|_| model.second());
     for what in ["QueryPaths", "Grant", "Renew", "faster, kept"] {
         assert!(model.log.iter().any(|line| line.contains(what)), "{what}");
@@ -365,7 +400,7 @@ fn the_model_itself_brings_leases_about() {
         !model.is_at_baseline(),
         "the lost node's lease has not run out"
     );
-    model.now += model::config().trial.ttl;
+    model.now += model.config.trial.ttl;
     assert!(model.is_at_baseline());
     model.fork();
 }
@@ -381,7 +416,7 @@ fn sampled(model: &mut Model, node: &NodeId, sample: NodeSample) {
 
 #[test]
 fn a_flood_of_names_fills_no_table_beyond_its_limit() {
-    let mut model = Model::new();
+    let mut model = Model::new(model::acting());
     let flow = |n: u32, job: &str| FlowSample {
         key: FlowKey {
             src: n.into(),

@@ -46,6 +46,7 @@ struct Held {
 
 pub struct Model {
     pub core: Core,
+    pub config: Config,
     pub now: Duration,
     pub answer: Answer,
     pub log: Vec<String>,
@@ -58,7 +59,7 @@ pub struct Model {
     said: BTreeMap<NodeId, [Option<Input>; 3]>,
     /// Its last samples, with their arrival.
     samples: BTreeMap<NodeId, VecDeque<(Duration, Input)>>,
-    /// Destinations that a lease moves off the first spine, by leaf.
+    /// Destinations that a lease moves off the first spine, by leaf: until it ends there or runs out.
     moved: BTreeMap<(NodeId, Ipv4Addr), u64>,
 }
 
@@ -80,7 +81,8 @@ pub fn flow(n: usize) -> FlowKey {
     }
 }
 
-pub fn config() -> Config {
+/// A policy that may act.
+pub fn acting() -> Config {
     Config {
         mode: Mode::Act,
         ..Config::default()
@@ -113,9 +115,10 @@ pub fn plan() -> Plan {
 
 impl Model {
     /// All nodes are connected.
-    pub fn new() -> Model {
+    pub fn new(config: Config) -> Model {
         let mut model = Model {
-            core: Core::new(config(), plan(), false, 1000),
+            core: Core::new(config.clone(), plan(), false, 1000),
+            config,
             now: Duration::ZERO,
             answer: Answer::Yes,
             log: Vec::new(),
@@ -222,6 +225,9 @@ impl Model {
                 node, held_leases, ..
             } => {
                 self.connected.insert(node.clone());
+                // What an agent does not claim, it does not hold.
+                self.moved
+                    .retain(|(at, _), by| at != node || held_leases.contains(by));
                 let claims = held_leases.iter().map(|lease| (node.clone(), *lease));
                 self.claimed.extend(claims);
             }
@@ -235,6 +241,9 @@ impl Model {
                 ..
             } => {
                 let key = (node.clone(), *lease);
+                if *outcome != LeaseOutcome::Applied {
+                    self.moved.retain(|(at, _), by| (at, *by) != (node, *lease));
+                }
                 match self.held.get_mut(&key) {
                     Some(held) => held.over = *outcome != LeaseOutcome::Applied,
                     None => {
@@ -272,9 +281,11 @@ impl Model {
                         "{node} is granted and not there"
                     );
                     assert!(!self.core.is_frozen(), "granted while frozen");
+                    assert_eq!(self.config.mode, Mode::Act, "granted without leave");
+                    assert_eq!(ttl, self.config.trial.ttl);
                     assert!(!verdict.is_empty());
                     assert!(pins.iter().all(|p| p.node == node));
-                    assert!((1..=config().trial.changes_max).contains(&pins.len()));
+                    assert!((1..=self.config.trial.changes_max).contains(&pins.len()));
                     let asked = matches!(input, Some(Input::TrialRequested { .. }));
                     let found = self.core.incidents().iter().any(|i| i.id == incident);
                     assert!(
@@ -301,7 +312,9 @@ impl Model {
                 }
                 Command::End { node, lease, .. } => {
                     let key = (node.clone(), lease);
-                    self.moved.retain(|_, by| *by != lease);
+                    if self.connected.contains(&node) {
+                        self.moved.retain(|(at, _), by| (at, *by) != (&node, lease));
+                    }
                     match self.held.get_mut(&key) {
                         Some(held) => held.ended = true,
                         None => assert!(self.claimed.contains(&key), "{lease} ends on {node}"),
@@ -328,6 +341,7 @@ impl Model {
         );
         let mut routes = BTreeSet::new();
         for trial in trials.iter().filter(|t| t.is_live()) {
+            assert!(trial.pins.len() <= self.config.trial.changes_max);
             assert!(!self.core.is_frozen(), "a lease lives through a freeze");
             for PinChange { node, dst, .. } in &trial.pins {
                 assert!(
@@ -360,10 +374,27 @@ impl Model {
         })
     }
 
-    /// Whether nothing is left of any lease at this time.
-    pub fn is_at_baseline(&self) -> bool {
+    /// Whether nothing is left of any lease at this time: none is held, and every route is as it was.
+    pub fn is_at_baseline(&mut self) -> bool {
+        self.run_out();
         let mut held = self.held.values();
-        held.all(|h| h.ended || h.over || h.expires <= self.now)
+        held.all(|h| h.ended || h.over || h.expires <= self.now) && self.moved.is_empty()
+    }
+
+    /// Routes that are not as they were on nodes that hear the controller.
+    pub fn moved_where_heard(&mut self) -> usize {
+        self.run_out();
+        let heard = |(node, _): &&(NodeId, Ipv4Addr)| self.connected.contains(node);
+        self.moved.keys().filter(heard).count()
+    }
+
+    /// Agents restore what a lease changed when it runs out.
+    fn run_out(&mut self) {
+        let (held, now) = (&self.held, self.now);
+        self.moved.retain(|(node, _), lease| {
+            let held = held.get(&(node.clone(), *lease));
+            held.is_some_and(|h| h.expires > now)
+        });
     }
 
     fn answer_lease(&mut self, node: NodeId, lease: u64, outcomes: [LeaseOutcome; 2]) {
@@ -409,6 +440,7 @@ impl Model {
     /// A second of a ring of eight whose edges all cross the fabric, on one spine but for what is moved.
     pub fn second(&mut self) {
         self.now += Duration::from_secs(1);
+        self.run_out();
         // A link that carries nothing says so.
         let ends = plan().cables.into_iter().flat_map(|c| [c.a, c.b]);
         let mut load: BTreeMap<PortId, f64> = ends.map(|port| (port, 0.0)).collect();
@@ -489,7 +521,7 @@ impl Model {
         let nodes = self.core.nodes();
         self.said.retain(|node, _| nodes.contains_key(node));
         let bytes = to_bytes(&self.core.memory());
-        let mut core = Core::new(config(), plan(), false, 0);
+        let mut core = Core::new(self.config.clone(), plan(), false, 0);
         for input in self.said.values().flatten().flatten() {
             core.handle_input(input.clone(), self.now);
         }
@@ -500,6 +532,7 @@ impl Model {
         // Whatever part of it is missing is noticed.
         assert!(from_bytes::<Memory>(&bytes[..bytes.len() - 1]).is_none());
         let mut other = Model {
+            config: self.config.clone(),
             core,
             now: self.now,
             answer: self.answer,
