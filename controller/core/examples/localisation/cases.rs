@@ -50,26 +50,6 @@ pub struct Kind {
 }
 
 impl Kind {
-    /// In the field's words.
-    pub fn name(self) -> String {
-        let shape = match self.shape {
-            Shape::LeafSpine => "leaf-spine",
-            Shape::ThreeTier => "three-tier",
-        };
-        let paths = match self.paths {
-            Paths::Known => "paths known",
-            Paths::Mixed => "half of the paths known",
-            Paths::Unknown => "paths unknown",
-        };
-        let faults = match self.faults {
-            Faults::None => "no fault",
-            Faults::OneLink => "one link",
-            Faults::TwoLinks => "two links",
-            Faults::Device => "one switch",
-        };
-        format!("{shape}, {paths}, {faults}")
-    }
-
     pub fn all() -> Vec<Kind> {
         let mut all = Vec::new();
         for shape in [Shape::LeafSpine, Shape::ThreeTier] {
