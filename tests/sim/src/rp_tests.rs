@@ -174,7 +174,10 @@ fn rates_climb_back_as_those_of_the_independent_trace() {
         for gbps in seen {
             rp.catch_up(from_us(now), &c);
             let got = rp.rate() / 1e9;
-            assert!((got - gbps).abs() < 0.0101, "at {now} us {got}, theirs {gbps}");
+            assert!(
+                (got - gbps).abs() < 0.0101,
+                "at {now} us {got}, theirs {gbps}"
+            );
             now += 300.0;
         }
         now

@@ -60,6 +60,9 @@ pub struct Bounds {
 const BELOW_XOFF: f64 = 0.95;
 /// One candidate changes no parameter by a larger factor.
 pub const STEP_MAX: f64 = 8.0;
+/// How much more often rates climb while a change settles: with steps as large as one change may make them, NVIDIA's
+/// defaults then regain 10 Gb/s in six of their timers. They pause a fabric where they stay (`nv_rpt` of the reference).
+const HASTE: f64 = 4.0;
 /// Ranges: those of Paraleon's search where it names them (ICNP 2024), NVIDIA's where firmware is narrower.
 const PMAX: (f64, f64) = (0.01, 1.0);
 const TIMER_US: (f64, f64) = (50.0, 600.0);
@@ -145,6 +148,9 @@ impl fmt::Display for Refusal {
 /// A direction in which a setting can be moved. Each is one idea that can be explained, kept or taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Move {
+    /// Mark later by two steps and climb by larger ones at once: while rates climb back slowly, what marking is worth
+    /// takes many iterations to show.
+    Loosen,
     /// Mark later and less: for links that run dry because senders are cut too often.
     MarkLater,
     /// Mark less at the same depth.
@@ -164,12 +170,14 @@ pub enum Move {
 }
 
 impl Move {
-    /// All of them, thresholds first: order in which they are tried while nothing is known.
-    pub const ALL: [Move; 8] = [
+    /// All of them, in the order in which they are tried while nothing is known: what leads furthest first, then what
+    /// lets later ones show soonest.
+    pub const ALL: [Move; 9] = [
+        Move::Loosen,
+        Move::ClimbFaster,
         Move::MarkLater,
         Move::MarkLess,
         Move::MarkEarlier,
-        Move::ClimbFaster,
         Move::ClimbSooner,
         Move::ClimbLater,
         Move::CutRarer,
@@ -180,6 +188,7 @@ impl Move {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Move::Loosen => "mark later and climb faster",
             Move::MarkLater => "mark later",
             Move::MarkLess => "mark less",
             Move::MarkEarlier => "mark earlier",
@@ -191,21 +200,27 @@ impl Move {
         }
     }
 
-    /// The move back; a session does not try it after this one was kept.
+    /// Goes back on another one; a session does not try it after that one was kept.
     #[must_use]
-    pub fn opposite(self) -> Option<Move> {
-        match self {
-            Move::MarkLater | Move::MarkLess => Some(Move::MarkEarlier),
-            Move::MarkEarlier => Some(Move::MarkLater),
-            Move::ClimbSooner => Some(Move::ClimbLater),
-            Move::ClimbLater => Some(Move::ClimbSooner),
-            Move::ClimbFaster | Move::CutRarer | Move::Off => None,
-        }
+    pub fn undoes(self, other: Move) -> bool {
+        use Move::{ClimbLater, ClimbSooner, Loosen, MarkEarlier, MarkLater, MarkLess};
+        matches!(
+            (self, other),
+            (MarkEarlier, Loosen | MarkLater | MarkLess)
+                | (Loosen | MarkLater, MarkEarlier)
+                | (ClimbSooner, ClimbLater)
+                | (ClimbLater, ClimbSooner)
+        )
     }
 
     /// The setting one step in this direction, cut to the bounds.
     #[must_use]
     pub fn from(self, setting: &Setting, bounds: &Bounds) -> Setting {
+        if self == Move::Loosen {
+            let parts = [Move::MarkLater, Move::MarkLater, Move::ClimbFaster];
+            let step = |at: Setting, m: Move| m.from(&at, bounds);
+            return parts.into_iter().fold(setting.clone(), step);
+        }
         let mut to = setting.clone();
         for (class, ecn) in &mut to.ecn {
             let Some(xoff_kb) = bounds.xoff_kb.get(class) else {
@@ -226,7 +241,11 @@ impl Move {
                 Move::MarkLess => mark(ecn.kmin_kb, ecn.pmax * 0.2),
                 Move::MarkEarlier => mark(ecn.kmin_kb / 2.5, ecn.pmax * 2.5),
                 Move::Off => Ecn { on: false, ..*ecn },
-                Move::ClimbFaster | Move::ClimbSooner | Move::ClimbLater | Move::CutRarer => *ecn,
+                Move::Loosen
+                | Move::ClimbFaster
+                | Move::ClimbSooner
+                | Move::ClimbLater
+                | Move::CutRarer => *ecn,
             };
         }
         for rate in to.nic.values_mut() {
@@ -247,7 +266,9 @@ impl Move {
                     cnp_gap_us: clamp(rate.cnp_gap_us * 4.0, GAP_US),
                     ..*rate
                 },
-                Move::MarkLater | Move::MarkLess | Move::MarkEarlier | Move::Off => *rate,
+                Move::Loosen | Move::MarkLater | Move::MarkLess | Move::MarkEarlier | Move::Off => {
+                    *rate
+                }
             };
         }
         to
@@ -323,6 +344,20 @@ impl Setting {
             }
         }
         Ok(())
+    }
+
+    /// Rates that climb faster, none by more than one step allows nor more slowly than these: to stand while a change
+    /// settles.
+    #[must_use]
+    pub fn hastened(&self) -> BTreeMap<Class, Rate> {
+        let more = |x: f64, (_, most): (f64, f64)| x.max((x * STEP_MAX).min(most));
+        let fast = |r: &Rate| Rate {
+            timer_us: r.timer_us.min((r.timer_us / HASTE).max(TIMER_US.0)),
+            ai_mbps: more(r.ai_mbps, AI_MBPS),
+            hai_mbps: more(r.hai_mbps, HAI_MBPS),
+            ..*r
+        };
+        self.nic.iter().map(|(c, r)| (c.clone(), fast(r))).collect()
     }
 
     /// As far towards another setting's knobs as one step goes. Routes stay.
@@ -456,6 +491,20 @@ pub(crate) mod tests {
         to.ecn.get_mut("leaf").unwrap().kmin_kb = 200.0;
         let unknown = to.check(&from, &Bounds::default());
         assert!(matches!(unknown, Err(Refusal::Unknown { .. })));
+    }
+
+    #[test]
+    fn hastened_rates_climb_by_more_and_sooner_within_a_step_and_never_more_slowly() {
+        let (mut setting, _) = nv(1750.0);
+        let fast = setting.hastened()["cx7"];
+        assert_eq!(
+            (fast.timer_us, fast.ai_mbps, fast.hai_mbps),
+            (75.0, 40.0, 400.0)
+        );
+        let rate = setting.nic.get_mut("cx7").unwrap();
+        (rate.timer_us, rate.ai_mbps, rate.hai_mbps) = (20.0, 200.0, 2000.0);
+        // Beyond what the tuner would set, as it was found: left as it is.
+        assert_eq!(setting.hastened(), setting.nic);
     }
 
     proptest! {

@@ -20,13 +20,11 @@ impl Tuner {
                 return Some(Verdict::Slower(seen.job.clone()));
             }
         }
-        let (block, before) = (self.block.as_ref()?, self.before.as_ref()?);
-        let got = block.since_change(&look.counters, now)?;
-        // Early in a block a single pause is a large share: it is taken of a whole block.
-        let share = got.paused * got.seconds / got.seconds.max(before.seconds);
-        if share > self.normal.paused + self.session.limits.pause_max {
+        if self.pausing(look, now) {
             return Some(Verdict::Paused);
         }
+        let block = self.block.as_ref()?;
+        let got = block.since_change(&look.counters, now)?;
         let more = |now: f64, normal: f64| now > normal + 3.0 * normal.sqrt();
         if more(
             got.lost_per_s * got.seconds,
@@ -38,6 +36,17 @@ impl Tuner {
         let got = block.measured(&look.counters, now)?;
         let normal = self.normal.out_of_sequence_per_s * got.seconds;
         more(got.out_of_sequence_per_s * got.seconds, normal).then_some(Verdict::Lost)
+    }
+
+    /// A port is paused for too long since the last change.
+    pub(super) fn pausing(&self, look: &Look, now: Duration) -> bool {
+        let (Some(block), Some(first)) = (&self.block, self.first_block) else {
+            return false;
+        };
+        // Early in a block a single pause is a large share: it is taken of a whole block.
+        let share = |got: Measured| got.paused * got.seconds / got.seconds.max(first);
+        let got = block.since_change(&look.counters, now).map(share);
+        got.is_some_and(|s| s > self.normal.paused + self.session.limits.pause_max)
     }
 
     pub(super) fn late(&self, now: Duration) -> bool {
@@ -106,8 +115,7 @@ impl Tuner {
             tally.kept = tally.kept.saturating_sub(1);
             tally.broke += 1;
         }
-        let incumbent = self.incumbent.clone();
-        self.apply(incumbent, Scope::All, Phase::Incumbent, look, now);
+        self.roll_back(look, now);
     }
 }
 
