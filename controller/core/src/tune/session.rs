@@ -238,7 +238,8 @@ impl Tuner {
         let disorder = &mut self.normal.out_of_sequence_per_s;
         *disorder = disorder.max(after.out_of_sequence_per_s);
         let before = self.before.replace(after.clone());
-        let settles = self.may_hasten && !self.hastened && !self.quiet();
+        let could = self.may_hasten && self.incumbent.hastened() != self.incumbent.nic;
+        let settles = could && !self.hastened && !self.quiet();
         if settles && self.trial.is_none() && !self.agenda.is_empty() {
             // Rates may lie far below where this setting leads: no candidate is to be credited with that.
             let incumbent = self.incumbent.clone();

