@@ -77,6 +77,10 @@ pub struct Tuner {
     hastened: bool,
     /// False once faster rates broke a limit.
     may_hasten: bool,
+    /// By job, mean logarithm of its iterations' seconds before anything was touched.
+    found: BTreeMap<JobId, f64>,
+    /// By job, how it did under the incumbent after faster rates, against that.
+    haste: BTreeMap<JobId, Pairs>,
     /// What the shell has to do; a later command takes the place of one that was not fetched.
     command: Option<Command>,
 }
@@ -119,6 +123,8 @@ impl Tuner {
             fast: false,
             hastened: false,
             may_hasten: true,
+            found: BTreeMap::new(),
+            haste: BTreeMap::new(),
             command: None,
         }
     }
@@ -237,6 +243,11 @@ impl Tuner {
         self.normal.lost_per_s = self.normal.lost_per_s.max(after.lost_per_s);
         let disorder = &mut self.normal.out_of_sequence_per_s;
         *disorder = disorder.max(after.out_of_sequence_per_s);
+        if self.found.is_empty() {
+            self.found.clone_from(&after.log_s);
+        } else if self.hastened {
+            self.weigh_haste(&after);
+        }
         let before = self.before.replace(after.clone());
         let could = self.may_hasten && self.incumbent.hastened() != self.incumbent.nic;
         let settles = could && !self.hastened && !self.quiet();

@@ -1,6 +1,6 @@
 //! The limits of a session: what ends a candidate at once, and what takes back what was kept.
 
-use super::{Phase, Scope, Tuner, Verdict, What};
+use super::{Tuner, Verdict, What};
 use crate::ids::JobId;
 use crate::tune::block::{Block, JOBS_MAX, JobSeen, Look, Measured};
 use std::collections::{BTreeMap, VecDeque};
@@ -47,6 +47,21 @@ impl Tuner {
         let share = |got: Measured| got.paused * got.seconds / got.seconds.max(first);
         let got = block.since_change(&look.counters, now).map(share);
         got.is_some_and(|s| s > self.normal.paused + self.session.limits.pause_max)
+    }
+
+    /// Holds faster rates against the jobs: their iterations since against those that were found. Where they take from one
+    /// what they give to another, they are not used again.
+    pub(super) fn weigh_haste(&mut self, block: &Measured) {
+        let limit = self.session.limits.slowdown_max.ln_1p();
+        for (job, log_s) in &block.log_s {
+            if let Some(found) = self.found.get(job) {
+                let pairs = self.haste.entry(job.clone()).or_default();
+                pairs.add(log_s - found);
+                if pairs.n >= 2 && pairs.mean().is_some_and(|m| m > limit) {
+                    self.may_hasten = false;
+                }
+            }
+        }
     }
 
     pub(super) fn late(&self, now: Duration) -> bool {

@@ -162,7 +162,8 @@ fn what_helps_is_kept_and_what_does_not_is_not() {
 
 #[test]
 fn rates_climb_faster_only_while_a_change_settles() {
-    let (_, fabric) = tune(0.02, 1, &Memory::default(), later_helps);
+    let (tuner, fabric) = tune(0.02, 1, &Memory::default(), later_helps);
+    assert!(tuner.may_hasten);
     // A canary lasts for two iterations of the longest, 50 ms; the settling after it for six timers of 300 us.
     let most = Duration::from_millis(2 * 51 + 5);
     assert!(
@@ -187,6 +188,21 @@ fn rates_climb_faster_only_while_a_change_settles() {
     }
     assert!(fast < 10 && paused > 0, "{fast}");
     assert_eq!(kmin(tuner.incumbent()), 938.0, "{:?}", tuner.steps());
+}
+
+#[test]
+fn faster_rates_that_take_from_a_job_are_not_used_again() {
+    // From the first of them on, the second job takes a tenth longer, whatever stands.
+    let hurt = std::cell::Cell::new(false);
+    let rule = |_: &Setting| ([50.0, if hurt.get() { 22.0 } else { 20.0 }], 0, 0);
+    let mut fabric = Fabric::new(session(1750.0).baseline, 0.02, 1, rule);
+    let mut tuner = Tuner::new(session(1750.0), &Memory::default());
+    for _ in 0..3000 {
+        fabric.pass(&mut tuner);
+        hurt.set(hurt.get() || fabric.fast_since.is_some());
+    }
+    assert!(hurt.get() && !tuner.may_hasten, "{:?}", tuner.steps());
+    assert_eq!(fabric.rates, tuner.incumbent().nic);
 }
 
 #[test]
