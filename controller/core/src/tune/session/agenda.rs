@@ -3,7 +3,6 @@
 use super::{Phase, Scope, Trial, Tuner, Verdict, What};
 use crate::tune::block::{Block, Look, Measured};
 use crate::tune::sequential::Pairs;
-use crate::tune::session::Step;
 use crate::tune::setting::{Move, Setting};
 use std::collections::BTreeMap;
 use std::time::Duration;
