@@ -158,3 +158,36 @@ fn looking_often_or_once_gives_the_same() {
     near(often.target(), once.target());
     near(often.alpha(), once.alpha());
 }
+
+/// What a sender of the independent simulator's victim trace did after its cuts, Gb/s at each change between two of them.
+/// How deep a cut went depends on when notifications came, which the trace's counters do not say; how it climbs does not.
+#[test]
+fn rates_climb_back_as_those_of_the_independent_trace() {
+    let c = constants(|_| ());
+    let mut rp = Rp::new(LINE);
+    for t in 0..20 {
+        rp.notified(from_us(f64::from(t) * 4.0), &c);
+    }
+    // One target over all cuts in a row: the rate before the first.
+    let mut now = 80.0;
+    let mut climbs = |rp: &mut Rp, seen: &[f64]| {
+        for gbps in seen {
+            rp.catch_up(from_us(now), &c);
+            let got = rp.rate() / 1e9;
+            assert!(
+                (got - gbps).abs() < 0.0101,
+                "at {now} us {got}, theirs {gbps}"
+            );
+            now += 300.0;
+        }
+        now
+    };
+    let now = climbs(&mut rp, &[0.10, 50.05, 75.03]);
+    // Cuts after increases take the target down to 75.03; it grows by 0, 5, 50 and 50 Mb/s.
+    rp.notified(from_us(now - 299.0), &c);
+    rp.catch_up(from_us(now - 290.0), &c);
+    near(rp.target(), 75.025e9);
+    rp.rate = 50.33e9;
+    rp.timer_at = from_us(now);
+    climbs(&mut rp, &[62.67, 68.85, 71.97, 73.55]);
+}

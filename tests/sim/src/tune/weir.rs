@@ -144,7 +144,13 @@ impl Driver {
     pub fn step(&mut self, sim: &mut Sim) {
         let look = self.look(sim);
         self.tuner.handle_look(&look, duration(sim.now()));
-        while let Some(Command::Apply { setting, scope }) = self.tuner.poll_command() {
+        while let Some(command) = self.tuner.poll_command() {
+            let Command::Apply {
+                mut setting,
+                scope,
+                rates,
+            } = command;
+            setting.nic = rates;
             self.apply(sim, &setting, &scope);
         }
         let over = self.tuner.phase() == Phase::Watching;
