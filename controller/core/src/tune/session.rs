@@ -249,7 +249,8 @@ impl Tuner {
             self.weigh_haste(&after);
         }
         let before = self.before.replace(after.clone());
-        let could = self.may_hasten && self.incumbent.hastened() != self.incumbent.nic;
+        let could = self.may_hasten
+            && self.incumbent.hastened(&self.session.baseline) != self.incumbent.nic;
         let settles = could && !self.hastened && !self.quiet();
         if settles && self.trial.is_none() && !self.agenda.is_empty() {
             // Rates may lie far below where this setting leads: no candidate is to be credited with that.
@@ -419,7 +420,7 @@ impl Tuner {
     fn apply(&mut self, setting: Setting, scope: Scope, phase: Phase, look: &Look, now: Duration) {
         self.phase = phase;
         let rates = if self.may_hasten {
-            setting.hastened()
+            setting.hastened(&self.session.baseline)
         } else {
             setting.nic.clone()
         };

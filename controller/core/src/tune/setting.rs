@@ -346,18 +346,22 @@ impl Setting {
         Ok(())
     }
 
-    /// Rates that climb faster, none by more than one step allows nor more slowly than these: to stand while a change
-    /// settles.
+    /// Rates that climb faster, to stand while a change settles: one step faster than those of `found`, whatever the
+    /// setting, so that all settle alike, and never more slowly than its own.
     #[must_use]
-    pub fn hastened(&self) -> BTreeMap<Class, Rate> {
-        let more = |x: f64, (_, most): (f64, f64)| x.max((x * STEP_MAX).min(most));
-        let fast = |r: &Rate| Rate {
-            timer_us: r.timer_us.min((r.timer_us / HASTE).max(TIMER_US.0)),
-            ai_mbps: more(r.ai_mbps, AI_MBPS),
-            hai_mbps: more(r.hai_mbps, HAI_MBPS),
-            ..*r
+    pub fn hastened(&self, found: &Setting) -> BTreeMap<Class, Rate> {
+        let more = |x: f64, (_, most): (f64, f64)| (x * STEP_MAX).min(most);
+        let fast = |(class, own): (&Class, &Rate)| {
+            let from = found.nic.get(class).unwrap_or(own);
+            let rate = Rate {
+                timer_us: own.timer_us.min((from.timer_us / HASTE).max(TIMER_US.0)),
+                ai_mbps: own.ai_mbps.max(more(from.ai_mbps, AI_MBPS)),
+                hai_mbps: own.hai_mbps.max(more(from.hai_mbps, HAI_MBPS)),
+                ..*own
+            };
+            (class.clone(), rate)
         };
-        self.nic.iter().map(|(c, r)| (c.clone(), fast(r))).collect()
+        self.nic.iter().map(fast).collect()
     }
 
     /// As far towards another setting's knobs as one step goes. Routes stay.

@@ -447,7 +447,7 @@ proptest! {
                     if let Scope::Group(group) = &scope {
                         prop_assert!(groups.contains(group));
                     }
-                    prop_assert!(rates == setting.nic || rates == setting.hastened());
+                    prop_assert!(rates == setting.nic || rates == setting.hastened(&baseline));
                     if scope == Scope::All {
                         standing = setting.clone();
                     }

@@ -69,15 +69,20 @@ fn thresholds_stand_in_order_below_xoff_and_one_step_away() {
 #[test]
 fn hastened_rates_climb_by_more_and_sooner_within_a_step_and_never_more_slowly() {
     let (mut setting, _) = nv(1750.0);
-    let fast = setting.hastened()["cx7"];
+    let found = setting.clone();
+    let fast = setting.hastened(&found)["cx7"];
     assert_eq!(
         (fast.timer_us, fast.ai_mbps, fast.hai_mbps),
         (75.0, 40.0, 400.0)
     );
+    // A candidate that climbs faster by itself is not driven further.
+    let (_, bounds) = nv(1750.0);
+    let loose = Move::Loosen.from(&setting, &bounds);
+    assert_eq!(loose.hastened(&found)["cx7"], fast);
     let rate = setting.nic.get_mut("cx7").unwrap();
     (rate.timer_us, rate.ai_mbps, rate.hai_mbps) = (20.0, 200.0, 2000.0);
     // Beyond what the tuner would set, as it was found: left as it is.
-    assert_eq!(setting.hastened(), setting.nic);
+    assert_eq!(setting.hastened(&setting), setting.nic);
 }
 
 proptest! {
