@@ -22,9 +22,9 @@ const AFTERMATH: f64 = 15.0;
 /// What a verdict turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
-    /// Of the fault with this number.
+    /// Of the fault with this number: the first that this controller, which may have been restarted, tells of it.
     True(usize),
-    /// Another incident for a fault that was found.
+    /// Another incident of the same controller for a fault that was found.
     Repeated(usize),
     /// Of the fault with this number, and the controller says that it follows from the incident of that fault.
     Linked(usize),
@@ -51,7 +51,7 @@ impl Outcome {
     /// Whether every fault was found and every verdict is right.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        let right = |k: &Kind| matches!(k, Kind::True(_) | Kind::Repeated(_) | Kind::Linked(_));
+        let right = |k: &Kind| matches!(k, Kind::True(_) | Kind::Linked(_));
         self.missed().next().is_none() && self.verdicts.iter().all(|(_, k)| right(k))
     }
 
@@ -69,7 +69,8 @@ impl Outcome {
     pub fn line(&self) -> String {
         let missed = self.missed().map(|c| format!("missed {c}"));
         let wrong = self.verdicts.iter().filter_map(|(class, kind)| match kind {
-            Kind::True(_) | Kind::Repeated(_) | Kind::Linked(_) => None,
+            Kind::True(_) | Kind::Linked(_) => None,
+            Kind::Repeated(_) => Some(format!("{class} again")),
             Kind::Consequence(n) => {
                 let of = self.faults.get(*n).map_or("", |(c, _)| c.as_str());
                 Some(format!("{class} as a consequence of {of}"))
@@ -125,6 +126,7 @@ pub fn run(scenario: Scenario, mut watch: impl FnMut(&Fleet)) -> (Outcome, Fleet
 #[must_use]
 pub fn judge(faults: &[Fault], found: &[Found], interval_s: f64) -> (Vec<Option<f64>>, Vec<Kind>) {
     let mut seen: Vec<Option<f64>> = vec![None; faults.len()];
+    let mut told: BTreeSet<(usize, u32)> = BTreeSet::new();
     let mut kinds = Vec::with_capacity(found.len());
     for verdict in found {
         let matched = faults.iter().enumerate().find_map(|(n, fault)| {
@@ -139,7 +141,8 @@ pub fn judge(faults: &[Fault], found: &[Found], interval_s: f64) -> (Vec<Option<
         });
         kinds.push(match matched {
             Some((n, at)) => {
-                let first = seen[n].is_none();
+                // A controller that was restarted knows nothing of what it told before.
+                let first = told.insert((n, verdict.life));
                 seen[n] = Some(seen[n].map_or(at, |s| s.min(at)));
                 if first {
                     Kind::True(n)
@@ -155,7 +158,8 @@ pub fn judge(faults: &[Fault], found: &[Found], interval_s: f64) -> (Vec<Option<
     }
     let place = |life: u32, id: &str| found.iter().position(|f| f.life == life && f.id == id);
     for n in 0..found.len() {
-        if !matches!(kinds[n], Kind::Consequence(_) | Kind::False) {
+        // What touches no fault follows from none, whatever the controller says.
+        if !matches!(kinds[n], Kind::Consequence(_)) {
             continue;
         }
         let root = found[n]
@@ -202,18 +206,18 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Share of verdicts that are right; consequences that are not linked to their root count as wrong.
+    /// Share of verdicts that are right; consequences that are not linked to their root count as wrong, and so does a
+    /// second incident for a fault.
     #[must_use]
     pub fn precision(&self) -> Option<f64> {
-        let right = self.verdicts_true + self.repeated;
-        ratio(right, right + self.verdicts_false + self.consequences)
+        let wrong = self.verdicts_false + self.consequences + self.repeated;
+        ratio(self.verdicts_true, self.verdicts_true + wrong)
     }
 
-    /// As [`Tally::precision`], consequences left out.
+    /// As [`Tally::precision`], consequences and second incidents left out.
     #[must_use]
     pub fn precision_of_roots(&self) -> Option<f64> {
-        let right = self.verdicts_true + self.repeated;
-        ratio(right, right + self.verdicts_false)
+        ratio(self.verdicts_true, self.verdicts_true + self.verdicts_false)
     }
 
     #[must_use]
@@ -343,5 +347,93 @@ impl Score {
         rows.extend(self.classes.iter().map(|(name, tally)| row(name, tally)));
         rows.push(row("all", &self.all));
         rows
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weir_controller_core::ids::{NodeId, PortId};
+    use weir_controller_core::verdict::{Severity, Verdict};
+
+    fn link(text: &str) -> Subject {
+        Subject::Link(PortId::parse(text).unwrap())
+    }
+
+    /// A link that is down for a minute, and what it touches.
+    fn fault() -> Fault {
+        let mut fault = Fault::new(Class::LinkDown, (30.0, 90.0), Vec::new(), String::new());
+        fault.entities = [link("l1:up1")].into();
+        fault.touched = [Subject::Node(NodeId::new("h1"))].into();
+        fault
+    }
+
+    fn found(id: &str, class: Class, place: Subject, opened_s: f64, root: Option<&str>) -> Found {
+        Found {
+            id: id.to_owned(),
+            life: 0,
+            opened_s,
+            resolved_s: None,
+            class,
+            entities: vec![(opened_s, place.clone())],
+            verdict: Verdict::new(class, Severity::Warning, place, 1.0),
+            root: root.map(str::to_owned),
+        }
+    }
+
+    fn kinds(found: &[Found]) -> Vec<Kind> {
+        judge(&[fault()], found, 1.0).1
+    }
+
+    #[test]
+    fn what_touches_nothing_is_false_whatever_it_is_linked_to() {
+        let outlier = |place: &str, root| {
+            let place = Subject::Node(NodeId::new(place));
+            found("I2", Class::NodeOutlier, place, 50.0, root)
+        };
+        let down = || found("I1", Class::LinkDown, link("l1:up1"), 35.0, None);
+        let with = |other| kinds(&[down(), other]);
+        assert_eq!(with(outlier("h1", Some("I1")))[1], Kind::Linked(0));
+        assert_eq!(with(outlier("h1", None))[1], Kind::Consequence(0));
+        assert_eq!(with(outlier("h9", Some("I1")))[1], Kind::False);
+    }
+
+    #[test]
+    fn a_second_incident_counts_as_wrong_unless_the_controller_was_restarted() {
+        let down = |id, at| found(id, Class::LinkDown, link("l1:up1"), at, None);
+        let twice = [down("I1", 35.0), down("I2", 60.0)];
+        assert_eq!(kinds(&twice), [Kind::True(0), Kind::Repeated(0)]);
+        let mut restarted = twice;
+        restarted[1].life = 1;
+        assert_eq!(kinds(&restarted), [Kind::True(0), Kind::True(0)]);
+        let tally = |kind| {
+            let outcome = Outcome {
+                number: 0,
+                faults: vec![("link_down".to_owned(), Some(5.0))],
+                hidden: BTreeSet::new(),
+                verdicts: vec![
+                    ("link_down".to_owned(), Kind::True(0)),
+                    ("link_down".to_owned(), kind),
+                ],
+                seconds: 100.0,
+                refused: 0,
+            };
+            Score::of(1, &[outcome]).all.precision()
+        };
+        assert_eq!(tally(Kind::True(0)), Some(1.0));
+        assert_eq!(tally(Kind::Repeated(0)), Some(0.5));
+        assert_eq!(tally(Kind::Linked(0)), Some(1.0));
+    }
+
+    #[test]
+    fn a_verdict_out_of_its_time_or_place_is_no_find() {
+        let at = |place: &str, at| {
+            let found = found("I1", Class::LinkDown, link(place), at, None);
+            judge(&[fault()], &[found], 1.0).0[0]
+        };
+        assert_eq!(at("l1:up1", 40.0), Some(40.0));
+        assert_eq!(at("l1:up2", 40.0), None);
+        assert_eq!(at("l1:up1", 20.0), None);
+        assert_eq!(at("l1:up1", 99.0), None);
     }
 }

@@ -87,7 +87,8 @@ fn diagnosis(raw: &Value) -> Result<(String, Keys), String> {
         "{} scenarios of simulated fleets (seed {}, {:.1} hours in all, 16 to 1,000 hosts) through the real decoder and the real core: \
          `weir-fleet score`; what is assumed is in [fleet.md](fleet.md). *Right*: class and place agree with a fault, within its time. \
          *Linked*: the controller says that it follows from a verdict that is right. *Unlinked*: a consequence of a fault, not linked \
-         to it; counts as false in *precision*, and is left out *of roots*. *Latency*: sample intervals from the fault's start. A \
+         to it. *Repeated*: a second incident of the same controller for one fault. Both count as false in *precision*, and are left \
+         out *of roots*. *Latency*: sample intervals from the fault's start. A \
          verdict counts until 4 s after the fault's end, by any end or direction of a cable, and by any place that its incident ever \
          named. {} streams were refused by the controller.\n\n{}",
         score.scenarios,
@@ -116,10 +117,13 @@ fn diagnosis(raw: &Value) -> Result<(String, Keys), String> {
 
 /// Share under a head of the table, and of how many.
 fn share(tally: &Tally, head: &str) -> Option<(f64, f64)> {
-    let roots = tally.verdicts_true + tally.repeated + tally.verdicts_false;
+    let roots = tally.verdicts_true + tally.verdicts_false;
     let (share, of) = match head {
         "recall" => (tally.recall(), tally.faults),
-        "precision" => (tally.precision(), roots + tally.consequences),
+        "precision" => (
+            tally.precision(),
+            roots + tally.consequences + tally.repeated,
+        ),
         "of roots" => (tally.precision_of_roots(), roots),
         _ => (None, 0),
     };
