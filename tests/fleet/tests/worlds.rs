@@ -207,7 +207,7 @@ fn without_its_switches_a_fabric_is_a_set_of_hosts() {
 #[test]
 fn agents_that_look_each_ten_seconds_show_a_collision() {
     let collision = Class::ALL.iter().position(|c| *c == Class::EcmpCollision);
-    let scenario = Scenario::at(1, collision.unwrap() as u64, 10.0, Site::Ethernet);
+    let scenario = Scenario::at(1, 40 + collision.unwrap() as u64, 10.0, Site::Ethernet);
     let mut fleet = Fleet::new(scenario.world, &scenario.shape, scenario.noise);
     let found = |fleet: &Fleet| fleet.found.iter().any(|f| f.class == Class::EcmpCollision);
     while fleet.world.now_s < scenario.length_s && !found(&fleet) {
