@@ -12,14 +12,9 @@
 //!   nothing left to try: Watching ── a limit breaks ──► Incumbent, without what was kept last
 //! ```
 //!
-//! *What is judged*: whole iterations that began after a change had settled, of all jobs. The gain of a candidate is the
-//! mean over the jobs of the log ratio of their iteration times, each job counting alike, by the sequential test of
-//! [`sequential`], at a level that bounds the share of false ones among all that a session keeps. Interleaving makes drift
-//! cancel: whatever changes slowly changes A and B alike.
-//!
-//! *How a change settles*: with NVIDIA's defaults a rate that was cut regains 0.17 Gb/s in a millisecond, so that a block
-//! would show the way to where a setting leads, and not that. Until a change has settled, rates climb as fast as one step
-//! allows ([`Setting::hastened`]), after A as after B, under the same limits; where they pause a port they are not used again.
+//! *What is judged*: whole iterations that began after a change, of all jobs. The gain of a candidate is the mean over
+//! the jobs of the log ratio of their iteration times, each job counting alike, by the sequential test of
+//! [`sequential`]. Interleaving makes drift cancel: whatever changes slowly changes A and B alike.
 //!
 //! *What limits it*: no job may become slower by more than [`Limits::slowdown_max`] nor the most paused port be paused by
 //! more than [`Limits::pause_max`] of the time, each counted over the whole session against what stood before it, so
@@ -28,16 +23,14 @@
 //! too long end a candidate at once, in the middle of its block. Congestion control off is a candidate like any other.
 //!
 //! *Order*: routes first, because a collision costs more than any threshold; then what was best for this traffic pattern
-//! in an earlier session; then moves ([`Move`]), the largest first, each tried again where it was kept. A search ends after
-//! [`Limits::misses_max`] candidates in a row that brought nothing; the next session of the pattern begins with those that
-//! it did not come to. When nothing is marked and nobody pauses, no threshold can matter, and none is tried.
+//! in an earlier session; then moves ([`Move`]), thresholds before rates, each tried again where it was kept. When
+//! nothing is marked and nobody pauses, no threshold can matter, and none is tried.
 //!
 //! *Why this search*: a try costs several iterations of every job on the fabric, and a bad one harms them. Annealing
 //! (Paraleon, ICNP 2024) changes all parameters at once, by chance, needs some seventy tries a session and accepts worse
 //! ones on purpose. A bandit needs a fixed set of arms and pays for each of them in every context. A pattern search over
 //! few directions (Hooke and Jeeves 1961) with the tallies of earlier sessions needs a handful, each step is one idea
-//! that can be explained and taken back, and it ends. What it gives up: optima that no
-//! direction leads to; the first one, [`Move::Loosen`], moves thresholds and rates together.
+//! that can be explained and taken back, and it ends. What it gives up: optima that no single direction leads to.
 //!
 //! Pure: time is an argument, state is plain data (maps, numbers, names), every collection is bounded: jobs by
 //! [`JOBS_MAX`], candidates by [`Limits::candidates_max`], iterations kept by `HISTORY`. Cost: per look a few comparisons

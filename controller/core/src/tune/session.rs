@@ -12,7 +12,7 @@ use crate::ids::JobId;
 use crate::tune::block::{Block, JOBS_MAX, Look, Measured};
 use crate::tune::memory::{Memory, Tally};
 use crate::tune::sequential::Pairs;
-use crate::tune::setting::{Class, Move, Rate, Setting};
+use crate::tune::setting::{Move, Setting};
 use agenda::moves;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -71,16 +71,6 @@ pub struct Tuner {
     kept: Vec<Kept>,
     tallies: BTreeMap<Move, Tally>,
     steps: Vec<Step>,
-    /// Rates climb faster than what stands says, until it has settled.
-    fast: bool,
-    /// They did at the start of the block under way.
-    hastened: bool,
-    /// False once faster rates broke a limit.
-    may_hasten: bool,
-    /// By job, mean logarithm of its iterations' seconds before anything was touched.
-    found: BTreeMap<JobId, f64>,
-    /// By job, how it did under the incumbent after faster rates, against that.
-    haste: BTreeMap<JobId, Pairs>,
     /// What the shell has to do; a later command takes the place of one that was not fetched.
     command: Option<Command>,
 }
@@ -92,13 +82,10 @@ impl Tuner {
         let order = memory.order(&session.signature);
         let known = memory.of(&session.signature);
         let goal = known.filter(|k| k.gain < 0.0).map(|k| k.setting.clone());
-        let mut agenda = moves(&order);
-        if goal.is_some() {
-            // What no session has come to yet is tried from there.
-            let tried = |m: &Move| known.is_some_and(|k| k.moves.contains_key(m));
-            agenda.retain(|w| !matches!(w, What::Move(m) if tried(m)));
-            agenda.push(What::Remembered);
-        }
+        let mut agenda = match goal {
+            Some(_) => vec![What::Remembered],
+            None => moves(&order),
+        };
         if !session.pins.is_empty() {
             agenda.push(What::Routes);
         }
@@ -120,11 +107,6 @@ impl Tuner {
             kept: Vec::new(),
             tallies: BTreeMap::new(),
             steps: Vec::new(),
-            fast: false,
-            hastened: false,
-            may_hasten: true,
-            found: BTreeMap::new(),
-            haste: BTreeMap::new(),
             command: None,
         }
     }
@@ -170,33 +152,10 @@ impl Tuner {
             return;
         };
         block.add(look, now);
-        if self.fast {
-            self.settled(look, now);
-        }
         match self.phase {
             Phase::Incumbent => self.incumbent_seen(look, now),
             Phase::Canary | Phase::Candidate => self.candidate_seen(look, now),
             Phase::Watching => self.watched(look, now),
-        }
-    }
-
-    /// Takes back faster rates: when they did what they were for, or when a port is paused under them.
-    fn settled(&mut self, look: &Look, now: Duration) {
-        let Some(block) = &self.block else { return };
-        let setting = match &self.trial {
-            Some(trial) if self.phase == Phase::Candidate => trial.setting.clone(),
-            Some(_) | None => self.incumbent.clone(),
-        };
-        if self.phase == Phase::Incumbent && self.pausing(look, now) {
-            self.may_hasten = false;
-            self.apply(setting, Scope::All, Phase::Incumbent, look, now);
-        } else if self.phase != Phase::Canary && now >= block.from {
-            self.fast = false;
-            self.command = Some(Command::Apply {
-                rates: setting.nic.clone(),
-                setting,
-                scope: Scope::All,
-            });
         }
     }
 
@@ -243,21 +202,7 @@ impl Tuner {
         self.normal.lost_per_s = self.normal.lost_per_s.max(after.lost_per_s);
         let disorder = &mut self.normal.out_of_sequence_per_s;
         *disorder = disorder.max(after.out_of_sequence_per_s);
-        if self.found.is_empty() {
-            self.found.clone_from(&after.log_s);
-        } else if self.hastened {
-            self.weigh_haste(&after);
-        }
         let before = self.before.replace(after.clone());
-        let could = self.may_hasten
-            && self.incumbent.hastened(&self.session.baseline) != self.incumbent.nic;
-        let settles = could && !self.hastened && !self.quiet();
-        if settles && self.trial.is_none() && !self.agenda.is_empty() {
-            // Rates may lie far below where this setting leads: no candidate is to be credited with that.
-            let incumbent = self.incumbent.clone();
-            self.apply(incumbent, Scope::All, Phase::Incumbent, look, now);
-            return;
-        }
         let pending = self.trial.as_mut().and_then(|t| t.measured.take());
         match (before, pending) {
             (Some(before), Some(middle)) => self.pair(&before, &middle, &after, look, now),
@@ -267,7 +212,7 @@ impl Tuner {
 
     /// One A/B/A: what the candidate was worth, and what to do about it.
     fn pair(&mut self, a: &Measured, b: &Measured, c: &Measured, look: &Look, now: Duration) {
-        let (limits, level) = (self.session.limits.clone(), self.level());
+        let limits = self.session.limits.clone();
         let Some(trial) = &mut self.trial else { return };
         let ratio = |job: &JobId| {
             let (a, c) = (a.log_s.get(job)?, c.log_s.get(job)?);
@@ -307,10 +252,9 @@ impl Tuner {
             Some(Verdict::Slower(job))
         } else if pause > limits.pause_max {
             Some(Verdict::Paused)
-        } else if trial.all.surely_below(0.0, level) && mean <= -limits.worth && harmless {
+        } else if trial.all.surely_below(0.0, limits.alpha) && mean <= -limits.worth && harmless {
             Some(Verdict::Kept)
-        } else if (n == 1 && mean > limits.worth)
-            || (n >= 2 && mean > 0.0)
+        } else if (n >= 2 && mean > error(&trial.all))
             || (n >= 4 && mean > -limits.worth)
             || n >= limits.pairs_max
         {
@@ -358,11 +302,6 @@ impl Tuner {
             return;
         };
         let kept = verdict == Verdict::Kept;
-        if verdict == Verdict::Paused && self.fast {
-            // It may have been the faster rates: once more, without them.
-            self.may_hasten = false;
-            self.agenda.push(trial.what);
-        }
         if let What::Move(m) = trial.what {
             let tally = self.tallies.entry(m).or_default();
             tally.tried += 1;
@@ -383,8 +322,8 @@ impl Tuner {
         }
         match (trial.what, kept) {
             (What::Move(m), true) => {
-                let undoes = |w: &What| matches!(w, What::Move(o) if o.undoes(m));
-                self.agenda.retain(|w| !undoes(w));
+                self.agenda
+                    .retain(|w| m.opposite().is_none_or(|o| *w != What::Move(o)));
                 self.agenda.push(What::Move(m));
             }
             // What was learned does not hold here: search.
@@ -406,52 +345,17 @@ impl Tuner {
             // The incumbent must be measured anew before the next candidate.
             self.before = None;
             let incumbent = self.incumbent.clone();
-            if kept {
-                self.apply(incumbent, Scope::All, Phase::Incumbent, look, now);
-            } else {
-                self.roll_back(look, now);
-            }
+            self.apply(incumbent, Scope::All, Phase::Incumbent, look, now);
         } else {
             self.next(look, now);
         }
     }
 
-    /// Applies a setting; rates climb faster until it has settled.
     fn apply(&mut self, setting: Setting, scope: Scope, phase: Phase, look: &Look, now: Duration) {
+        self.command = Some(Command::Apply { setting, scope });
         self.phase = phase;
-        let rates = if self.may_hasten {
-            setting.hastened(&self.session.baseline)
-        } else {
-            setting.nic.clone()
-        };
-        self.stand(setting, rates, scope, look, now);
-    }
-
-    /// Applies the incumbent as it is: where a limit broke, no rate is to climb faster.
-    fn roll_back(&mut self, look: &Look, now: Duration) {
-        self.phase = Phase::Incumbent;
-        let incumbent = self.incumbent.clone();
-        let rates = incumbent.nic.clone();
-        self.stand(incumbent, rates, Scope::All, look, now);
-    }
-
-    fn stand(
-        &mut self,
-        setting: Setting,
-        rates: BTreeMap<Class, Rate>,
-        scope: Scope,
-        look: &Look,
-        now: Duration,
-    ) {
-        self.hastened = rates != setting.nic;
-        self.fast = self.hastened;
-        self.command = Some(Command::Apply {
-            setting,
-            scope,
-            rates,
-        });
         self.slow.clear();
-        let settle = match self.phase {
+        let settle = match phase {
             Phase::Incumbent | Phase::Candidate => self.settle(),
             Phase::Canary | Phase::Watching => Duration::ZERO,
         };

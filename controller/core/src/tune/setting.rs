@@ -60,9 +60,6 @@ pub struct Bounds {
 const BELOW_XOFF: f64 = 0.95;
 /// One candidate changes no parameter by a larger factor.
 pub const STEP_MAX: f64 = 8.0;
-/// How much more often rates climb while a change settles: with steps as large as one change may make them, NVIDIA's
-/// defaults then regain 10 Gb/s in six of their timers. They pause a fabric where they stay (`nv_rpt` of the reference).
-const HASTE: f64 = 4.0;
 /// Ranges: those of Paraleon's search where it names them (ICNP 2024), NVIDIA's where firmware is narrower.
 const PMAX: (f64, f64) = (0.01, 1.0);
 const TIMER_US: (f64, f64) = (50.0, 600.0);
@@ -148,9 +145,6 @@ impl fmt::Display for Refusal {
 /// A direction in which a setting can be moved. Each is one idea that can be explained, kept or taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Move {
-    /// Mark later by two steps and climb by larger ones at once: while rates climb back slowly, what marking is worth
-    /// takes many iterations to show.
-    Loosen,
     /// Mark later and less: for links that run dry because senders are cut too often.
     MarkLater,
     /// Mark less at the same depth.
@@ -170,14 +164,12 @@ pub enum Move {
 }
 
 impl Move {
-    /// All of them, in the order in which they are tried while nothing is known: what leads furthest first, then what
-    /// lets later ones show soonest.
-    pub const ALL: [Move; 9] = [
-        Move::Loosen,
-        Move::ClimbFaster,
+    /// All of them, thresholds first: order in which they are tried while nothing is known.
+    pub const ALL: [Move; 8] = [
         Move::MarkLater,
         Move::MarkLess,
         Move::MarkEarlier,
+        Move::ClimbFaster,
         Move::ClimbSooner,
         Move::ClimbLater,
         Move::CutRarer,
@@ -188,7 +180,6 @@ impl Move {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Move::Loosen => "mark later and climb faster",
             Move::MarkLater => "mark later",
             Move::MarkLess => "mark less",
             Move::MarkEarlier => "mark earlier",
@@ -200,27 +191,21 @@ impl Move {
         }
     }
 
-    /// Goes back on another one; a session does not try it after that one was kept.
+    /// The move back; a session does not try it after this one was kept.
     #[must_use]
-    pub fn undoes(self, other: Move) -> bool {
-        use Move::{ClimbLater, ClimbSooner, Loosen, MarkEarlier, MarkLater, MarkLess};
-        matches!(
-            (self, other),
-            (MarkEarlier, Loosen | MarkLater | MarkLess)
-                | (Loosen | MarkLater, MarkEarlier)
-                | (ClimbSooner, ClimbLater)
-                | (ClimbLater, ClimbSooner)
-        )
+    pub fn opposite(self) -> Option<Move> {
+        match self {
+            Move::MarkLater | Move::MarkLess => Some(Move::MarkEarlier),
+            Move::MarkEarlier => Some(Move::MarkLater),
+            Move::ClimbSooner => Some(Move::ClimbLater),
+            Move::ClimbLater => Some(Move::ClimbSooner),
+            Move::ClimbFaster | Move::CutRarer | Move::Off => None,
+        }
     }
 
     /// The setting one step in this direction, cut to the bounds.
     #[must_use]
     pub fn from(self, setting: &Setting, bounds: &Bounds) -> Setting {
-        if self == Move::Loosen {
-            let parts = [Move::MarkLater, Move::MarkLater, Move::ClimbFaster];
-            let step = |at: Setting, m: Move| m.from(&at, bounds);
-            return parts.into_iter().fold(setting.clone(), step);
-        }
         let mut to = setting.clone();
         for (class, ecn) in &mut to.ecn {
             let Some(xoff_kb) = bounds.xoff_kb.get(class) else {
@@ -241,11 +226,7 @@ impl Move {
                 Move::MarkLess => mark(ecn.kmin_kb, ecn.pmax * 0.2),
                 Move::MarkEarlier => mark(ecn.kmin_kb / 2.5, ecn.pmax * 2.5),
                 Move::Off => Ecn { on: false, ..*ecn },
-                Move::Loosen
-                | Move::ClimbFaster
-                | Move::ClimbSooner
-                | Move::ClimbLater
-                | Move::CutRarer => *ecn,
+                Move::ClimbFaster | Move::ClimbSooner | Move::ClimbLater | Move::CutRarer => *ecn,
             };
         }
         for rate in to.nic.values_mut() {
@@ -266,9 +247,7 @@ impl Move {
                     cnp_gap_us: clamp(rate.cnp_gap_us * 4.0, GAP_US),
                     ..*rate
                 },
-                Move::Loosen | Move::MarkLater | Move::MarkLess | Move::MarkEarlier | Move::Off => {
-                    *rate
-                }
+                Move::MarkLater | Move::MarkLess | Move::MarkEarlier | Move::Off => *rate,
             };
         }
         to
@@ -346,24 +325,6 @@ impl Setting {
         Ok(())
     }
 
-    /// Rates that climb faster, to stand while a change settles: one step faster than those of `found`, whatever the
-    /// setting, so that all settle alike, and never more slowly than its own.
-    #[must_use]
-    pub fn hastened(&self, found: &Setting) -> BTreeMap<Class, Rate> {
-        let more = |x: f64, (_, most): (f64, f64)| (x * STEP_MAX).min(most);
-        let fast = |(class, own): (&Class, &Rate)| {
-            let from = found.nic.get(class).unwrap_or(own);
-            let rate = Rate {
-                timer_us: own.timer_us.min((from.timer_us / HASTE).max(TIMER_US.0)),
-                ai_mbps: own.ai_mbps.max(more(from.ai_mbps, AI_MBPS)),
-                hai_mbps: own.hai_mbps.max(more(from.hai_mbps, HAI_MBPS)),
-                ..*own
-            };
-            (class.clone(), rate)
-        };
-        self.nic.iter().map(fast).collect()
-    }
-
     /// As far towards another setting's knobs as one step goes. Routes stay.
     #[must_use]
     pub fn towards(&self, goal: &Setting) -> Setting {
@@ -428,4 +389,110 @@ fn within(
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    pub(crate) fn nv(xoff_kb: f64) -> (Setting, Bounds) {
+        let ecn = Ecn {
+            on: true,
+            kmin_kb: 150.0,
+            kmax_kb: 1500.0,
+            pmax: 1.0,
+        };
+        let rate = Rate {
+            timer_us: 300.0,
+            ai_mbps: 5.0,
+            hai_mbps: 50.0,
+            cut_gap_us: 4.0,
+            cnp_gap_us: 4.0,
+        };
+        let setting = Setting {
+            ecn: [("leaf".into(), ecn), ("spine".into(), ecn)].into(),
+            nic: [("cx7".into(), rate)].into(),
+            pins: Vec::new(),
+        };
+        let xoff_kb = [("leaf".into(), xoff_kb), ("spine".into(), xoff_kb)].into();
+        (setting, Bounds { xoff_kb })
+    }
+
+    fn with_ecn(change: impl Fn(&mut Ecn)) -> Result<(), Refusal> {
+        let (from, bounds) = nv(1750.0);
+        let mut to = from.clone();
+        change(to.ecn.get_mut("leaf").unwrap());
+        to.check(&from, &bounds)
+    }
+
+    #[test]
+    fn thresholds_stand_in_order_below_xoff_and_one_step_away() {
+        assert_eq!(with_ecn(|e| e.kmin_kb = 400.0), Ok(()));
+        assert!(matches!(
+            with_ecn(|e| e.kmin_kb = 1500.0),
+            Err(Refusal::Order { .. })
+        ));
+        assert!(matches!(
+            with_ecn(|e| e.kmin_kb = f64::NAN),
+            Err(Refusal::Order { .. })
+        ));
+        assert!(matches!(
+            with_ecn(|e| e.kmax_kb = 1750.0),
+            Err(Refusal::Xoff { .. })
+        ));
+        assert!(matches!(
+            with_ecn(|e| e.kmax_kb = f64::NAN),
+            Err(Refusal::Order { .. })
+        ));
+        assert!(matches!(
+            with_ecn(|e| e.kmin_kb = 1300.0),
+            Err(Refusal::Step { .. })
+        ));
+        assert!(matches!(
+            with_ecn(|e| e.pmax = 1.1),
+            Err(Refusal::Range { .. })
+        ));
+        assert_eq!(with_ecn(|_| ()), Err(Refusal::Same));
+        let (from, _) = nv(1750.0);
+        let mut to = from.clone();
+        to.ecn.get_mut("leaf").unwrap().kmin_kb = 200.0;
+        let unknown = to.check(&from, &Bounds::default());
+        assert!(matches!(unknown, Err(Refusal::Unknown { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_moves_follow_each_other_each_candidate_holds_the_bounds(
+            moves in proptest::collection::vec(0usize..Move::ALL.len(), 1..30), xoff in 200.0f64..5000.0,
+        ) {
+            let (mut at, bounds) = nv(xoff);
+            for m in moves {
+                let to = Move::ALL[m].from(&at, &bounds);
+                if to.check(&at, &bounds).is_ok() {
+                    at = to;
+                    for ecn in at.ecn.values().filter(|e| e.on) {
+                        prop_assert!(ecn.kmin_kb < ecn.kmax_kb, "{ecn:?}");
+                        // What was there before the session may be above; what a move made is not.
+                        prop_assert!(ecn.kmax_kb < xoff || (ecn.kmin_kb, ecn.kmax_kb) == (150.0, 1500.0), "{ecn:?}");
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn steps_towards_a_goal_are_legal_and_arrive(kmin in 20.0f64..900.0, pmax in 0.01f64..1.0, timer in 50.0f64..600.0) {
+            let (mut at, bounds) = nv(1750.0);
+            let mut goal = at.clone();
+            for ecn in goal.ecn.values_mut() {
+                (ecn.kmin_kb, ecn.pmax) = (kmin, pmax);
+            }
+            goal.nic.get_mut("cx7").unwrap().timer_us = timer;
+            for _ in 0..4 {
+                let next = at.towards(&goal);
+                if next != at {
+                    prop_assert_eq!(next.check(&at, &bounds), Ok(()));
+                }
+                at = next;
+            }
+            prop_assert_eq!(at, goal);
+        }
+    }
+}

@@ -144,13 +144,7 @@ impl Driver {
     pub fn step(&mut self, sim: &mut Sim) {
         let look = self.look(sim);
         self.tuner.handle_look(&look, duration(sim.now()));
-        while let Some(command) = self.tuner.poll_command() {
-            let Command::Apply {
-                mut setting,
-                scope,
-                rates,
-            } = command;
-            setting.nic = rates;
+        while let Some(Command::Apply { setting, scope }) = self.tuner.poll_command() {
             self.apply(sim, &setting, &scope);
         }
         let over = self.tuner.phase() == Phase::Watching;

@@ -3,12 +3,13 @@
 use super::{Phase, Scope, Trial, Tuner, Verdict, What};
 use crate::tune::block::{Block, Look, Measured};
 use crate::tune::sequential::Pairs;
+use crate::tune::session::Step;
 use crate::tune::setting::{Move, Setting};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// So many periods of the increase timer after a change, rates that climb faster meanwhile are where it leads them.
-const SETTLE_TIMERS: f64 = 6.0;
+/// So many periods of the increase timer after a change of knobs the rates have climbed to where it leads.
+const SETTLE_TIMERS: f64 = 12.0;
 /// Below this share of marked packets thresholds decide nothing.
 const MARKED_MIN: f64 = 1e-4;
 
@@ -23,7 +24,7 @@ impl Tuner {
         }
         while let Some(what) = self.agenda.pop() {
             let limits = &self.session.limits;
-            if self.steps.len() >= limits.candidates_max || self.misses() >= limits.misses_max {
+            if self.steps.len() >= limits.candidates_max {
                 break;
             }
             let setting = match what {
@@ -31,7 +32,7 @@ impl Tuner {
                     pins: self.session.pins.clone(),
                     ..self.incumbent.clone()
                 },
-                _ if self.quiet() => continue,
+                _ if self.quiet() && !self.recovering(what) => continue,
                 What::Remembered => match &self.goal {
                     Some(goal) => self.incumbent.towards(goal),
                     None => continue,
@@ -82,47 +83,40 @@ impl Tuner {
         ));
     }
 
-    /// Candidates since the last one that was kept, those of routes not counted.
-    fn misses(&self) -> usize {
-        let steps = self.steps.iter().rev().filter(|s| s.what != What::Routes);
-        steps.take_while(|s| s.verdict != Verdict::Kept).count()
-    }
-
-    /// The level at which the candidate that is on trial must be sure: the false discovery rate of the session holds
-    /// when the one tried as number j, after k were kept, is tested at `alpha (k + 1) / (j (j + 1))` (e-LOND: Xu and Ramdas,
-    /// "Online multiple testing with e-values", 2024), whatever depends on what.
-    pub(super) fn level(&self) -> f64 {
-        let number = |n: usize| u32::try_from(n).map_or(f64::INFINITY, f64::from);
-        let (j, kept) = (number(self.steps.len() + 1), number(self.kept.len()));
-        self.session.limits.alpha * (kept + 1.0) / (j * (j + 1.0))
-    }
-
     /// Nothing is marked and nobody pauses: no threshold decides anything.
     pub(super) fn quiet(&self) -> bool {
         let quiet = |m: &Measured| m.marked < MARKED_MIN && m.paused == 0.0;
         self.before.as_ref().is_some_and(quiet)
     }
 
+    /// Rates that were cut while flows collided climb back by themselves, but slowly.
+    pub(super) fn recovering(&self, what: What) -> bool {
+        let routed = |s: &Step| s.what == What::Routes && s.verdict == Verdict::Kept;
+        what == What::Move(Move::ClimbFaster) && self.steps.iter().any(routed)
+    }
+
     /// No marking is where marking later and less leads to; it is tried only where that helped and cost no pauses.
     pub(super) fn may_turn_off(&self) -> bool {
         let kept = |m: Move| self.tallies.get(&m).is_some_and(|t| t.kept > 0);
-        [Move::Loosen, Move::MarkLater, Move::MarkLess]
-            .into_iter()
-            .any(kept)
+        (kept(Move::MarkLater) || kept(Move::MarkLess))
             && self.kept.iter().map(|k| k.paused).sum::<f64>()
                 <= self.session.limits.pause_max / 2.0
     }
 
-    /// Iterations of each job in a block: twice as many after each third pair that left the trial undecided, up to four
-    /// times, because what works slowly shows in long blocks only. Fewer than three pairs never decide for a candidate.
+    /// Iterations of each job in a block: twice as many after each pair that left the trial undecided, up to four times,
+    /// because what works slowly shows in long blocks only.
     pub(super) fn block_iterations(&self) -> u32 {
         let pairs = self.trial.as_ref().map_or(0, |t| t.all.n);
-        self.session.limits.iterations << (pairs / 3).min(2)
+        self.session.limits.iterations << pairs.min(2)
     }
 
-    /// How long a change still shows in iterations that begin after it: until rates have climbed to where it leads.
+    /// How long a change still shows in iterations that begin after it: not at all in that of routes; in that of knobs,
+    /// until rates have climbed to where they lead.
     pub(super) fn settle(&self) -> Duration {
         let trial = self.trial.as_ref();
+        if trial.is_some_and(|t| t.what == What::Routes) {
+            return Duration::ZERO;
+        }
         let settings = trial.map(|t| &t.setting).into_iter();
         let rates = settings
             .chain([&self.incumbent])

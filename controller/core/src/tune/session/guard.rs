@@ -1,6 +1,6 @@
 //! The limits of a session: what ends a candidate at once, and what takes back what was kept.
 
-use super::{Tuner, Verdict, What};
+use super::{Phase, Scope, Tuner, Verdict, What};
 use crate::ids::JobId;
 use crate::tune::block::{Block, JOBS_MAX, JobSeen, Look, Measured};
 use std::collections::{BTreeMap, VecDeque};
@@ -20,11 +20,13 @@ impl Tuner {
                 return Some(Verdict::Slower(seen.job.clone()));
             }
         }
-        if self.pausing(look, now) {
+        let (block, before) = (self.block.as_ref()?, self.before.as_ref()?);
+        let got = block.since_change(&look.counters, now)?;
+        // Early in a block a single pause is a large share: it is taken of a whole block.
+        let share = got.paused * got.seconds / got.seconds.max(before.seconds);
+        if share > self.normal.paused + self.session.limits.pause_max {
             return Some(Verdict::Paused);
         }
-        let block = self.block.as_ref()?;
-        let got = block.since_change(&look.counters, now)?;
         let more = |now: f64, normal: f64| now > normal + 3.0 * normal.sqrt();
         if more(
             got.lost_per_s * got.seconds,
@@ -36,32 +38,6 @@ impl Tuner {
         let got = block.measured(&look.counters, now)?;
         let normal = self.normal.out_of_sequence_per_s * got.seconds;
         more(got.out_of_sequence_per_s * got.seconds, normal).then_some(Verdict::Lost)
-    }
-
-    /// A port is paused for too long since the last change.
-    pub(super) fn pausing(&self, look: &Look, now: Duration) -> bool {
-        let (Some(block), Some(first)) = (&self.block, self.first_block) else {
-            return false;
-        };
-        // Early in a block a single pause is a large share: it is taken of a whole block.
-        let share = |got: Measured| got.paused * got.seconds / got.seconds.max(first);
-        let got = block.since_change(&look.counters, now).map(share);
-        got.is_some_and(|s| s > self.normal.paused + self.session.limits.pause_max)
-    }
-
-    /// Holds faster rates against the jobs: their iterations since against those that were found. Where they take from one
-    /// what they give to another, they are not used again.
-    pub(super) fn weigh_haste(&mut self, block: &Measured) {
-        let limit = self.session.limits.slowdown_max.ln_1p();
-        for (job, log_s) in &block.log_s {
-            if let Some(found) = self.found.get(job) {
-                let pairs = self.haste.entry(job.clone()).or_default();
-                pairs.add(log_s - found);
-                if pairs.n >= 2 && pairs.mean().is_some_and(|m| m > limit) {
-                    self.may_hasten = false;
-                }
-            }
-        }
     }
 
     pub(super) fn late(&self, now: Duration) -> bool {
@@ -130,7 +106,8 @@ impl Tuner {
             tally.kept = tally.kept.saturating_sub(1);
             tally.broke += 1;
         }
-        self.roll_back(look, now);
+        let incumbent = self.incumbent.clone();
+        self.apply(incumbent, Scope::All, Phase::Incumbent, look, now);
     }
 }
 

@@ -3,8 +3,7 @@
 use crate::ids::JobId;
 use crate::io::PinChange;
 use crate::tune::memory::Signature;
-use crate::tune::setting::{Bounds, Class, Move, Rate, Setting};
-use std::collections::BTreeMap;
+use crate::tune::setting::{Bounds, Move, Setting};
 use std::sync::Arc;
 
 /// What a session may cost and do.
@@ -14,21 +13,19 @@ pub struct Limits {
     pub slowdown_max: f64,
     /// Rise of the paused share of the port that is paused most, over the whole session: 0.01 is one point.
     pub pause_max: f64,
-    /// Of what a session keeps, the share that changes nothing is at most this on average (false discovery rate).
+    /// Chance with which a candidate that changes nothing is taken for faster.
     pub alpha: f64,
     /// A gain below this is not worth a change.
     pub worth: f64,
     /// Iterations of each job before anything is tried.
     pub iterations_first: u32,
-    /// Iterations of each job in the first blocks of a candidate, the one that straddles the change not counted; twice as
-    /// many after each third pair, up to four times.
+    /// Iterations of each job in the first block of a candidate, the one that straddles the change not counted; later
+    /// blocks have up to four times as many.
     pub iterations: u32,
     /// Pairs after which a candidate that is still undecided is dropped.
     pub pairs_max: u32,
     /// Candidates in a session.
     pub candidates_max: usize,
-    /// Candidates in a row that brought nothing before the search ends; what is left is for the next session.
-    pub misses_max: usize,
 }
 
 impl Default for Limits {
@@ -36,13 +33,12 @@ impl Default for Limits {
         Limits {
             slowdown_max: 0.05,
             pause_max: 0.01,
-            alpha: 0.1,
+            alpha: 0.05,
             worth: 0.01,
             iterations_first: 4,
             iterations: 2,
             pairs_max: 8,
             candidates_max: 16,
-            misses_max: 4,
         }
     }
 }
@@ -73,12 +69,7 @@ pub enum Scope {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
     /// Applies a setting, under the session's lease.
-    Apply {
-        setting: Setting,
-        scope: Scope,
-        /// What NICs are to hold: the rates of `setting`, or for as long as it settles faster ones.
-        rates: BTreeMap<Class, Rate>,
-    },
+    Apply { setting: Setting, scope: Scope },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
