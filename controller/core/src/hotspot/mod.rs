@@ -423,16 +423,11 @@ impl Scene<'_> {
             self.crossing.iter().filter(|(_, c)| ours(c)).collect();
         let mut links: Vec<PortId> = hot.to_vec();
         // Named by the worst for which something can be done.
-        let worst = |p: &PortId| {
-            let marked = self.newest(p).and_then(LinkSample::marked);
-            (marked.unwrap_or(0.0), self.utilisation(p).unwrap_or(0.0))
-        };
-        links.sort_by(|a, b| {
-            let ((m, u), (n, v)) = (worst(a), worst(b));
-            let room = |p| self.roomy(p).is_none();
-            let by_room = room(a).cmp(&room(b));
-            by_room.then(n.total_cmp(&m)).then(v.total_cmp(&u))
-        });
+        let marked = |p: &PortId| self.newest(p).and_then(LinkSample::marked).unwrap_or(0.0);
+        let used = |p: &PortId| self.utilisation(p).unwrap_or(0.0);
+        links.sort_by(|a, b| used(b).total_cmp(&used(a)));
+        links.sort_by(|a, b| marked(b).total_cmp(&marked(a)));
+        links.sort_by_cached_key(|p| self.roomy(p).is_none());
         let entity = links.first()?.clone();
         let mut evidence: Vec<Evidence> =
             links.iter().flat_map(|p| self.link_evidence(p)).collect();

@@ -122,10 +122,15 @@ keep!(struct Part { short_s, behind_s });
 struct Iteration {
     threshold_s: f64,
     ranks: BTreeMap<u32, Lateness>,
+    /// Those of them that stand out: none, as a rule, and all that is asked for at each look.
+    late: Vec<Late<u32>>,
     /// The same of the medians of nodes' ranks, of which chance makes less.
     node_threshold_s: f64,
-    nodes: BTreeMap<NodeId, Lateness>,
+    late_nodes: Vec<Late<NodeId>>,
 }
+
+/// Who stands out, how, and by how many seconds.
+type Late<K> = (K, Kind, f64);
 
 /// Lateness from which one of these stands out, in seconds.
 fn threshold(late: &[f64], middle: f64, length: f64) -> f64 {
@@ -133,7 +138,7 @@ fn threshold(late: &[f64], middle: f64, length: f64) -> f64 {
     (SPREADS * spread).max(LATE_MIN * length).max(LATE_MIN_S)
 }
 
-keep!(struct Iteration { threshold_s, ranks, node_threshold_s, nodes });
+keep!(struct Iteration { threshold_s, ranks, late, node_threshold_s, late_nodes });
 
 /// The ranks of one job.
 #[derive(Debug, Clone, Default)]
@@ -392,6 +397,9 @@ impl Ranks {
                 // It came early, as far as one can say.
                 (None, 0.0)
             };
+            if let (Some(kind), late_s) = judged {
+                iteration.late.push((rank, kind, late_s));
+            }
             iteration.ranks.insert(rank, judged);
         }
         self.compare_nodes(&mut iteration, length);
@@ -418,8 +426,10 @@ impl Ranks {
         iteration.node_threshold_s = threshold(&all, middle, length);
         for (node, late) in medians {
             let late_s = late - middle;
-            let kind = (late_s > iteration.node_threshold_s).then_some(Kind::Compute);
-            iteration.nodes.insert(node.clone(), (kind, late_s));
+            if late_s > iteration.node_threshold_s {
+                let late = (node.clone(), Kind::Compute, late_s);
+                iteration.late_nodes.push(late);
+            }
         }
     }
 

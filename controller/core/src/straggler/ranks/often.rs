@@ -1,7 +1,7 @@
 //! Who was late in so many of the last iterations that it is no chance: ranks, and nodes.
 
 use super::super::{BRIEF, ITERATIONS_MIN, Kind, SHARE_MIN, Straggler};
-use super::{GONE, Iteration, Lateness, Ranks, median};
+use super::{GONE, Iteration, Late, Ranks, median};
 use crate::ids::NodeId;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,7 +22,7 @@ impl Ranks {
         if !self.is_comparable() {
             return None;
         }
-        let often = self.often(|i| &i.ranks);
+        let often = self.often(|i| &i.late);
         let threshold_s = median(self.iterations.iter().map(|i| i.threshold_s))?;
         let mut stragglers = Vec::new();
         for ((rank, kind), often_late) in &often {
@@ -42,7 +42,7 @@ impl Ranks {
         }
         let thresholds = self.iterations.iter().map(|i| i.node_threshold_s);
         let threshold_s = median(thresholds).unwrap_or(0.0);
-        let often = self.often(|i| &i.nodes).into_iter();
+        let often = self.often(|i| &i.late_nodes).into_iter();
         let slow = often.filter_map(|((node, kind), often_late)| {
             let there = |rank: u32| {
                 self.tracks
@@ -72,17 +72,15 @@ impl Ranks {
     /// Who was late in [`SHARE_MIN`] of the iterations, or in nearly all of the newest.
     fn often<K: Ord + Clone>(
         &self,
-        of: impl Fn(&Iteration) -> &BTreeMap<K, Lateness>,
+        of: impl Fn(&Iteration) -> &[Late<K>],
     ) -> BTreeMap<(K, Kind), Often> {
         let all = self.iterations.len();
         let (brief_min, brief) = BRIEF;
         let mut late: BTreeMap<(K, Kind), Vec<(usize, f64)>> = BTreeMap::new();
         for (n, iteration) in self.iterations.iter().enumerate() {
-            for (who, (kind, late_s)) in of(iteration) {
-                if let Some(kind) = kind {
-                    let times = late.entry((who.clone(), *kind)).or_default();
-                    times.push((n, *late_s));
-                }
+            for (who, kind, late_s) in of(iteration) {
+                let times = late.entry((who.clone(), *kind)).or_default();
+                times.push((n, *late_s));
             }
         }
         let often = late.into_iter().filter_map(|(who, times)| {
