@@ -9,6 +9,7 @@
 //!   pair: B against the mean of the A before and the A after it; then
 //!     sure that it is faster, and nobody pays: kept, it is the incumbent now
 //!     no gain, a job pays, or undecided for too long: dropped;   otherwise B again
+//!   routes: B once, against what was before the session; kept when nobody pays
 //!   nothing left to try: Watching ── a limit breaks ──► Incumbent, without what was kept last
 //! ```
 //!
@@ -22,9 +23,10 @@
 //! quarter longer than any under the incumbent, or two in a row by `slowdown_max`, a lost packet or a port paused for
 //! too long end a candidate at once, in the middle of its block. Congestion control off is a candidate like any other.
 //!
-//! *Order*: routes first, because a collision costs more than any threshold; then what was best for this traffic pattern
-//! in an earlier session; then moves ([`Move`]), thresholds before rates, each tried again where it was kept. When
-//! nothing is marked and nobody pauses, no threshold can matter, and none is tried.
+//! *Order*: routes first, because a collision costs more than any threshold; they alone are not interleaved (`stand`
+//! says why). Then what was best for this traffic pattern in an earlier session; then moves ([`Move`]), thresholds
+//! before rates, each tried again where it was kept, and last on one class alone what broke a limit on all. When nothing
+//! is marked and nobody pauses, no threshold can matter, and none is tried.
 //!
 //! *Why this search*: a try costs several iterations of every job on the fabric, and a bad one harms them. Annealing
 //! (Paraleon, ICNP 2024) changes all parameters at once, by chance, needs some seventy tries a session and accepts worse
@@ -33,8 +35,8 @@
 //! that can be explained and taken back, and it ends. What it gives up: optima that no single direction leads to.
 //!
 //! Pure: time is an argument, state is plain data (maps, numbers, names), every collection is bounded: jobs by
-//! [`JOBS_MAX`], candidates by [`Limits::candidates_max`], iterations kept by `HISTORY`. Cost: per look a few comparisons
-//! a job and one a port.
+//! [`JOBS_MAX`], candidates by [`Limits::candidates_max`], iterations kept by `HISTORY` and `RECENT`. Cost: per look a
+//! few comparisons a job and one a port.
 
 mod block;
 mod memory;

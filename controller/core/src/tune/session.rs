@@ -2,6 +2,7 @@
 
 mod agenda;
 mod guard;
+mod stand;
 mod terms;
 #[cfg(test)]
 mod tests;
@@ -65,6 +66,10 @@ pub struct Tuner {
     /// Largest paused share of a block before anything was kept.
     paused_first: f64,
     history: BTreeMap<JobId, VecDeque<f64>>,
+    /// By job: logarithms of the seconds of its iterations before anything was tried.
+    first: BTreeMap<JobId, Pairs>,
+    /// By job: the same of its latest ones under what stands, since something was tried.
+    recent: BTreeMap<JobId, VecDeque<f64>>,
     /// Iterations in a row that were too slow.
     slow: BTreeMap<JobId, u32>,
     /// What was kept, the latest last: it goes first when a limit breaks later.
@@ -103,6 +108,8 @@ impl Tuner {
             normal: Measured::default(),
             paused_first: 0.0,
             history: BTreeMap::new(),
+            first: BTreeMap::new(),
+            recent: BTreeMap::new(),
             slow: BTreeMap::new(),
             kept: Vec::new(),
             tallies: BTreeMap::new(),
@@ -160,6 +167,13 @@ impl Tuner {
     }
 
     fn incumbent_seen(&mut self, look: &Look, now: Duration) {
+        self.note_recent(look);
+        if !self.kept.is_empty()
+            && let Some(job) = self.slowed()
+        {
+            self.undo(Verdict::Slower(job), look, now);
+            return;
+        }
         let Some(block) = &self.block else { return };
         for seen in look.jobs.iter().take(JOBS_MAX) {
             let history = self.history.entry(seen.job.clone()).or_default();
@@ -276,6 +290,10 @@ impl Tuner {
             self.end_trial(verdict, look, now);
             return;
         }
+        if self.trial.as_ref().is_some_and(|t| t.what == What::Routes) {
+            self.routes_seen(look, now);
+            return;
+        }
         let Some(block) = &self.block else { return };
         let canary = self.phase == Phase::Canary;
         let iterations = if canary { 1 } else { self.block_iterations() };
@@ -313,25 +331,17 @@ impl Tuner {
             let jobs = trial.jobs.iter();
             self.kept.push(Kept {
                 step: self.steps.len(),
-                what: trial.what,
+                what: trial.what.clone(),
                 before: std::mem::replace(&mut self.incumbent, trial.setting.clone()),
                 gain: mean(&trial.all),
                 jobs: jobs.map(|(job, p)| (job.clone(), mean(p))).collect(),
                 paused: mean(&trial.paused),
             });
         }
-        match (trial.what, kept) {
-            (What::Move(m), true) => {
-                self.agenda
-                    .retain(|w| m.opposite().is_none_or(|o| *w != What::Move(o)));
-                self.agenda.push(What::Move(m));
-            }
-            // What was learned does not hold here: search.
-            (What::Remembered, false) => self.agenda = moves(&self.order),
-            (What::Remembered, true) if Some(&self.incumbent) != self.goal.as_ref() => {
-                self.agenda.push(What::Remembered);
-            }
-            (What::Routes | What::Remembered | What::Move(_), _) => {}
+        self.reconsider(&trial.what, &verdict);
+        if kept != (trial.what == What::Routes) {
+            // Something else stands from now on.
+            self.recent.clear();
         }
         let stands = self.phase != Phase::Incumbent;
         self.steps.push(Step {

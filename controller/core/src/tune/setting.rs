@@ -203,6 +203,19 @@ impl Move {
         }
     }
 
+    /// The classes of switches or models of NICs that it moves.
+    #[must_use]
+    pub fn classes(self, setting: &Setting) -> Vec<Class> {
+        match self {
+            Move::MarkLater | Move::MarkLess | Move::MarkEarlier | Move::Off => {
+                setting.ecn.keys().cloned().collect()
+            }
+            Move::ClimbFaster | Move::ClimbSooner | Move::ClimbLater | Move::CutRarer => {
+                setting.nic.keys().cloned().collect()
+            }
+        }
+    }
+
     /// The setting one step in this direction, cut to the bounds.
     #[must_use]
     pub fn from(self, setting: &Setting, bounds: &Bounds) -> Setting {
@@ -222,7 +235,7 @@ impl Move {
                 }
             };
             *ecn = match self {
-                Move::MarkLater => mark(ecn.kmin_kb * 2.5, ecn.pmax * 0.4),
+                Move::MarkLater => mark(ecn.kmin_kb * 4.0, ecn.pmax * 0.2),
                 Move::MarkLess => mark(ecn.kmin_kb, ecn.pmax * 0.2),
                 Move::MarkEarlier => mark(ecn.kmin_kb / 2.5, ecn.pmax * 2.5),
                 Move::Off => Ecn { on: false, ..*ecn },
@@ -259,6 +272,18 @@ fn clamp(x: f64, (low, high): (f64, f64)) -> f64 {
 }
 
 impl Setting {
+    /// This for one class, `other` for all that it does not hold.
+    #[must_use]
+    pub fn only(mut self, class: &Class, other: &Setting) -> Setting {
+        for (c, ecn) in other.ecn.iter().filter(|(c, _)| *c != class) {
+            self.ecn.insert(c.clone(), *ecn);
+        }
+        for (c, rate) in other.nic.iter().filter(|(c, _)| *c != class) {
+            self.nic.insert(c.clone(), *rate);
+        }
+        self
+    }
+
     /// Whether this may be tried where `from` stands.
     ///
     /// # Errors

@@ -27,18 +27,21 @@ impl Tuner {
             if self.steps.len() >= limits.candidates_max {
                 break;
             }
-            let setting = match what {
+            let setting = match &what {
                 What::Routes => Setting {
                     pins: self.session.pins.clone(),
                     ..self.incumbent.clone()
                 },
-                _ if self.quiet() && !self.recovering(what) => continue,
+                _ if self.quiet() && !self.recovering(&what) => continue,
                 What::Remembered => match &self.goal {
                     Some(goal) => self.incumbent.towards(goal),
                     None => continue,
                 },
                 What::Move(Move::Off) if !self.may_turn_off() => continue,
                 What::Move(m) => m.from(&self.incumbent, &self.session.bounds),
+                What::Part(m, class) => m
+                    .from(&self.incumbent, &self.session.bounds)
+                    .only(class, &self.incumbent),
             };
             if setting
                 .check(&self.incumbent, &self.session.bounds)
@@ -50,10 +53,10 @@ impl Tuner {
                 continue;
             }
             // Half of a set of pins means nothing, so routes have no canary.
-            let group = match what {
+            let group = match &what {
                 What::Routes => None,
-                What::Remembered | What::Move(_) if self.session.groups.len() < 2 => None,
-                What::Remembered | What::Move(_) => {
+                _ if self.session.groups.len() < 2 => None,
+                What::Remembered | What::Move(_) | What::Part(..) => {
                     let groups = &self.session.groups;
                     Some(groups[self.steps.len() % groups.len()].clone())
                 }
@@ -83,6 +86,44 @@ impl Tuner {
         ));
     }
 
+    /// What the end of a trial means for what is tried next.
+    pub(super) fn reconsider(&mut self, what: &What, verdict: &Verdict) {
+        match (what, verdict) {
+            // What the collisions cut climbs back slowly: that comes second.
+            (What::Routes, Verdict::Kept) => {
+                let climb = What::Move(Move::ClimbFaster);
+                if let Some(at) = self.agenda.iter().position(|w| *w == climb) {
+                    self.agenda.remove(at);
+                    self.agenda
+                        .insert(self.agenda.len().saturating_sub(1), climb);
+                }
+            }
+            // Once more in the same direction, and not back.
+            (What::Move(m) | What::Part(m, _), Verdict::Kept) => {
+                if let Some(back) = m.opposite() {
+                    self.agenda.retain(|w| *w != What::Move(back));
+                }
+                self.agenda.push(what.clone());
+            }
+            (What::Remembered, Verdict::Kept) => {
+                if Some(&self.incumbent) != self.goal.as_ref() {
+                    self.agenda.push(What::Remembered);
+                }
+            }
+            // What was learned does not hold here: search.
+            (What::Remembered, _) => self.agenda = moves(&self.order),
+            // What is too much for all may do for one class; that comes last.
+            (What::Move(m), Verdict::Slower(_) | Verdict::Paused | Verdict::Lost) => {
+                let classes = m.classes(&self.incumbent);
+                if classes.len() > 1 {
+                    let parts = classes.into_iter().map(|c| What::Part(*m, c));
+                    self.agenda.splice(0..0, parts);
+                }
+            }
+            (What::Routes | What::Move(_) | What::Part(..), _) => {}
+        }
+    }
+
     /// Nothing is marked and nobody pauses: no threshold decides anything.
     pub(super) fn quiet(&self) -> bool {
         let quiet = |m: &Measured| m.marked < MARKED_MIN && m.paused == 0.0;
@@ -90,9 +131,9 @@ impl Tuner {
     }
 
     /// Rates that were cut while flows collided climb back by themselves, but slowly.
-    pub(super) fn recovering(&self, what: What) -> bool {
+    pub(super) fn recovering(&self, what: &What) -> bool {
         let routed = |s: &Step| s.what == What::Routes && s.verdict == Verdict::Kept;
-        what == What::Move(Move::ClimbFaster) && self.steps.iter().any(routed)
+        *what == What::Move(Move::ClimbFaster) && self.steps.iter().any(routed)
     }
 
     /// No marking is where marking later and less leads to; it is tried only where that helped and cost no pauses.

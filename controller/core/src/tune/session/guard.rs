@@ -53,6 +53,14 @@ impl Tuner {
         let limit = self.session.limits.slowdown_max;
         let Some(block) = &self.block else { return };
         let since = block.from;
+        self.note_recent(look);
+        if !self.kept.is_empty()
+            && let Some(job) = self.slowed()
+        {
+            self.undo(Verdict::Slower(job), look, now);
+            return;
+        }
+        let Some(block) = &self.block else { return };
         for seen in look.jobs.iter().take(JOBS_MAX) {
             let Some(longest) = longest(&self.history, &seen.job) else {
                 continue;
@@ -99,6 +107,7 @@ impl Tuner {
         };
         self.trial = None;
         self.before = None;
+        self.recent.clear();
         self.incumbent = kept.before;
         self.steps[kept.step].verdict = verdict;
         if let What::Move(m) = kept.what {

@@ -3,7 +3,7 @@
 use crate::ids::JobId;
 use crate::io::PinChange;
 use crate::tune::memory::Signature;
-use crate::tune::setting::{Bounds, Move, Setting};
+use crate::tune::setting::{Bounds, Class, Move, Setting};
 use std::sync::Arc;
 
 /// What a session may cost and do.
@@ -85,13 +85,16 @@ pub enum Phase {
 }
 
 /// What a candidate is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum What {
     /// The planner's routes.
     Routes,
     /// What was best for this pattern in an earlier session.
     Remembered,
+    /// A move of all classes.
     Move(Move),
+    /// A move of one class of switches or model of NICs alone.
+    Part(Move, Class),
 }
 
 /// What became of a candidate.

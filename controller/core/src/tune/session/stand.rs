@@ -1,0 +1,104 @@
+//! Routes stand while they are judged, and what was kept stays on probation: each job's latest iterations against those
+//! before the session changed anything.
+//!
+//! Pins of the planner need no proof that they help: it counts the flows on each link, and what it proposes lowers that.
+//! What must be shown is that nobody pays for it. A/B/A would not see the gain either: the rates that a collision cut
+//! take a hundred milliseconds and more to climb, many short iterations, and fall at once where it comes back.
+
+use super::{Phase, Tuner, Verdict};
+use crate::ids::JobId;
+use crate::tune::block::{JOBS_MAX, Look};
+use crate::tune::sequential::Pairs;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// The latest iterations of each job that are compared.
+pub(super) const RECENT: usize = 16;
+/// Standard errors by which a job must be slower than its limit. It is asked after each iteration, and iterations that
+/// follow each other are alike, so two would err too often.
+const SURE: f64 = 2.5;
+
+impl Tuner {
+    /// Takes up the iterations that began while what stands now stood.
+    pub(super) fn note_recent(&mut self, look: &Look) {
+        let Some(block) = &self.block else { return };
+        let untouched = self.kept.is_empty() && self.phase == Phase::Incumbent;
+        for seen in look.jobs.iter().take(JOBS_MAX) {
+            let first = self.first.entry(seen.job.clone()).or_default();
+            let recent = self.recent.entry(seen.job.clone()).or_default();
+            for (start, end) in seen.ended.iter().filter(|(s, _)| *s >= block.from) {
+                let log_s = end.saturating_sub(*start).as_secs_f64().ln();
+                if untouched {
+                    first.add(log_s);
+                } else if log_s.is_finite() {
+                    recent.push_back(log_s);
+                    if recent.len() > RECENT {
+                        recent.pop_front();
+                    }
+                }
+            }
+        }
+        let alive = |job: &JobId| look.jobs.iter().any(|j| j.job == *job);
+        self.first.retain(|job, _| alive(job));
+        self.recent.retain(|job, _| alive(job));
+    }
+
+    /// Log ratio of a job's latest iterations to those before the session changed anything, and its standard error.
+    /// `None`: too few of either.
+    fn since_first(&self, job: &JobId) -> Option<(f64, f64)> {
+        let (first, mut recent) = (self.first.get(job)?, Pairs::default());
+        let latest: &VecDeque<f64> = self.recent.get(job)?;
+        latest.iter().for_each(|x| recent.add(*x));
+        let error = first.error()?.hypot(recent.error()?);
+        Some((recent.mean()? - first.mean()?, error))
+    }
+
+    /// A job that is surely slower than the session may make it.
+    pub(super) fn slowed(&self) -> Option<JobId> {
+        let limit = self.session.limits.slowdown_max.ln_1p();
+        let full = self.recent.iter().filter(|(_, r)| r.len() == RECENT);
+        let mut slowed = full.map(|(job, _)| job).filter(|job| {
+            self.since_first(job)
+                .is_some_and(|(ratio, error)| ratio - SURE * error > limit)
+        });
+        slowed.next().cloned()
+    }
+
+    /// Routes on trial: dropped where a job pays or all are slower on average, kept otherwise.
+    pub(super) fn routes_seen(&mut self, look: &Look, now: Duration) {
+        self.note_recent(look);
+        if let Some(job) = self.slowed() {
+            self.end_trial(Verdict::Slower(job), look, now);
+            return;
+        }
+        let Some(block) = &self.block else { return };
+        if !block.complete(look, 2 * self.session.limits.iterations_first) {
+            if self.late(now) {
+                self.end_trial(Verdict::Silent, look, now);
+            }
+            return;
+        }
+        let mut all = Pairs::default();
+        let mut error = 0.0f64;
+        for seen in &look.jobs {
+            let since = self.since_first(&seen.job);
+            let (Some((ratio, e)), Some(trial)) = (since, &mut self.trial) else {
+                continue;
+            };
+            all.add(ratio);
+            error = error.hypot(e);
+            trial.jobs.entry(seen.job.clone()).or_default().add(ratio);
+        }
+        let mean = all.mean().unwrap_or(0.0);
+        if let Some(trial) = &mut self.trial {
+            trial.all.add(mean);
+        }
+        let worse = mean > error / f64::from(all.n.max(1));
+        let verdict = if worse {
+            Verdict::NoBetter
+        } else {
+            Verdict::Kept
+        };
+        self.end_trial(verdict, look, now);
+    }
+}
