@@ -452,7 +452,7 @@ mod tests {
             let (schema, frame) = encoder.encode(&sample, 0);
             state.decode(&frame.columns).unwrap();
             assert!(schema.is_none());
-            assert_eq!(state.values()[place], expected);
+            assert_eq!(state.get(place), expected);
         }
         let mut reset = with(4, 1);
         reset.resets.insert(key.clone());
@@ -479,7 +479,7 @@ mod tests {
         let mut state = Columns::new(PORT_SIGNALS.len() + 1);
         let first = encoder.encode(&sample(1, 7), 0).1;
         state.decode(&first.columns).unwrap();
-        assert_eq!((state.values()[0], state.values()[1]), (Some(7), None));
+        assert_eq!((state.get(0), state.get(1)), (Some(7), None));
         assert!(encoder.encode(&sample(2, 7), 0).1.columns.is_empty());
     }
 
@@ -498,7 +498,7 @@ mod tests {
         let frame = encoder.encode(&busy(3, 9, 150), 0).1;
         let mut state = Columns::new(PORT_SIGNALS.len() + 1);
         state.decode(&frame.columns).unwrap();
-        assert!(frame.key && state.values()[0] == Some(9));
+        assert!(frame.key && state.get(0) == Some(9));
         assert_eq!(moved(&mut FlowRows::default(), &frame)[0].bytes, 50);
         assert_eq!(frame.series.len(), 1);
     }

@@ -156,16 +156,19 @@ pub fn wire_frame(bytes: &[u8]) -> usize {
 
 /// What decodes encodes to something that decodes to the same.
 fn check_columns(body: &[u8]) -> usize {
+    let all = |columns: &Columns| -> Vec<Option<u64>> {
+        (0..columns.len()).map(|n| columns.get(n)).collect()
+    };
     let mut columns = Columns::new(COLUMNS);
     if columns.decode(body).is_err() {
-        assert_eq!(columns.values(), Columns::new(COLUMNS).values());
+        assert_eq!(all(&columns), [None; COLUMNS]);
         return 0;
     }
     let (mut sender, mut again) = (Columns::new(COLUMNS), Vec::new());
-    sender.encode(columns.values(), &mut again);
+    sender.encode(&all(&columns), &mut again);
     let mut receiver = Columns::new(COLUMNS);
-    assert_eq!(receiver.decode(&again), Ok(()));
-    assert_eq!(receiver.values(), columns.values());
+    assert!(receiver.decode(&again).is_ok());
+    assert_eq!(all(&receiver), all(&columns));
     usize::from(!body.is_empty())
 }
 

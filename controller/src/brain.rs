@@ -4,14 +4,14 @@
 //! through [`Brain::handle`].
 
 use crate::events::{self, NodeEvents};
-use crate::ingest::{Ingest, IngestError, Ingested};
+use crate::ingest::{Ingest, IngestError, Ingested, Layouts};
 use crate::judged::Judged;
 use crate::pinglists::{self, Pinglists};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use weir_controller_core::ids::{JobId, NodeId};
 use weir_controller_core::io::{PinChange, Role};
-use weir_controller_core::memory::{from_bytes, to_bytes};
+use weir_controller_core::keep::{from_bytes, to_bytes};
 use weir_controller_core::topology::Plan;
 use weir_controller_core::verdict::Severity;
 use weir_controller_core::{Command, Config, Core, Input, Memory};
@@ -85,6 +85,7 @@ pub enum Action {
 pub struct Brain {
     pub core: Core,
     streams: BTreeMap<String, Ingest>,
+    layouts: Layouts,
     /// Sources of each node as last reported.
     pub sources: BTreeMap<String, Vec<v1::Source>>,
     /// What agents saw happen.
@@ -103,6 +104,7 @@ impl Brain {
             pinglists: Pinglists::new(config.probe.clone()),
             core: Core::new(config, plan, frozen, lease_base),
             streams: BTreeMap::new(),
+            layouts: Layouts::default(),
             sources: BTreeMap::new(),
             events: NodeEvents::default(),
             frames: 0,
@@ -207,7 +209,7 @@ impl Brain {
         actions: &mut Vec<Action>,
     ) {
         let id = NodeId::new(&node);
-        match Ingest::new(hello) {
+        match Ingest::new(hello, &mut self.layouts) {
             Ok(_) if !self.core.has_room_for(&id) => {
                 actions.push(self.refuse(node, &IngestError::TooManyNodes));
             }
@@ -273,7 +275,7 @@ impl Brain {
                 .inventory(&NodeId::new(&node), inventory, now);
         }
         let samples = ingest.samples;
-        match ingest.message(message) {
+        match ingest.message(message, &mut self.layouts) {
             Ok(Ingested::Input(input)) => {
                 self.frames += u64::from(is_frame);
                 self.samples += ingest.samples - samples;

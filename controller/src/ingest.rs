@@ -2,13 +2,15 @@
 //!
 //! Pure: no clock, no IO. One [`Ingest`] for each stream; it dies with the stream.
 
+mod layout;
 mod rows;
 #[cfg(test)]
 mod tests;
 
 use crate::inventory::{hop_of, inventory_of};
-use crate::values::Values;
-use rows::merged;
+pub use layout::Layouts;
+use layout::{Layout, Rises};
+use rows::{merged, port_samples};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +19,7 @@ use weir_controller_core::ids::{FlowKey, JobId, NodeId};
 use weir_controller_core::io::{self, Input};
 use weir_wire::SAMPLE_INTERVAL_MAX;
 use weir_wire::codec::DecodeError;
-use weir_wire::columns::{COLUMNS_MAX, Columns};
+use weir_wire::columns::{COLUMNS_MAX, Change, Columns};
 use weir_wire::frame::{
     CallRow, CallRows, FlowRow, FlowRows, RoceRow, RoceRows, RunningRows, SERIES_MAX,
 };
@@ -104,10 +106,8 @@ pub enum Ingested {
 pub struct Ingest {
     node: NodeId,
     schema_epoch: u32,
-    /// Ports of the schema, in order.
-    ports: Vec<Arc<str>>,
-    /// The columns that the core looks at, by port.
-    watched: Vec<Watched>,
+    layout: Arc<Layout>,
+    /// What the last frame left; while not in sync, what the counters of the next key frame rise from.
     state: Columns,
     last_seq: Option<u64>,
     last_at: Option<Duration>,
@@ -122,17 +122,6 @@ pub struct Ingest {
     running_rows: RunningRows,
     /// Values decoded so far, for the bytes-per-sample figure.
     pub samples: u64,
-    probes: Vec<ProbeColumn>,
-    values: Values,
-}
-
-/// A column of active probes.
-#[derive(Debug)]
-struct ProbeColumn {
-    column: usize,
-    target: Arc<str>,
-    path: Option<u32>,
-    signal: Signal,
 }
 
 /// One value that an agent's probes saw.
@@ -144,18 +133,6 @@ pub struct ProbeValue<'a> {
     pub path: Option<u32>,
     pub signal: Signal,
     pub value: u64,
-}
-
-/// A column that the core looks at.
-#[derive(Debug)]
-struct Watched {
-    column: usize,
-    /// Index in `ports`.
-    port: usize,
-    signal: Signal,
-    index: Option<u32>,
-    /// Last value of a counter.
-    last: Option<u64>,
 }
 
 /// What the calls of one process have in common.
@@ -170,12 +147,11 @@ struct Series {
 impl Ingest {
     /// # Errors
     /// The Hello's schema is too large.
-    pub fn new(hello: &v1::Hello) -> Result<Ingest, IngestError> {
+    pub fn new(hello: &v1::Hello, layouts: &mut Layouts) -> Result<Ingest, IngestError> {
         let mut ingest = Ingest {
             node: NodeId::new(&hello.node),
             schema_epoch: 0,
-            ports: Vec::new(),
-            watched: Vec::new(),
+            layout: Arc::default(),
             state: Columns::default(),
             last_seq: None,
             last_at: None,
@@ -188,11 +164,9 @@ impl Ingest {
             call_rows: CallRows::default(),
             running_rows: RunningRows::default(),
             samples: 0,
-            probes: Vec::new(),
-            values: Values::default(),
         };
         if let Some(schema) = &hello.schema {
-            ingest.schema(schema)?;
+            ingest.schema(schema, layouts)?;
         }
         Ok(ingest)
     }
@@ -201,11 +175,15 @@ impl Ingest {
     ///
     /// # Errors
     /// [`IngestError`]: the stream is to be closed with its text.
-    pub fn message(&mut self, message: v1::AgentMessage) -> Result<Ingested, IngestError> {
+    pub fn message(
+        &mut self,
+        message: v1::AgentMessage,
+        layouts: &mut Layouts,
+    ) -> Result<Ingested, IngestError> {
         Ok(match message.body.ok_or(IngestError::Empty)? {
             Body::Hello(_) => return Err(IngestError::SecondHello),
             Body::Schema(schema) => {
-                self.schema(&schema)?;
+                self.schema(&schema, layouts)?;
                 Ingested::Input(self.columns())
             }
             Body::Frame(frame) => self.frame(frame)?,
@@ -252,8 +230,7 @@ impl Ingest {
             return;
         }
         (self.in_sync, self.last_seq, self.last_at) = (false, None, None);
-        self.watched.iter_mut().for_each(|w| w.last = None);
-        self.values.begin_anew();
+        self.state.clear();
         self.flows.clear();
     }
 
@@ -262,11 +239,11 @@ impl Ingest {
     pub fn columns(&self) -> Input {
         Input::ColumnsDeclared {
             node: self.node.clone(),
-            columns: self.values.columns(),
+            columns: self.layout.columns.clone(),
         }
     }
 
-    fn schema(&mut self, schema: &v1::Schema) -> Result<(), IngestError> {
+    fn schema(&mut self, schema: &v1::Schema, layouts: &mut Layouts) -> Result<(), IngestError> {
         if schema.columns.len() > COLUMNS_MAX {
             return Err(IngestError::SchemaTooLarge {
                 columns: schema.columns.len(),
@@ -274,63 +251,9 @@ impl Ingest {
         }
         schema.columns.iter().try_for_each(|c| name(&c.port))?;
         self.schema_epoch = schema.epoch;
-        self.values = Values::of(schema, &self.values);
-        // Links are ports as a whole.
-        let whole_ports = schema.columns.iter().enumerate().filter_map(|(n, c)| {
-            let signal = Signal::from_number(c.signal).filter(|s| WATCHED.contains(s))?;
-            // Pause is counted by priority, everything else once.
-            let by_priority = matches!(signal, Signal::PauseRxUs | Signal::PauseTxUs);
-            let whole = c.entity() == v1::Entity::Port
-                && (c.index.is_none() || by_priority)
-                && !c.port.is_empty();
-            whole.then_some((n, c.port.as_str(), signal, c.index))
-        });
-        let whole_ports: Vec<(usize, &str, Signal, Option<u32>)> = whole_ports.collect();
-        let names: BTreeSet<&str> = whole_ports.iter().map(|(_, port, ..)| *port).collect();
-        let names: Vec<&str> = names.into_iter().collect();
-        let before: BTreeMap<(Arc<str>, Signal, Option<u32>), u64> = self
-            .watched
-            .iter()
-            .filter_map(|w| Some(((self.ports[w.port].clone(), w.signal, w.index), w.last?)))
-            .collect();
-        self.ports = names.iter().map(|name| Arc::from(*name)).collect();
-        self.watched = whole_ports
-            .into_iter()
-            .filter_map(|(column, port, signal, index)| {
-                let port = names.binary_search(&port).ok()?;
-                let last = before
-                    .get(&(self.ports[port].clone(), signal, index))
-                    .copied();
-                Some(Watched {
-                    column,
-                    port,
-                    signal,
-                    index,
-                    last,
-                })
-            })
-            .collect();
-        let probes = schema.columns.iter().enumerate().filter_map(|(column, c)| {
-            let signal = Signal::from_number(c.signal)?;
-            (c.entity() == v1::Entity::Probe).then_some((column, c, signal))
-        });
-        // Many columns are of one target: they share its name.
-        let mut targets: BTreeSet<Arc<str>> = BTreeSet::new();
-        let mut shared = |name: &str| {
-            let known = targets.get(name).cloned();
-            let target = known.unwrap_or_else(|| Arc::from(name));
-            targets.insert(target.clone());
-            target
-        };
-        self.probes = probes
-            .map(|(column, c, signal)| ProbeColumn {
-                column,
-                target: shared(&c.port),
-                path: c.index,
-                signal,
-            })
-            .collect();
-        self.state = Columns::new(schema.columns.len());
+        let layout = layouts.of(schema);
+        self.state = self.layout.carried(&self.state, &layout);
+        self.layout = layout;
         self.in_sync = false;
         self.key_came = false;
         Ok(())
@@ -338,13 +261,13 @@ impl Ingest {
 
     /// What the agent's probes saw last, in the order of its columns; nothing after a lost frame.
     pub fn probes(&self) -> impl Iterator<Item = ProbeValue<'_>> {
-        let known = self.probes.iter().filter(|_| self.in_sync);
+        let known = self.layout.probes.iter().filter(|_| self.in_sync);
         known.filter_map(|probe| {
             Some(ProbeValue {
                 target: &probe.target,
                 path: probe.path,
                 signal: probe.signal,
-                value: self.state.values().get(probe.column).copied().flatten()?,
+                value: self.state.get(probe.column)?,
             })
         })
     }
@@ -364,8 +287,12 @@ impl Ingest {
         }
         let lost = self.last_seq.is_some_and(|last| seq != last + 1);
         self.last_seq = Some(seq);
+        let mut before = None;
         if frame.key {
-            self.state.clear();
+            before = Some(std::mem::replace(
+                &mut self.state,
+                Columns::new(self.layout.len),
+            ));
             self.flow_rows = FlowRows::default();
             self.roce_rows = RoceRows::default();
             self.call_rows = CallRows::default();
@@ -378,8 +305,13 @@ impl Ingest {
             return Ok(Ingested::Resync);
         }
         let body = |part| move |source| IngestError::Body { part, seq, source };
-        self.state.decode(&frame.columns).map_err(body("columns"))?;
-        self.samples += self.state.values().len() as u64;
+        let changes = self.state.decode(&frame.columns);
+        let mut changes = changes.map_err(body("columns"))?;
+        if let Some(before) = before {
+            let known = |change: &mut Change| change.before = before.get(change.column);
+            changes.iter_mut().for_each(known);
+        }
+        self.samples += self.state.len() as u64;
         let at = Duration::from_micros(frame.at_us);
         let elapsed = self
             .last_at
@@ -388,8 +320,9 @@ impl Ingest {
         self.last_at = Some(at);
         let resets = frame.resets.iter().filter_map(|r| usize::try_from(*r).ok());
         let resets: BTreeSet<usize> = resets.collect();
-        let ports = self.port_samples(&resets);
-        let values = self.values.read(self.state.values(), &resets);
+        let rises = || Rises::new(&self.state, &changes, &resets);
+        let ports = port_samples(&self.layout, &mut rises());
+        let values = self.layout.values(&mut rises());
         for series in frame.series {
             self.announce_series(series)?;
         }

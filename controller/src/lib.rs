@@ -15,5 +15,4 @@ pub mod record;
 pub mod server;
 pub mod topology_command;
 pub mod topology_file;
-pub mod values;
 pub mod views;

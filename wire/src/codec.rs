@@ -37,16 +37,33 @@ pub(crate) fn put_varint(mut v: u128, out: &mut Vec<u8>) {
 }
 
 /// Reads the number at `at`, of up to 70 bits, and steps over it.
+#[inline]
 pub(crate) fn get_varint(body: &[u8], at: &mut usize) -> Result<u128, DecodeError> {
+    match body.get(*at) {
+        Some(byte) if *byte < 0x80 => {
+            *at += 1;
+            Ok(u128::from(*byte))
+        }
+        Some(_) | None => get_long_varint(body, at),
+    }
+}
+
+/// The same of a number that may have several bytes. Most of them have at most nine: 63 bits.
+fn get_long_varint(body: &[u8], at: &mut usize) -> Result<u128, DecodeError> {
     let start = *at;
-    let mut v = 0u128;
-    for shift in (0..70).step_by(7) {
+    let mut low = 0u64;
+    for shift in (0..63).step_by(7) {
         let byte = *body.get(*at).ok_or(DecodeError::Truncated { at: *at })?;
         *at += 1;
-        v |= u128::from(byte & 0x7f) << shift;
+        low |= u64::from(byte & 0x7f) << shift;
         if byte < 0x80 {
-            return Ok(v);
+            return Ok(u128::from(low));
         }
+    }
+    let byte = *body.get(*at).ok_or(DecodeError::Truncated { at: *at })?;
+    *at += 1;
+    if byte < 0x80 {
+        return Ok(u128::from(low) | u128::from(byte) << 63);
     }
     Err(DecodeError::Overlong { at: start })
 }

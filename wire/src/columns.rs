@@ -22,7 +22,18 @@ pub const COLUMNS_MAX: usize = 20_480;
 /// The column state of one side of a stream: what the last frame left.
 #[derive(Debug, Clone, Default)]
 pub struct Columns {
-    values: Vec<Option<u64>>,
+    /// Zero where a column is absent.
+    values: Vec<u64>,
+    /// Which are not absent, 64 to a word.
+    present: Vec<u64>,
+}
+
+/// A column of which a frame told something else than the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    pub column: usize,
+    /// What it held before; `None` if it was absent.
+    pub before: Option<u64>,
 }
 
 impl Columns {
@@ -30,19 +41,47 @@ impl Columns {
     #[must_use]
     pub fn new(columns: usize) -> Columns {
         Columns {
-            values: vec![None; columns],
+            values: vec![0; columns],
+            present: vec![0; columns.div_ceil(64)],
         }
     }
 
-    /// Values after the last frame; `None` is absent, which is not zero.
+    /// Columns of the schema, absent ones among them.
     #[must_use]
-    pub fn values(&self) -> &[Option<u64>] {
-        &self.values
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Value of a column after the last frame; `None` is absent, which is not zero, or out of the schema.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, column: usize) -> Option<u64> {
+        let value = *self.values.get(column)?;
+        (self.present[column / 64] >> (column % 64) & 1 == 1).then_some(value)
+    }
+
+    /// Puts a value in place of a column's; returns what it was. The column must be one of the schema.
+    #[inline]
+    pub fn replace(&mut self, column: usize, value: Option<u64>) -> Option<u64> {
+        let before = self.get(column);
+        let bit = 1 << (column % 64);
+        match value {
+            Some(_) => self.present[column / 64] |= bit,
+            None => self.present[column / 64] &= !bit,
+        }
+        self.values[column] = value.unwrap_or(0);
+        before
     }
 
     /// Forgets everything, as before a key frame.
     pub fn clear(&mut self) {
-        self.values.fill(None);
+        self.values.fill(0);
+        self.present.fill(0);
     }
 
     /// Appends the changes from the state to `sample` to `out` and makes `sample` the state.
@@ -52,7 +91,7 @@ impl Columns {
         let mut next = 0;
         let mut written = 0;
         while next < self.values.len() {
-            let changed = |i: usize| sample.get(i).copied().flatten() != self.values[i];
+            let changed = |i: usize| sample.get(i).copied().flatten() != self.get(i);
             if !changed(next) {
                 next += 1;
                 continue;
@@ -69,23 +108,22 @@ impl Columns {
             for i in start..next {
                 let new = sample.get(i).copied().flatten();
                 let token = new.map_or(0, |v| {
-                    1 + u128::from(zigzag(
-                        v.wrapping_sub(self.values[i].unwrap_or(0)).cast_signed(),
-                    ))
+                    1 + u128::from(zigzag(v.wrapping_sub(self.values[i]).cast_signed()))
                 });
                 put_varint(token, out);
-                self.values[i] = new;
+                self.replace(i, new);
             }
             written = next;
         }
     }
 
-    /// Applies a frame's body.
+    /// Applies a frame's body; returns the columns that it names, in ascending order.
     ///
     /// # Errors
     /// [`DecodeError`]; the state is then unchanged.
-    pub fn decode(&mut self, body: &[u8]) -> Result<(), DecodeError> {
-        let mut changes = Vec::new();
+    pub fn decode(&mut self, body: &[u8]) -> Result<Vec<Change>, DecodeError> {
+        // No change takes less than a byte.
+        let mut changes = Vec::with_capacity(body.len().min(self.values.len()));
         let mut at = 0;
         let mut column = 0usize;
         let columns = self.values.len();
@@ -113,18 +151,19 @@ impl Columns {
                     Some(delta) => {
                         let delta =
                             u64::try_from(delta).map_err(|_| DecodeError::Overlong { at })?;
-                        let last = self.values[column].unwrap_or(0);
-                        Some(last.wrapping_add(unzigzag(delta).cast_unsigned()))
+                        Some(self.values[column].wrapping_add(unzigzag(delta).cast_unsigned()))
                     }
                 };
-                changes.push((column, value));
+                // What it holds from now on, until all of the body is known to be sound.
+                let before = value;
+                changes.push(Change { column, before });
                 column += 1;
             }
         }
-        for (column, value) in changes {
-            self.values[column] = value;
+        for change in &mut changes {
+            change.before = self.replace(change.column, change.before);
         }
-        Ok(())
+        Ok(changes)
     }
 }
 
@@ -132,6 +171,10 @@ impl Columns {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn all(columns: &Columns) -> Vec<Option<u64>> {
+        (0..columns.len()).map(|n| columns.get(n)).collect()
+    }
 
     #[test]
     fn an_unchanged_sample_costs_nothing() {
@@ -151,7 +194,7 @@ mod tests {
             let mut body = Vec::new();
             tx.encode(&sample, &mut body);
             rx.decode(&body).unwrap();
-            assert_eq!(rx.values(), sample);
+            assert_eq!(all(&rx), sample);
         }
     }
 
@@ -159,7 +202,7 @@ mod tests {
     fn a_truncated_body_changes_nothing() {
         let mut columns = Columns::new(2);
         columns.decode(&[0, 2, 11]).unwrap_err();
-        assert_eq!(columns.values(), [None, None]);
+        assert_eq!(all(&columns), [None, None]);
     }
 
     #[test]
@@ -180,8 +223,13 @@ mod tests {
             for sample in samples {
                 let mut body = Vec::new();
                 tx.encode(&sample, &mut body);
-                rx.decode(&body).unwrap();
-                prop_assert_eq!(rx.values(), &sample[..]);
+                let had = all(&rx);
+                let mut before = sample.clone();
+                for change in rx.decode(&body).unwrap() {
+                    before[change.column] = change.before;
+                }
+                prop_assert_eq!(all(&rx), sample);
+                prop_assert_eq!(before, had);
             }
         }
 
@@ -189,7 +237,7 @@ mod tests {
         fn garbage_never_panics(body in prop::collection::vec(any::<u8>(), 0..64)) {
             let mut columns = Columns::new(5);
             if columns.decode(&body).is_err() {
-                prop_assert_eq!(columns.values(), &[None; 5][..]);
+                prop_assert_eq!(all(&columns), [None; 5]);
             }
         }
     }

@@ -14,7 +14,7 @@
 
 use crate::ids::PortId;
 use crate::io::PortSample;
-use crate::memory::keep;
+use crate::keep::keep;
 use crate::topology::{LinkIx, Topology};
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
 use std::collections::{BTreeSet, VecDeque};
@@ -154,6 +154,7 @@ impl Cables {
         }
     }
 
+    /// What a port counts, from now on if it was not counted before.
     fn port(&mut self, link: LinkIx) -> &mut Port {
         if self.ports.len() <= link.index() {
             self.ports.resize_with(link.index() + 1, Port::default);
@@ -200,6 +201,9 @@ impl Cables {
         }
         let window = u64::try_from(at.as_micros() / window_length).unwrap_or(u64::MAX);
         if port.marks.back().is_none_or(|m| m.window < window) {
+            if port.marks.is_empty() {
+                port.marks.reserve_exact(WINDOWS);
+            }
             if port.marks.len() == WINDOWS {
                 port.marks.pop_front();
             }

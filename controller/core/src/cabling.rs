@@ -9,7 +9,7 @@
 //! [`crate::incident`]. Cost: nothing where nothing is contradicted.
 
 use crate::ids::{NodeId, PortId};
-use crate::memory::keep;
+use crate::keep::keep;
 use crate::topology::{Contradiction, Topology};
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,6 +2,7 @@
 
 mod act;
 mod detect;
+mod resume;
 
 use crate::cables::Cables;
 use crate::cabling::Cabling;
@@ -13,9 +14,9 @@ use crate::incident::Incidents;
 use crate::infer::Inference;
 use crate::io::{Command, Input, NodeSample, Role};
 use crate::jobs::Jobs;
+use crate::keep::keep;
 use crate::links::{Interval, Links};
 use crate::losses::Losses;
-use crate::memory::{Memory, keep};
 use crate::silent::Silent;
 use crate::straggler::Stragglers;
 use crate::topology::{Plan, Topology};
@@ -110,96 +111,6 @@ impl Core {
             next_refresh: Duration::ZERO,
             commands: VecDeque::new(),
         }
-    }
-
-    /// What a core that starts later in the same run cannot measure.
-    #[must_use]
-    pub fn memory(&self) -> Memory {
-        Memory {
-            next_lease: self.next_lease,
-            next_tick: self.next_tick,
-            frozen: self.frozen,
-            incidents: self.incidents.clone(),
-            trials: self.trials.clone(),
-            given_back: self.given_back.clone(),
-            jobs: self.jobs.clone(),
-            inference: self.inference.clone(),
-            nodes: self.nodes.clone(),
-            found_links: self.topology.found_links(),
-            tracks: self
-                .links
-                .restless()
-                .into_iter()
-                .filter_map(|(n, track)| Some((self.topology.port_at(n)?.clone(), track.clone())))
-                .collect(),
-            parted: self.topology.parted().clone(),
-            losses: self.losses.clone(),
-            flows: self.flows.memory(),
-            health: self.health.memory(),
-            silent: self.silent.clone(),
-            cables: self.cables.memory(&self.topology),
-            cabling: self.cabling.clone(),
-            stragglers: self.stragglers.clone(),
-        }
-    }
-
-    /// Goes on from what another core held at this time, when the same nodes have said the same of themselves;
-    /// commands that wait are dropped. [`Input::SegmentBegun`] has to follow, here and there.
-    pub fn remember(&mut self, memory: Memory) {
-        let Memory {
-            next_lease,
-            next_tick,
-            frozen,
-            incidents,
-            trials,
-            given_back,
-            jobs,
-            inference,
-            nodes,
-            found_links,
-            tracks,
-            parted,
-            losses,
-            flows,
-            health,
-            silent,
-            cables,
-            cabling,
-            stragglers,
-        } = memory;
-        for node in self.nodes.keys().filter(|id| !nodes.contains_key(*id)) {
-            self.topology.node_forgotten(node);
-        }
-        self.topology.remember(&found_links, parted);
-        self.losses = losses;
-        for (port, track) in tracks {
-            if let Some(link) = self.topology.number_of(&port) {
-                self.links.remember(link, track);
-            }
-        }
-        self.flows.remember(flows);
-        self.health.remember(health);
-        self.cables.remember(cables, &self.topology);
-        self.next_lease = next_lease;
-        self.next_tick = next_tick;
-        self.frozen = frozen;
-        self.incidents = incidents;
-        self.trials = trials;
-        self.given_back = given_back;
-        self.jobs = jobs;
-        self.nodes = nodes;
-        self.silent = silent;
-        self.cabling = cabling;
-        self.stragglers = stragglers;
-        self.inference = inference;
-        self.commands.clear();
-    }
-
-    /// From here on the graph is as of now and no path is known, so that a replay can start here.
-    fn segment_begun(&mut self, now: Duration) {
-        self.topology.refresh();
-        self.refresh_again(now);
-        self.flows.forget_paths();
     }
 
     /// Takes a fact that arrived at `now`.
@@ -395,41 +306,54 @@ impl Core {
         let job = sample.job();
         self.health
             .sampled(node, &sample.values, sample.elapsed, job, now);
-        if known_role == Role::Switch {
-            let links = self.topology.links_of(node);
-            for port in &sample.ports {
-                if let Ok(n) = links.binary_search_by(|(name, _)| name.cmp(&port.port)) {
-                    self.cables.sampled(links[n].1, port, sample.elapsed, now);
-                }
-            }
-        }
+        self.ports_sampled(node, sample, known_role, now);
         let Some(elapsed) = sample.elapsed else {
             return;
         };
-        let busy = self.jobs.busy_share(now.saturating_sub(elapsed), now);
-        let interval = Interval {
-            at: now,
-            elapsed,
-            busy,
-        };
-        let links = self.topology.links_of(node);
-        for port in &sample.ports {
-            if let Ok(n) = links.binary_search_by(|(name, _)| name.cmp(&port.port)) {
-                let link = links[n].1;
-                let capacity = self.topology.capacity_of(link);
-                self.links
-                    .sampled(link, port, &interval, capacity, &self.config.hotspot);
-                if known_role == Role::Switch {
-                    self.losses
-                        .sampled(link, port, elapsed, &self.topology, now);
-                }
-            }
-        }
         for flow in &sample.flows {
             self.flows.sampled(flow, elapsed, now);
         }
         for key in &sample.flows_closed {
             self.flows.closed(key);
+        }
+    }
+
+    /// Takes what a sample tells of the links that leave its node.
+    fn ports_sampled(&mut self, node: &NodeId, sample: &NodeSample, role: Role, now: Duration) {
+        let is_switch = role == Role::Switch;
+        let interval = sample.elapsed.map(|elapsed| Interval {
+            at: now,
+            elapsed,
+            busy: self.jobs.busy_share(now.saturating_sub(elapsed), now),
+        });
+        let links = self.topology.links_of(node);
+        // Both are in the order of names: as a rule the next is the one behind the last.
+        let mut next = 0;
+        for port in &sample.ports {
+            let is_next = links.get(next).is_some_and(|(name, _)| *name == port.port);
+            let place = if is_next {
+                Ok(next)
+            } else {
+                links.binary_search_by(|(name, _)| name.cmp(&port.port))
+            };
+            let Ok(n) = place else { continue };
+            next = n + 1;
+            let link = links[n].1;
+            // A host's interface does not count what its adapter sends past the kernel.
+            if is_switch && !self.topology.leads_to_host(link) {
+                self.cables.sampled(link, port, sample.elapsed, now);
+            }
+            let Some(interval) = &interval else {
+                continue;
+            };
+            let capacity = self.topology.capacity_of(link);
+            let limits = &self.config.hotspot;
+            self.links.sampled(link, port, interval, capacity, limits);
+            if is_switch {
+                let elapsed = interval.elapsed;
+                self.losses
+                    .sampled(link, port, elapsed, &self.topology, now);
+            }
         }
     }
 

@@ -6,9 +6,10 @@
 use crate::engine::NODES_MAX;
 use crate::ids::{FlowKey, JobId, NodeId, PortId};
 use crate::io::{FlowSample, ResolvedHop, age_max};
-use crate::memory::keep;
+use crate::keep::keep;
 use crate::silent::{self, Tally};
 use crate::topology::Topology;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -152,7 +153,9 @@ impl Flows {
     }
 
     pub fn sampled(&mut self, sample: &FlowSample, elapsed: Duration, at: Duration) {
-        if !self.flows.contains_key(&sample.key) && self.flows.len() >= FLOWS_MAX {
+        let is_full = self.flows.len() >= FLOWS_MAX;
+        let place = self.flows.entry(sample.key);
+        if is_full && matches!(place, Entry::Vacant(_)) {
             self.refused += 1;
             return;
         }
@@ -160,39 +163,36 @@ impl Flows {
         if seconds <= 0.0 {
             return;
         }
-        let rate_bps = sample.bytes as f64 * 8.0 / seconds;
-        let known = self.flows.get(&sample.key);
-        // What a job was inferred to be is said anew with each sample, or holds no longer.
-        let before = || known?.job.clone().filter(|job| !job.is_inferred());
-        let job = sample.job.clone().or_else(before);
-        let before = known.and_then(|f| f.retransmitted_at);
-        let since = known.map_or(at, |f| f.since);
-        let mut tally = known.map(|f| f.tally).unwrap_or_default();
-        let interval = known.map_or(elapsed, |f| f.elapsed.min(elapsed));
-        tally.add(
-            (sample.bytes / silent::PACKET_BYTES, sample.retransmits),
-            interval,
+        let flow = place.or_insert_with(|| Flow {
+            job: None,
+            rate_bps: 0.0,
             at,
-        );
-        let flow = Flow {
-            retransmitted_at: if sample.retransmits > 0 {
-                Some(at)
-            } else {
-                before
-            },
-            job,
-            rate_bps,
-            at,
-            interval,
+            interval: elapsed,
             elapsed,
-            since,
-            retransmits: sample.retransmits,
-            srtt_us: sample.srtt_us,
-            delivered_ce: sample.delivered_ce,
-            tally,
+            since: at,
+            retransmits: 0,
+            retransmitted_at: None,
+            srtt_us: 0,
+            delivered_ce: 0,
+            tally: Tally::default(),
             closed: false,
-        };
-        self.flows.insert(sample.key, flow);
+        });
+        flow.interval = flow.elapsed.min(elapsed);
+        (flow.elapsed, flow.at, flow.closed) = (elapsed, at, false);
+        flow.rate_bps = sample.bytes as f64 * 8.0 / seconds;
+        // What a job was inferred to be is said anew with each sample, or holds no longer.
+        let holds = flow.job.as_ref().is_some_and(|job| !job.is_inferred());
+        if (sample.job.is_some() || !holds) && flow.job != sample.job {
+            flow.job.clone_from(&sample.job);
+        }
+        let packets = sample.bytes / silent::PACKET_BYTES;
+        let counts = (packets, sample.retransmits);
+        flow.tally.add(counts, flow.interval, at);
+        if sample.retransmits > 0 {
+            flow.retransmitted_at = Some(at);
+        }
+        (flow.retransmits, flow.srtt_us) = (sample.retransmits, sample.srtt_us);
+        flow.delivered_ce = sample.delivered_ce;
     }
 
     /// Takes the jobs' names off their flows.

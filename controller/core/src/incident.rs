@@ -3,7 +3,7 @@
 
 use crate::cause::{self, Affected};
 use crate::ids::{JobId, PortId};
-use crate::memory::keep;
+use crate::keep::keep;
 use crate::topology::Topology;
 use crate::verdict::{Class, Verdict};
 use std::collections::{BTreeSet, VecDeque};

@@ -1,7 +1,7 @@
 //! What the core is told (facts, past tense) and what it asks for (commands, imperative).
 
 use crate::ids::{FlowKey, JobId, NodeId, PortId};
-use crate::memory::keep;
+use crate::keep::keep;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;

@@ -22,7 +22,7 @@ mod train;
 use crate::ids::{JobId, NodeId};
 use crate::infer::Group;
 use crate::io::{CollectiveDone, NodeSample, age_max};
-use crate::memory::keep;
+use crate::keep::keep;
 use figures::busiest;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

@@ -25,6 +25,7 @@ pub mod incident;
 pub mod infer;
 pub mod io;
 pub mod jobs;
+pub mod keep;
 pub mod links;
 pub mod localise;
 pub mod losses;

@@ -2,7 +2,7 @@
 
 use crate::config::Hotspot;
 use crate::io::{PortSample, age_max};
-use crate::memory::keep;
+use crate::keep::keep;
 use crate::topology::{LINKS_MAX, LinkIx};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -406,26 +406,24 @@ impl Track {
     }
 
     fn push(&mut self, sample: LinkSample, window: usize) {
-        self.samples.push_back(sample);
-        let mut last = self.samples.iter().rev().take(window);
+        let mut last = self.samples.iter().rev().take(window.saturating_sub(1));
         if sample.hot || sample.pressed && last.all(|s| s.pressed) {
             self.notable_at = Some(sample.at);
         }
-        if !self.was_notable() {
-            self.notable_at = None;
-        }
+        let oldest = self.samples.front().map_or(sample.at, |s| s.at);
+        self.notable_at = self.notable_at.filter(|at| *at >= oldest);
         let keep = if self.notable_at.is_some() {
             SAMPLES_MAX
         } else {
             SAMPLES_QUIET.max(window)
         };
-        if self.samples.len() > keep {
-            let over = self.samples.len() - keep;
-            self.samples.drain(..over);
-            if self.samples.capacity() > 2 * keep {
-                self.samples.shrink_to(keep + 1);
-            }
+        // What is too old goes first: a queue that grows beyond what it keeps takes twice as much.
+        let over = (self.samples.len() + 1).saturating_sub(keep);
+        self.samples.drain(..over);
+        if self.samples.capacity() > 2 * keep {
+            self.samples.shrink_to(keep);
         }
+        self.samples.push_back(sample);
     }
 }
 

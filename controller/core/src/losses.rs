@@ -7,7 +7,7 @@
 
 use crate::ids::{NodeId, PortId};
 use crate::io::PortSample;
-use crate::memory::keep;
+use crate::keep::keep;
 use crate::topology::{LinkIx, Topology};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

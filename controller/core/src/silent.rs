@@ -17,9 +17,9 @@
 use crate::flows::{Flows, RATE_AGE_MAX};
 use crate::ids::{FlowKey, NodeId, PortId};
 use crate::io::{Column, age_max};
+use crate::keep::keep;
 use crate::links::{LinkSample, Links};
 use crate::localise::{Element, Fault, Model, Observations};
-use crate::memory::keep;
 use crate::topology::{LinkIx, Topology};
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
 use std::collections::{BTreeMap, BTreeSet};

@@ -71,6 +71,8 @@ struct Link {
     capacity_bps: Option<f64>,
     /// Named by the operator's file, not inferred.
     planned: bool,
+    /// Its peer is known and forwards for nobody else.
+    to_host: bool,
 }
 
 /// The fabric as known at this moment.
@@ -248,6 +250,12 @@ impl Topology {
         self.links[link.index()].capacity_bps
     }
 
+    /// Whether what leaves by the link is for the host at its other end.
+    #[must_use]
+    pub fn leads_to_host(&self, link: LinkIx) -> bool {
+        self.links[link.index()].to_host
+    }
+
     /// Links that have a number.
     #[must_use]
     pub fn links_held(&self) -> usize {
@@ -348,6 +356,7 @@ impl Topology {
     fn rebuild(&mut self) {
         for link in &mut self.links {
             (link.peer, link.capacity_bps, link.planned) = (None, None, false);
+            link.to_host = false;
         }
         self.addresses.clear();
         self.shared.clear();
@@ -404,6 +413,21 @@ impl Topology {
         }
         self.check_reports(&mut seen);
         self.contradict(seen);
+        self.mark_hosts();
+    }
+
+    /// Marks links that lead to hosts, by the links that leave these.
+    fn mark_hosts(&mut self) {
+        let hosts = self
+            .of_node
+            .iter()
+            .filter(|(node, _)| !self.is_switch(node));
+        let ends = hosts.flat_map(|(_, links)| links);
+        let ends = ends.filter_map(|(_, link)| self.links[link.index()].peer.as_ref());
+        let leading: Vec<LinkIx> = ends.filter_map(|end| self.number_of(end)).collect();
+        for link in leading {
+            self.links[link.index()].to_host = true;
+        }
     }
 
     /// The only neighbour of a port that an address names.
@@ -464,6 +488,7 @@ impl Topology {
                     peer: None,
                     capacity_bps: None,
                     planned: false,
+                    to_host: false,
                 });
                 Some(ix)
             }
@@ -490,6 +515,7 @@ impl Topology {
                     peer,
                     capacity_bps,
                     planned,
+                    ..
                 } = &mut self.links[link.index()];
                 let Some(peer) = peer else { continue };
                 let Some(report) = reported.get(&**name) else {

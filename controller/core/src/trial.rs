@@ -26,7 +26,7 @@ use crate::config::Trial as Limits;
 use crate::ids::{JobId, NodeId};
 use crate::io::{Command, LeaseOutcome, PinChange};
 use crate::jobs::{Job, Signature};
-use crate::memory::keep;
+use crate::keep::keep;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 

@@ -2,7 +2,7 @@
 
 use crate::ids::{JobId, NodeId, PortId};
 use crate::io::PinChange;
-use crate::memory::{Keep, keep};
+use crate::keep::{Keep, keep};
 use std::fmt;
 use std::sync::Arc;
 

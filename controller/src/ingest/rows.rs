@@ -1,56 +1,46 @@
 //! What a frame holds of ports, calls and flows, and what their numbers stand for.
 
+use super::layout::{Layout, Rises};
 use super::{FLOWS_MAX, Ingest, IngestError, Series, name};
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use weir_controller_core::ids::{FlowKey, JobId};
 use weir_controller_core::io;
 use weir_wire::frame::SERIES_MAX;
-use weir_wire::signal::{Kind, Signal};
+use weir_wire::signal::Signal;
 use weir_wire::v1;
 
-impl Ingest {
-    /// The newest value or difference of every port's signals.
-    pub(super) fn port_samples(&mut self, resets: &BTreeSet<usize>) -> Vec<io::PortSample> {
-        let empty = |port: &Arc<str>| io::PortSample {
-            port: port.clone(),
-            ..io::PortSample::default()
-        };
-        let mut samples: Vec<io::PortSample> = self.ports.iter().map(empty).collect();
-        for watched in &mut self.watched {
-            let value = self.state.values()[watched.column];
-            let delta = match watched.signal.kind() {
-                Kind::Gauge => value,
-                Kind::Counter => {
-                    let last = std::mem::replace(&mut watched.last, value);
-                    // A counter that fell without a word is treated as a reset: a gap, never a spike.
-                    let rise = last.zip(value).and_then(|(last, v)| v.checked_sub(last));
-                    rise.filter(|_| !resets.contains(&watched.column))
-                }
-            };
-            let sample = &mut samples[watched.port];
-            #[expect(clippy::wildcard_enum_match_arm, reason = "no other signal is watched")]
-            match watched.signal {
-                Signal::TxBytes => sample.tx_bytes = delta,
-                Signal::QueueBytes | Signal::QueueBytesMax => {
-                    sample.queue_bytes_max = sample.queue_bytes_max.max(delta)
-                }
-                Signal::QueueDrops => sample.drops = delta,
-                Signal::TxPackets => sample.tx_packets = delta,
-                Signal::RxBytes => sample.rx_bytes = delta,
-                Signal::RxPackets => sample.rx_packets = delta,
-                Signal::EcnMarkedTx => sample.ecn_marked = delta,
-                Signal::PauseRxUs => sample.pause_rx_us = sample.pause_rx_us.max(delta),
-                Signal::PauseTxUs => sample.pause_tx_us = sample.pause_tx_us.max(delta),
-                Signal::LinkUp => sample.up = delta.map(|v| v != 0),
-                _ => {}
+/// The newest value or difference of every port's signals.
+pub(super) fn port_samples(layout: &Layout, rises: &mut Rises<'_>) -> Vec<io::PortSample> {
+    let empty = |port: &Arc<str>| io::PortSample {
+        port: port.clone(),
+        ..io::PortSample::default()
+    };
+    let mut samples: Vec<io::PortSample> = layout.ports.iter().map(empty).collect();
+    for watched in &layout.watched {
+        let delta = rises.of(watched.column, watched.signal.kind());
+        let sample = &mut samples[watched.port];
+        #[expect(clippy::wildcard_enum_match_arm, reason = "no other signal is watched")]
+        match watched.signal {
+            Signal::TxBytes => sample.tx_bytes = delta,
+            Signal::QueueBytes | Signal::QueueBytesMax => {
+                sample.queue_bytes_max = sample.queue_bytes_max.max(delta)
             }
+            Signal::QueueDrops => sample.drops = delta,
+            Signal::TxPackets => sample.tx_packets = delta,
+            Signal::RxBytes => sample.rx_bytes = delta,
+            Signal::RxPackets => sample.rx_packets = delta,
+            Signal::EcnMarkedTx => sample.ecn_marked = delta,
+            Signal::PauseRxUs => sample.pause_rx_us = sample.pause_rx_us.max(delta),
+            Signal::PauseTxUs => sample.pause_tx_us = sample.pause_tx_us.max(delta),
+            Signal::LinkUp => sample.up = delta.map(|v| v != 0),
+            _ => {}
         }
-        samples
     }
+    samples
+}
 
+impl Ingest {
     pub(super) fn announce_series(&mut self, series: v1::Series) -> Result<(), IngestError> {
         let v1::Series {
             id,
@@ -112,23 +102,20 @@ impl Ingest {
     }
 }
 
-/// Several queue pairs may have the same ends: they take the same path and are one flow.
+/// Several queue pairs may have the same ends: they take the same path and are one flow. In the order of their keys.
 pub(super) fn merged(flows: impl Iterator<Item = io::FlowSample>) -> Vec<io::FlowSample> {
-    let mut by_key: BTreeMap<FlowKey, io::FlowSample> = BTreeMap::new();
-    for flow in flows {
-        match by_key.entry(flow.key) {
-            Entry::Vacant(place) => {
-                place.insert(flow);
-            }
-            Entry::Occupied(mut known) => {
-                let known = known.get_mut();
-                known.bytes += flow.bytes;
-                known.retransmits += flow.retransmits;
-                known.delivered_ce += flow.delivered_ce;
-                known.received_ce += flow.received_ce;
-                known.cnps_sent += flow.cnps_sent;
-            }
+    let mut flows: Vec<io::FlowSample> = flows.collect();
+    flows.sort_by_key(|flow| flow.key);
+    flows.dedup_by(|flow, known| {
+        if flow.key != known.key {
+            return false;
         }
-    }
-    by_key.into_values().collect()
+        known.bytes += flow.bytes;
+        known.retransmits += flow.retransmits;
+        known.delivered_ce += flow.delivered_ce;
+        known.received_ce += flow.received_ce;
+        known.cnps_sent += flow.cnps_sent;
+        true
+    });
+    flows
 }

@@ -110,6 +110,13 @@ pub struct Cost {
     /// Seconds of the fleet before those measured.
     pub warm_up_s: u64,
     pub wire_bytes_per_sample: f64,
+    /// What a segment of a recording holds of the brain's memory; Hellos, inventories and frames come on top.
+    /// `None`: not measured.
+    #[serde(default)]
+    pub restart_point_bytes_per_node: Option<u64>,
+    /// CPU time for which the brain writes it and takes in nothing else.
+    #[serde(default)]
+    pub restart_point_stall_s: Option<f64>,
 }
 
 /// CPU time of this thread (schedstat of proc(5)).
@@ -244,6 +251,9 @@ pub fn measure(
         tell(second);
     }
     let own = u64::try_from(held() - before).unwrap_or(0);
+    let start = cpu();
+    let memory = brain.memory();
+    let stall = cpu() - start;
     drop(brain);
     let each = seconds.max(1) as f64;
     let host = agents
@@ -264,6 +274,8 @@ pub fn measure(
         bytes_per_node: own / nodes.max(1) as u64,
         warm_up_s,
         wire_bytes_per_sample: round(bytes as f64 / samples.max(1) as f64),
+        restart_point_bytes_per_node: Some((memory.len() / nodes.max(1)) as u64),
+        restart_point_stall_s: Some(round(stall.as_secs_f64())),
     }
 }
 

@@ -310,6 +310,16 @@ fn main() -> anyhow::Result<ExitCode> {
                     cost.wire_bytes_per_sample,
                     cost.bytes_per_node as f64 / 1024.0
                 )?;
+                if let (Some(bytes), Some(stall)) = (
+                    cost.restart_point_bytes_per_node,
+                    cost.restart_point_stall_s,
+                ) {
+                    let kib = bytes as f64 / 1024.0;
+                    writeln!(
+                        out,
+                        "a segment of a recording begins with {kib:.1} KiB of the brain's memory a node, written in {stall:.2} s of CPU"
+                    )?;
+                }
             }
         }
     }

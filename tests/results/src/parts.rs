@@ -328,7 +328,7 @@ fn cost(raw: &Value) -> Result<(String, Keys), String> {
          thread with all detectors, {} s after the start, when all of them have learnt what they need:\n\n",
         cost.nodes, cost.directed_links, cost.host_columns, cost.warm_up_s
     );
-    let rows = [
+    let mut rows = vec![
         ("values in a second", cost.samples_per_s as f64),
         ("CPU seconds for a second of the fleet", cost.cpu_s_per_s),
         ("of the longest second", cost.cpu_s_max),
@@ -340,6 +340,16 @@ fn cost(raw: &Value) -> Result<(String, Keys), String> {
             cost.bytes_per_node as f64,
         ),
     ];
+    let restart_bytes = cost.restart_point_bytes_per_node.map(|n| n as f64);
+    rows.extend(restart_bytes.map(|n| {
+        (
+            "bytes of the brain's memory for a node where a segment of a recording begins",
+            n,
+        )
+    }));
+    let stall = cost.restart_point_stall_s;
+    rows.extend(stall.map(|s| ("CPU seconds for which the brain writes it", s)));
+    let rows = rows.into_iter();
     let rows = rows.map(|(name, value)| vec![name.to_owned(), plain(value)]);
     write!(text, "{}", table(&["figure", "value"], rows)).map_err(|e| e.to_string())?;
     let keys = keys([
@@ -349,6 +359,8 @@ fn cost(raw: &Value) -> Result<(String, Keys), String> {
             (cost.nodes > 9_000).then_some(cost.cpu_s_per_s),
         ),
         ("core_bytes_per_node", Some(cost.bytes_per_node as f64)),
+        ("restart_point_bytes_per_node", restart_bytes),
+        ("restart_point_stall_s", stall),
     ]);
     Ok((text, keys))
 }

@@ -12,7 +12,7 @@ use super::events::{Effect, Sign};
 use super::rules::RULES;
 use super::watch::Found;
 use crate::io::{Column, NodeEvent};
-use crate::memory::keep;
+use crate::keep::keep;
 use crate::verdict::{Class, Severity};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;

@@ -9,7 +9,7 @@
 //!
 //! Cold start: empty. Missing samples change nothing. Recovery is by time, in [`super::alarm`].
 
-use crate::memory::keep;
+use crate::keep::keep;
 use std::time::Duration;
 
 /// Whether the last 32 samples were bad, the newest in the lowest bit.

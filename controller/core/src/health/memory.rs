@@ -6,7 +6,7 @@ use super::reference::References;
 use super::{Bounces, Health, Node, watch};
 use crate::ids::NodeId;
 use crate::io::Role;
-use crate::memory::keep;
+use crate::keep::keep;
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -18,7 +18,7 @@
 use super::debounce::History;
 use crate::ids::{JobId, NodeId};
 use crate::io::{Column, age_max};
-use crate::memory::keep;
+use crate::keep::keep;
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -6,7 +6,7 @@ use super::reference::{self, Group, Model, References};
 use super::rules::{self, Condition, RULES, Rule};
 use crate::config;
 use crate::io::Column;
-use crate::memory::{Keep, keep};
+use crate::keep::{Keep, keep};
 use crate::verdict::Class;
 use std::collections::BTreeMap;
 use std::sync::Arc;

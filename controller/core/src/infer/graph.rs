@@ -2,7 +2,7 @@
 
 use super::{BALANCE_MIN, EDGE_BYTES_MIN, WINDOW};
 use crate::ids::{JobId, NodeId};
-use crate::memory::keep;
+use crate::keep::keep;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;

@@ -25,7 +25,7 @@ mod tests;
 use crate::ids::{JobId, NodeId};
 use crate::io::NodeSample;
 use crate::jobs::Iteration;
-use crate::memory::keep;
+use crate::keep::keep;
 use crate::topology::Topology;
 use graph::{Edge, Pair, components, rings};
 use rhythm::{Beat, SAMPLES_MAX};

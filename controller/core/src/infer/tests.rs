@@ -235,7 +235,7 @@ fn half_of_a_job_whose_other_half_is_reported_is_none() {
 
 #[test]
 fn what_is_kept_as_bytes_goes_on_alike() {
-    use crate::memory::Keep;
+    use crate::keep::Keep;
     let topology = topology(4);
     let mut inference = Inference::default();
     let go_on = |inference: &mut Inference, seconds: std::ops::Range<u32>| {

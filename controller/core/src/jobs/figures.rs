@@ -128,7 +128,14 @@ pub(super) fn busiest<'a>(
     from: Duration,
     to: Duration,
 ) -> f64 {
-    let current = jobs.filter(|j| to.saturating_sub(j.last_seen) <= j.age_max(CURRENT));
-    let shares = current.map(|j| 1.0 - j.idle_share(from, to));
-    shares.reduce(f64::max).unwrap_or(1.0)
+    let mut most: Option<f64> = None;
+    for job in jobs.filter(|j| to.saturating_sub(j.last_seen) <= j.age_max(CURRENT)) {
+        let share = 1.0 - job.idle_share(from, to);
+        // No job is busier than all the time: asked with each sample, of each job that a fleet runs.
+        if share >= 1.0 {
+            return share;
+        }
+        most = Some(most.map_or(share, |most| most.max(share)));
+    }
+    most.unwrap_or(1.0)
 }

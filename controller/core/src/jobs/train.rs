@@ -1,7 +1,7 @@
 //! Calls that only queue work (NCCL, RCCL): how long it takes from one to the next.
 
 use super::Iteration;
-use crate::memory::keep;
+use crate::keep::keep;
 use std::time::Duration;
 
 /// A window over calls that only queue work lasts at least this long.

@@ -8,7 +8,7 @@
 //! Cold start, and after each break in the node's clock: the first sample's arrival. What was learnt from starts before a
 //! break holds no more ([`Clock::breaks`]). Cost: a few additions a sample.
 
-use crate::memory::keep;
+use crate::keep::keep;
 use std::time::Duration;
 
 /// The least difference is of the last one to two of these: longer than a node is held up, so short that clocks which

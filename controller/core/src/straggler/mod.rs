@@ -32,7 +32,7 @@ mod tests;
 use crate::ids::{JobId, NodeId};
 use crate::io::NodeSample;
 use crate::jobs::Jobs;
-use crate::memory::keep;
+use crate::keep::keep;
 use crate::verdict::{Class, Evidence, Impact, Severity, Subject, Verdict};
 use clock::Clock;
 pub use ranks::Ranks;

@@ -6,7 +6,7 @@ use super::{CALIBRATED, Kind, LATE_MIN, RANKS_MAX, SPREADS, WINDOW};
 use crate::ids::NodeId;
 use crate::io::CollectiveDone;
 use crate::jobs::{moves_data, only_queues};
-use crate::memory::keep;
+use crate::keep::{Keep, keep};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,7 +93,18 @@ impl Starts {
         self.sorted.clear();
     }
 }
-keep!(struct Starts { came, sorted });
+
+impl Keep for Starts {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.came.put(out);
+    }
+    fn take(from: &mut &[u8]) -> Option<Starts> {
+        let came: VecDeque<f64> = Keep::take(from)?;
+        let mut sorted: Vec<f64> = came.iter().copied().collect();
+        sorted.sort_by(f64::total_cmp);
+        Some(Starts { came, sorted })
+    }
+}
 
 keep!(struct Track { node, calls, seen, last, gaps_max, burst, lengths, length, starts, breaks });
 
@@ -121,12 +132,20 @@ keep!(struct Part { short_s, behind_s });
 #[derive(Debug, Clone, Default)]
 struct Iteration {
     threshold_s: f64,
-    ranks: BTreeMap<u32, Lateness>,
+    /// In the order of ranks.
+    ranks: Vec<(u32, Lateness)>,
     /// Those of them that stand out: none, as a rule, and all that is asked for at each look.
     late: Vec<Late<u32>>,
     /// The same of the medians of nodes' ranks, of which chance makes less.
     node_threshold_s: f64,
     late_nodes: Vec<Late<NodeId>>,
+}
+
+impl Iteration {
+    fn lateness(&self, rank: u32) -> Option<Lateness> {
+        let place = self.ranks.binary_search_by_key(&rank, |(rank, _)| *rank);
+        place.ok().map(|n| self.ranks[n].1)
+    }
 }
 
 /// Who stands out, how, and by how many seconds.
@@ -375,6 +394,7 @@ impl Ranks {
         let threshold_s = threshold(&all, middle, length);
         let mut iteration = Iteration {
             threshold_s,
+            ranks: Vec::with_capacity(late.len()),
             ..Iteration::default()
         };
         for (rank, late, behind) in late {
@@ -400,7 +420,7 @@ impl Ranks {
             if let (Some(kind), late_s) = judged {
                 iteration.late.push((rank, kind, late_s));
             }
-            iteration.ranks.insert(rank, judged);
+            iteration.ranks.push((rank, judged));
         }
         self.compare_nodes(&mut iteration, length);
         push(&mut self.iterations, iteration, WINDOW);

@@ -9,7 +9,7 @@ use weir_controller_core::io::{
     self, CollectiveDone, Command, FlowSample, Input, Inventory, LeaseOutcome, NodeSample,
     PinChange, PortInventory, PortSample, ResolvedHop, Role,
 };
-use weir_controller_core::memory::{from_bytes, to_bytes};
+use weir_controller_core::keep::{from_bytes, to_bytes};
 use weir_controller_core::topology::{Cable, Plan};
 use weir_controller_core::trial::State;
 use weir_controller_core::{Core, Memory};

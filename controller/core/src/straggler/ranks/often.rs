@@ -50,7 +50,7 @@ impl Ranks {
                     .is_some_and(|t| t.node.as_ref() == Some(&node))
             };
             let late_s = |rank: &u32| {
-                let all = self.iterations.iter().filter_map(|i| i.ranks.get(rank));
+                let all = self.iterations.iter().filter_map(|i| i.lateness(*rank));
                 all.map(|(_, late_s)| late_s).sum::<f64>()
             };
             let ranks = self.tracks.keys().filter(|r| there(**r));
@@ -135,7 +135,7 @@ impl Ranks {
         let lost = self.iterations.iter().map(|iteration| {
             let worst = |ours: bool| {
                 let ranks = iteration.ranks.iter().filter(|(rank, (kind, _))| {
-                    straggles(**rank) == ours && kind.is_none_or(|k| k == of)
+                    straggles(*rank) == ours && kind.is_none_or(|k| k == of)
                 });
                 ranks.map(|(_, (_, late))| *late).fold(0.0, f64::max)
             };
@@ -154,10 +154,10 @@ impl Ranks {
         let there = self.tracks.iter().filter(|(_, t)| t.node == own.node);
         let late = there.filter_map(|(rank, _)| {
             let newest = self.iterations.iter().rev().take(straggler.iterations);
-            let times = newest.filter_map(|i| i.ranks.get(rank));
+            let times = newest.filter_map(|i| i.lateness(*rank));
             median(times.map(|(kind, late_s)| match kind {
                 Some(Kind::Network) => 0.0,
-                Some(Kind::Compute) | None => *late_s,
+                Some(Kind::Compute) | None => late_s,
             }))
         });
         let late: Vec<f64> = late.collect();
