@@ -6,7 +6,7 @@
 
 use crate::fabric::Fabric;
 use crate::job::{Call, Job};
-use crate::moment::{Moment, State};
+use crate::moment::{FULL, Moment, State};
 use crate::physics::Physics;
 use std::collections::BTreeMap;
 
@@ -118,11 +118,15 @@ impl Load {
             group.iter().for_each(|j| jobs[*j].rest(from_s));
             let mut at = from_s;
             while at < to_s {
-                let (sending, until) = next_change(jobs, &group, to_s);
-                let until = until.max(at + MOMENT_MIN_S).min(to_s);
+                let sending = senders(jobs, &group);
                 self.remember(fabric, physics, jobs, &sending);
-                self.go_on(jobs, &group, &sending, until, &mut returned);
-                at = until;
+                let moment = &self.moments[&sending];
+                for j in &sending {
+                    jobs[*j].comm_s = moment.comm_s(*j);
+                }
+                let until = next_change(jobs, &group, to_s).max(at + MOMENT_MIN_S);
+                at = until.min(to_s);
+                self.go_on(jobs, &group, &sending, at, &mut returned);
             }
             self.groups.push(group);
         }
@@ -143,9 +147,6 @@ impl Load {
         for number in group {
             let job = &mut jobs[*number];
             let before = job.progress;
-            if sending.contains(number) {
-                job.comm_s = moment.comm_s(*number);
-            }
             job.step(until_s, &mut calls);
             returned.extend(calls.drain(..).map(|call| (*number, call)));
             let progress = job.progress - before;
@@ -175,14 +176,20 @@ impl Load {
     }
 }
 
-/// Those of a group that send now, and when that changes. One that is alone has the same rates all the time.
-fn next_change(jobs: &[Job], group: &[usize], to_s: f64) -> (Vec<usize>, f64) {
-    if let [alone] = group {
-        return (vec![*alone], to_s);
-    }
-    let sending = group.iter().copied().filter(|j| jobs[*j].is_sending());
+/// Those of a group that send now. One that is alone has the same rates all the time.
+fn senders(jobs: &[Job], group: &[usize]) -> Vec<usize> {
+    let all = group.iter().copied();
+    all.filter(|j| group.len() == 1 || jobs[*j].is_sending())
+        .collect()
+}
+
+/// When somebody of a group begins or ends to send; `to_s` if nobody does before, or if it makes no difference.
+fn next_change(jobs: &[Job], group: &[usize], to_s: f64) -> f64 {
     let changes = group.iter().map(|j| jobs[*j].changes_at());
-    (sending.collect(), changes.fold(to_s, f64::min))
+    changes.fold(
+        to_s,
+        |next, at| if group.len() == 1 { next } else { next.min(at) },
+    )
 }
 
 /// Pause that hosts send, and how far it goes upstream.
@@ -242,7 +249,8 @@ fn groups(
             .for_each(|l| offered[*l] += flow.demand_bps);
     }
     let mut groups: Vec<Vec<usize>> = active.iter().map(|j| vec![*j]).collect();
-    let tight = (0..capacity.len()).filter(|l| users[*l].len() > 1 && offered[*l] > capacity[*l]);
+    let tight =
+        (0..capacity.len()).filter(|l| users[*l].len() > 1 && offered[*l] > capacity[*l] * FULL);
     for link in tight {
         let shares = |group: &Vec<usize>| group.iter().any(|j| users[link].contains(j));
         let (together, apart): (Vec<_>, Vec<_>) = groups.into_iter().partition(shares);

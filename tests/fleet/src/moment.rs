@@ -15,6 +15,8 @@ use weir_controller_core::maxmin;
 const KMIN_S: f64 = 400e3 * 8.0 / 100e9;
 /// All are marked at this queue (1,600 KB at 100 Gb/s).
 const KMAX_S: f64 = 4.0 * KMIN_S;
+/// Demand over capacity from which a link holds flows back: more than rounding makes of one that fits.
+pub const FULL: f64 = 1.001;
 /// Slower is standing still.
 const STALLED_BPS: f64 = 1e3;
 
@@ -191,11 +193,7 @@ fn rates(jobs: &[Job], going: &[usize], capacity: &[f64]) -> BTreeMap<(usize, us
             *offered.entry(*link).or_default() += flow.demand_bps;
         }
     }
-    let tight = |l: &Link| {
-        offered
-            .get(l)
-            .is_some_and(|bps| *bps > capacity[*l] * 1.001)
-    };
+    let tight = |l: &Link| offered.get(l).is_some_and(|bps| *bps > capacity[*l] * FULL);
     let mut paths: Vec<Vec<Link>> = Vec::new();
     let mut limits: BTreeMap<Link, f64> = BTreeMap::new();
     let mut whose: Vec<(usize, usize)> = Vec::new();
