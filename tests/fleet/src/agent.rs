@@ -3,7 +3,7 @@
 use crate::counters::Counters;
 use crate::fabric::{Tier, UP_GROUP};
 use crate::job::Call;
-use crate::load::{GO_BACK, PACKET};
+use crate::load::GO_BACK;
 use crate::world::World;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -237,12 +237,10 @@ impl Agent {
                 continue;
             }
             let flow = &job.flows[*f];
-            let bytes = flow.bytes * job.progress;
-            let packets = bytes / PACKET;
             let moved = self.moved.entry((*j, *f)).or_default();
-            moved.bytes += bytes;
-            moved.retransmits += packets * flow.loss * GO_BACK;
-            moved.marked += packets * flow.marked;
+            moved.bytes += flow.moved.bytes;
+            moved.retransmits += flow.moved.lost * GO_BACK;
+            moved.marked += flow.moved.marks;
         }
         let calls = world.calls[self.node].iter();
         self.calls.extend(calls.filter(|(j, _)| world.is_seen(*j)));

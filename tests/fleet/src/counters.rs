@@ -5,7 +5,7 @@
 
 use crate::columns::{GPUS, Gpu, Layout, NVLINK_COLUMNS, NVLINKS, Of, Rdma};
 use crate::fabric::{Link, Tier};
-use crate::load::{PACKET, Share};
+use crate::load::PACKET;
 use crate::physics::GpuFault;
 use crate::site::Site;
 use crate::world::World;
@@ -345,18 +345,7 @@ impl Counters {
     fn device(&mut self, world: &World, n: usize, seconds: f64) {
         let link = self.ports[n];
         let peer = world.fabric.ports[link].peer;
-        let sum = |shares: &[Share]| {
-            let mut all = Share::default();
-            for share in shares {
-                let progress = world.jobs[share.job].progress;
-                all.bytes += progress * share.bytes;
-                all.marks += progress * share.marks;
-                all.lost += progress * share.lost;
-                all.cnp += progress * share.cnp;
-            }
-            all
-        };
-        let (sent, received) = (sum(&world.load.sent[link]), sum(&world.load.received[link]));
+        let (sent, received) = (world.load.sent[link], world.load.received[link]);
         let layout = self.layout;
         let at = |c| layout.device(n, c);
         let up = world.physics.up[link];

@@ -313,8 +313,12 @@ impl Fleet {
                                 e.node().is_some_and(|e| e.as_str() == self.agents[n].name)
                             })
                     });
-                    if is_host && !busy && !faulty && self.agents[n].connected {
-                        self.world.boot(node, begin + down_s + LINKS_AFTER_S);
+                    let back = begin + down_s + LINKS_AFTER_S;
+                    // No scheduler starts a job on a node that boots.
+                    let mut booked = self.world.schedule.iter().filter(|s| s.start_s <= back);
+                    let booked = booked.any(|s| s.nodes.contains(&node));
+                    if is_host && !busy && !booked && !faulty && self.agents[n].connected {
+                        self.world.boot(node, back);
                         self.lose(n, begin, begin + down_s, true);
                     }
                 }

@@ -5,6 +5,7 @@
 //! together, as a pipelined ring does.
 
 use crate::fabric::Link;
+use crate::load::Moved;
 use weir_controller_core::ids::FlowKey;
 use weir_sim::rng::Rng;
 
@@ -57,11 +58,10 @@ pub struct Flow {
     pub bytes: f64,
     /// Empty while there is no way.
     pub path: Vec<Link>,
-    pub rate_bps: f64,
     /// Share of packets lost.
     pub loss: f64,
-    /// Share of packets marked.
-    pub marked: f64,
+    /// In the last interval.
+    pub moved: Moved,
 }
 
 /// A finished call of one rank.
@@ -81,16 +81,20 @@ pub struct Job {
     pub per_node: usize,
     /// Added to the computing of single ranks, and to the end of their calls: seconds.
     pub late: Vec<(usize, f64, bool)>,
-    /// A step's transfer as flows are now, in seconds; infinite if one has no way.
+    /// A step's transfer as flows are now, in seconds.
     pub comm_s: f64,
     rng: Rng,
     cursor_s: f64,
     arrivals: Vec<f64>,
     begins_s: f64,
     remaining: f64,
-    /// Share of a step's transfer that the last interval moved.
+    /// Begin of the interval.
+    from_s: f64,
+    /// Time in the interval for which it sent.
+    sent_s: f64,
+    /// Steps' transfers that were moved in the interval so far.
     pub progress: f64,
-    /// Share of the last interval in which data moved.
+    /// Share of the interval so far in which data moved.
     pub busy: f64,
     pub steps: u64,
 }
@@ -113,6 +117,8 @@ impl Job {
             arrivals: Vec::new(),
             begins_s: start,
             remaining: 1.0,
+            from_s: start,
+            sent_s: 0.0,
             progress: 0.0,
             busy: 0.0,
             steps: 0,
@@ -155,36 +161,67 @@ impl Job {
         self.remaining = 1.0;
     }
 
-    /// Goes on until `to_s`; the calls that returned meanwhile are added.
-    pub fn step(&mut self, to_s: f64, calls: &mut Vec<Call>) {
-        (self.progress, self.busy) = (0.0, 0.0);
-        let from = self.cursor_s;
+    /// Whether data of it is on the wire now.
+    #[must_use]
+    pub fn is_sending(&self) -> bool {
+        !self.trains() || self.cursor_s >= self.begins_s
+    }
+
+    /// When it begins or ends to send if nothing changes before.
+    #[must_use]
+    pub fn changes_at(&self) -> f64 {
         if !self.trains() {
-            let span = (to_s - from).max(0.0);
-            (self.progress, self.busy, self.cursor_s) =
-                (span, if span > 0.0 { 1.0 } else { 0.0 }, to_s);
-            return;
+            return f64::INFINITY;
         }
+        let ends_s = self.cursor_s + self.remaining * self.comm_s;
+        if self.is_sending() {
+            ends_s
+        } else {
+            self.begins_s
+        }
+    }
+
+    /// Begins an interval at `from_s`.
+    pub fn rest(&mut self, from_s: f64) {
+        (self.progress, self.busy, self.sent_s) = (0.0, 0.0, 0.0);
+        self.from_s = from_s.min(self.cursor_s);
+        for flow in &mut self.flows {
+            flow.moved = Moved::default();
+        }
+    }
+
+    /// Goes on until `to_s`, in the interval that began last; the calls that returned meanwhile are added.
+    pub fn step(&mut self, to_s: f64, calls: &mut Vec<Call>) {
         while self.cursor_s < to_s {
+            let left = to_s - self.cursor_s;
+            if !self.trains() {
+                self.send(left, left);
+                self.cursor_s = to_s;
+                break;
+            }
             if self.cursor_s < self.begins_s {
                 self.cursor_s = self.begins_s.min(to_s);
                 continue;
             }
             let needs = self.remaining * self.comm_s;
             if self.cursor_s + needs > to_s {
-                let share = (to_s - self.cursor_s) / self.comm_s;
-                self.progress += share;
+                let share = left / self.comm_s;
                 self.remaining -= share;
-                self.busy += to_s - self.cursor_s;
+                self.send(left, share);
                 self.cursor_s = to_s;
                 break;
             }
-            self.progress += self.remaining;
-            self.busy += needs;
-            self.cursor_s += needs;
+            self.send(needs, self.remaining);
             self.finish(calls);
         }
-        self.busy = (self.busy / (to_s - from).max(1e-9)).min(1.0);
+        self.busy = (self.sent_s / (to_s - self.from_s).max(1e-9)).min(1.0);
+    }
+
+    /// Sends this share of a step's transfer.
+    fn send(&mut self, seconds: f64, share: f64) {
+        self.progress += share;
+        self.sent_s += seconds;
+        self.cursor_s += seconds;
     }
 
     fn finish(&mut self, calls: &mut Vec<Call>) {
@@ -335,6 +372,7 @@ mod tests {
             let mut job = job(false, vec![]);
             let (mut at, mut moved, mut calls) = (0.0, 0.0, Vec::new());
             for cut in cuts {
+                job.rest(at);
                 at += cut;
                 job.step(at, &mut calls);
                 moved += job.progress;

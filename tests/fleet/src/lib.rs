@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! scenario (seed) ──► World: fabric, jobs, faults ──► Counters of each node ──► Agent: frames of weir-wire
-//!                       load: max-min rates, queues,                               │ lost, late, twice, restarted
-//!                       marks, pause                                               ▼
+//!                       load: who sends when; moment: max-min                      │ lost, late, twice, restarted
+//!                       rates, queues, marks, pause                                ▼
 //!        score ◄── truth of the faults, incidents ◄── Brain: the real ingest and the real core
 //! ```
 //!
@@ -22,6 +22,7 @@ pub mod healthy;
 pub mod inject;
 pub mod job;
 pub mod load;
+pub mod moment;
 pub mod noise;
 pub mod physics;
 pub mod scenario;

@@ -1,202 +1,222 @@
-//! What the flows of all jobs do to the links: max-min fair rates, queues, marks and pause.
+//! What the flows of all jobs do to the links over time: who sends at the same moments, and what each moves then.
 //!
-//! Rates are those of jobs that all communicate at once, the worst case. A link on which all demands together fit
-//! holds nobody back, so that only the others are solved for. Queues are those of DCQCN with the marking thresholds of
-//! the published settings (Kmin 400 KB, Kmax 1,600 KB at 100 Gb/s, in proportion to the rate).
+//! A job computes and communicates in phases of its own. Jobs that could overload a link together are a group, of which
+//! each change is followed: whenever one of them begins or ends to send, rates and queues are those of the others
+//! ([`Moment`]). A job that shares no tight link has the same rates whatever the others do.
 
-use crate::fabric::{Fabric, Link};
-use crate::job::Job;
+use crate::fabric::Fabric;
+use crate::job::{Call, Job};
+use crate::moment::{FULL, Moment, State};
 use crate::physics::Physics;
 use std::collections::BTreeMap;
-use weir_controller_core::maxmin;
 
-/// Marking starts at this queue, as seconds of the link's rate (400 KB at 100 Gb/s).
-const KMIN_S: f64 = 400e3 * 8.0 / 100e9;
-/// All are marked at this queue (1,600 KB at 100 Gb/s).
-const KMAX_S: f64 = 4.0 * KMIN_S;
 /// Bytes of a RoCE packet.
 pub const PACKET: f64 = 4096.0;
 /// Packets sent again for a lost one: go-back-N over the round trip of a fabric at 400 Gb/s.
 pub const GO_BACK: f64 = 24.0;
-/// Slower is standing still.
-const STALLED_BPS: f64 = 1e3;
+/// Changes that are nearer to each other than this are one: seconds.
+const MOMENT_MIN_S: f64 = 1e-6;
+/// A flow gets one notification of congestion in this time at most: seconds.
+const CNP_EVERY_S: f64 = 50e-6;
 
-/// What a link does while the jobs on it communicate.
+/// What a flow, or all flows over a link or a NIC, moved in the last interval.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct State {
-    /// Demand over capacity.
-    pub overload: f64,
-    pub queue_bytes: f64,
-    /// Share of packets marked as they leave.
-    pub marked: f64,
-    /// Share of the time for which the peer keeps this transmitter paused: while jobs communicate, and always.
-    pub paused: f64,
-    pub paused_always: f64,
-}
-
-/// What one job's step does to one link or NIC.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Share {
-    pub job: usize,
+pub struct Moved {
     pub bytes: f64,
     pub marks: f64,
     pub lost: f64,
-    /// Of a NIC, by what the others see.
+    /// Notifications of congestion, of a NIC.
     pub cnp: f64,
 }
 
-/// The load of everything.
+impl Moved {
+    fn add(&mut self, more: Moved) {
+        self.bytes += more.bytes;
+        self.marks += more.marks;
+        self.lost += more.lost;
+        self.cnp += more.cnp;
+    }
+}
+
+/// The load of everything in the last interval.
 #[derive(Debug, Clone, Default)]
 pub struct Load {
+    /// The worst of each link's moments.
     pub links: Vec<State>,
-    /// Bytes, marks of each job on each link.
-    pub on_link: Vec<Vec<Share>>,
+    pub on_link: Vec<Moved>,
     /// What each host's port receives as a notification point, and sends as a reaction point.
-    pub received: Vec<Vec<Share>>,
-    pub sent: Vec<Vec<Share>>,
+    pub received: Vec<Moved>,
+    pub sent: Vec<Moved>,
+    /// Jobs with flows over each link.
+    pub users: Vec<Vec<usize>>,
+    /// What pause does to each link whoever sends.
+    base: Vec<State>,
+    capacity: Vec<f64>,
+    groups: Vec<Vec<usize>>,
+    /// By the jobs that send.
+    moments: BTreeMap<Vec<usize>, Moment>,
 }
 
 impl Load {
-    /// Sets paths, rates and step times of the jobs that run, and returns what they do to the links.
+    /// Sets the paths of the jobs that run, and finds out who may hold whom back.
     pub fn settle(fabric: &Fabric, physics: &Physics, jobs: &mut [Job], active: &[usize]) -> Load {
         let links = fabric.ports.len();
         let mut load = Load {
             links: vec![State::default(); links],
-            on_link: vec![Vec::new(); links],
-            received: vec![Vec::new(); links],
-            sent: vec![Vec::new(); links],
+            on_link: vec![Moved::default(); links],
+            received: vec![Moved::default(); links],
+            sent: vec![Moved::default(); links],
+            users: vec![Vec::new(); links],
+            ..Load::default()
         };
-        let mut offered = vec![0.0; links];
-        let mut senders = vec![0u32; links];
-        // By link and the link before it.
-        let mut from: BTreeMap<(Link, Option<Link>), f64> = BTreeMap::new();
         for job in active {
             for flow in &mut jobs[*job].flows {
                 flow.path = fabric.path(&flow.key, &physics.up).unwrap_or_default();
-                let mut before = None;
+                flow.loss = 1.0
+                    - flow
+                        .path
+                        .iter()
+                        .map(|l| 1.0 - physics.loss[*l])
+                        .product::<f64>();
                 for link in &flow.path {
-                    offered[*link] += flow.demand_bps;
-                    senders[*link] += 1;
-                    *from.entry((*link, before)).or_insert(0.0) += flow.demand_bps;
-                    before = Some(*link);
+                    if load.users[*link].last() != Some(job) {
+                        load.users[*link].push(*job);
+                    }
                 }
             }
         }
-        let capacity = capacities(physics, jobs, active);
-        load.rates(jobs, active, &capacity, &offered);
-        // No more arrives than the links before can carry: behind a full link of the same rate there is no queue.
-        let mut arriving = vec![0.0; links];
-        for ((link, before), bps) in from {
-            arriving[link] += before.map_or(bps, |before| bps.min(capacity[before]));
+        load.base = paused(physics, jobs, active, links);
+        load.capacity = capacities(physics, jobs, active);
+        load.groups = groups(&load.capacity, &load.users, jobs, active);
+        for job in active {
+            load.remember(fabric, physics, jobs, &[*job]);
+            jobs[*job].comm_s = load.moments[&[*job][..]].comm_s(*job);
         }
-        for (link, state) in load.links.iter_mut().enumerate() {
-            let overload = arriving[link] / capacity[link].max(1.0);
-            *state = contended(overload, senders[link], fabric.ports[link].bps);
-        }
-        load.pause(physics, jobs, active);
-        load.shares(physics, jobs, active);
         load
     }
 
-    fn rates(&mut self, jobs: &mut [Job], active: &[usize], capacity: &[f64], offered: &[f64]) {
-        let tight = |l: &Link| offered[*l] > capacity[*l] * 1.001;
-        let mut paths: Vec<Vec<Link>> = Vec::new();
-        let mut limits: BTreeMap<Link, f64> = BTreeMap::new();
-        let mut whose: Vec<(usize, usize)> = Vec::new();
-        for job in active {
-            for (n, flow) in jobs[*job].flows.iter_mut().enumerate() {
-                flow.rate_bps = flow.demand_bps;
-                let mut path: Vec<Link> = flow.path.iter().copied().filter(tight).collect();
-                if path.is_empty() {
-                    continue;
-                }
-                limits.extend(path.iter().map(|l| (*l, capacity[*l])));
-                // Its demand is a link of its own.
-                let own = capacity.len() + whose.len();
-                limits.insert(own, flow.demand_bps);
-                path.push(own);
-                paths.push(path);
-                whose.push((*job, n));
-            }
-        }
-        for ((job, flow), rate) in whose.into_iter().zip(maxmin::rates(&paths, &limits)) {
-            jobs[job].flows[flow].rate_bps = rate;
+    fn remember(&mut self, fabric: &Fabric, physics: &Physics, jobs: &[Job], sending: &[usize]) {
+        if !self.moments.contains_key(sending) {
+            let moment = Moment::new((fabric, physics), jobs, sending, &self.capacity, &self.base);
+            self.moments.insert(sending.to_vec(), moment);
         }
     }
 
-    /// Pause that hosts and full buffers send, and how far it goes upstream.
-    fn pause(&mut self, physics: &Physics, jobs: &[Job], active: &[usize]) {
-        for (link, pause) in &physics.paused {
-            let state = &mut self.links[*link];
-            state.paused = state.paused.max(pause.busy);
-            state.paused_always = state.paused_always.max(pause.always);
-            state.queue_bytes = state
-                .queue_bytes
-                .max(if pause.always > 0.5 { 4e6 } else { 1.5e6 });
-            state.marked = state.marked.max(0.1);
+    /// All jobs go on from `from_s` until `to_s`; returns the calls that ended meanwhile, with their jobs.
+    pub fn run(
+        &mut self,
+        (fabric, physics): (&Fabric, &Physics),
+        jobs: &mut [Job],
+        (from_s, to_s): (f64, f64),
+    ) -> Vec<(usize, Call)> {
+        let mut returned = Vec::new();
+        self.links.clone_from(&self.base);
+        for moved in [&mut self.on_link, &mut self.received, &mut self.sent] {
+            moved.fill(Moved::default());
         }
-        let flows = active.iter().flat_map(|j| &jobs[*j].flows);
-        for flow in flows {
-            for (n, link) in flow.path.iter().enumerate() {
-                let (busy, always) = match physics.paused.get(link) {
-                    Some(pause) => (pause.upstream_busy, pause.upstream_always),
-                    // Marking holds the queue below the threshold of pause until many send to one.
-                    None => (
-                        (0.015 * (self.links[*link].overload - 3.0)).clamp(0.0, 0.2),
-                        0.0,
-                    ),
-                };
-                for before in &flow.path[..n] {
-                    let state = &mut self.links[*before];
-                    state.paused = state.paused.max(busy);
-                    state.paused_always = state.paused_always.max(always);
+        for group in std::mem::take(&mut self.groups) {
+            group.iter().for_each(|j| jobs[*j].rest(from_s));
+            let mut at = from_s;
+            while at < to_s {
+                let sending = senders(jobs, &group);
+                self.remember(fabric, physics, jobs, &sending);
+                let moment = &self.moments[&sending];
+                for j in &sending {
+                    jobs[*j].comm_s = moment.comm_s(*j);
                 }
+                let until = next_change(jobs, &group, to_s).max(at + MOMENT_MIN_S);
+                at = until.min(to_s);
+                self.go_on(jobs, &group, &sending, at, &mut returned);
             }
+            self.groups.push(group);
         }
+        returned
     }
 
-    fn shares(&mut self, physics: &Physics, jobs: &mut [Job], active: &[usize]) {
-        for j in active {
-            let job = &mut jobs[*j];
-            let trains = job.trains();
-            let mut slowest: f64 = 0.0;
-            for flow in &mut job.flows {
-                let pass: f64 = flow.path.iter().map(|l| 1.0 - physics.loss[*l]).product();
-                let clear: f64 = flow
-                    .path
-                    .iter()
-                    .map(|l| 1.0 - self.links[*l].marked)
-                    .product();
-                (flow.loss, flow.marked) = (1.0 - pass, 1.0 - clear);
-                if flow.path.is_empty() {
-                    flow.rate_bps = STALLED_BPS;
-                }
-                flow.rate_bps /= 1.0 + 4.0 * GO_BACK * flow.loss;
-                if !trains {
-                    flow.bytes = flow.rate_bps / 8.0;
-                }
-                slowest = slowest.max(flow.bytes * 8.0 / flow.rate_bps.max(STALLED_BPS));
-                let packets = flow.bytes / PACKET;
-                let marks = packets * flow.marked;
-                // One notification for a flow in 50 us at most.
-                let cnp = marks.min(flow.bytes * 8.0 / flow.rate_bps.max(STALLED_BPS) / 50e-6);
-                let share = Share {
-                    job: *j,
-                    bytes: flow.bytes,
+    fn go_on(
+        &mut self,
+        jobs: &mut [Job],
+        group: &[usize],
+        sending: &[usize],
+        until_s: f64,
+        returned: &mut Vec<(usize, Call)>,
+    ) {
+        let moment = &self.moments[sending];
+        moment.states().for_each(|(l, s)| self.links[l].worsen(s));
+        let mut calls = Vec::new();
+        for number in group {
+            let job = &mut jobs[*number];
+            let before = job.progress;
+            job.step(until_s, &mut calls);
+            returned.extend(calls.drain(..).map(|call| (*number, call)));
+            let progress = job.progress - before;
+            if progress <= 0.0 {
+                continue;
+            }
+            for (flow, pace) in job.flows.iter_mut().zip(moment.paces(*number)) {
+                let bytes = pace.bytes * progress;
+                let packets = bytes / PACKET;
+                let marks = packets * pace.marked;
+                let seconds = bytes * 8.0 / pace.rate_bps;
+                let moved = Moved {
+                    bytes,
                     marks,
                     lost: packets * flow.loss,
-                    cnp,
+                    cnp: marks.min(seconds / CNP_EVERY_S),
                 };
+                flow.moved.add(moved);
                 for link in &flow.path {
-                    let marks = packets * self.links[*link].marked;
-                    add(&mut self.on_link[*link], Share { marks, ..share });
+                    let marks = packets * moment.marked(*link);
+                    self.on_link[*link].add(Moved { marks, ..moved });
                 }
-                add(&mut self.sent[flow.src], share);
-                add(&mut self.received[flow.dst], share);
+                self.sent[flow.src].add(moved);
+                self.received[flow.dst].add(moved);
             }
-            job.comm_s = slowest.max(1e-3);
         }
     }
+}
+
+/// Those of a group that send now. One that is alone has the same rates all the time.
+fn senders(jobs: &[Job], group: &[usize]) -> Vec<usize> {
+    let all = group.iter().copied();
+    all.filter(|j| group.len() == 1 || jobs[*j].is_sending())
+        .collect()
+}
+
+/// When somebody of a group begins or ends to send; `to_s` if nobody does before, or if it makes no difference.
+fn next_change(jobs: &[Job], group: &[usize], to_s: f64) -> f64 {
+    let changes = group.iter().map(|j| jobs[*j].changes_at());
+    changes.fold(
+        to_s,
+        |next, at| if group.len() == 1 { next } else { next.min(at) },
+    )
+}
+
+/// Pause that hosts send, and how far it goes upstream.
+fn paused(physics: &Physics, jobs: &[Job], active: &[usize], links: usize) -> Vec<State> {
+    let mut base = vec![State::default(); links];
+    for (link, pause) in &physics.paused {
+        base[*link] = State {
+            queue_bytes: if pause.always > 0.5 { 4e6 } else { 1.5e6 },
+            marked: 0.1,
+            paused: pause.busy,
+            paused_always: pause.always,
+            ..State::default()
+        };
+    }
+    for flow in active.iter().flat_map(|j| &jobs[*j].flows) {
+        for (n, link) in flow.path.iter().enumerate() {
+            let Some(pause) = physics.paused.get(link) else {
+                continue;
+            };
+            for before in &flow.path[..n] {
+                let state = &mut base[*before];
+                state.paused = state.paused.max(pause.upstream_busy);
+                state.paused_always = state.paused_always.max(pause.upstream_always);
+            }
+        }
+    }
+    base
 }
 
 /// Capacity of every link. Ports that a storm paused hold all others back, too.
@@ -215,33 +235,29 @@ fn capacities(physics: &Physics, jobs: &[Job], active: &[usize]) -> Vec<f64> {
     capacity
 }
 
-fn contended(overload: f64, senders: u32, bps: f64) -> State {
-    let over = overload - 1.0;
-    if over <= 0.02 || senders == 0 {
-        return State {
-            overload,
-            ..State::default()
-        };
+/// Jobs that share a link which cannot carry all that they would send over it at once, each group in order.
+fn groups(
+    capacity: &[f64],
+    users: &[Vec<usize>],
+    jobs: &[Job],
+    active: &[usize],
+) -> Vec<Vec<usize>> {
+    let mut offered = vec![0.0; capacity.len()];
+    for flow in active.iter().flat_map(|j| &jobs[*j].flows) {
+        flow.path
+            .iter()
+            .for_each(|l| offered[*l] += flow.demand_bps);
     }
-    // The more senders, the deeper: each of them keeps a window in flight before it is slowed down. A demand that
-    // hardly exceeds the link is held back as soon as marking starts.
-    let depth = (0.15 + 0.08 * f64::from(senders)).min(1.2) * (over / 0.5).min(1.0);
-    State {
-        overload,
-        queue_bytes: (KMIN_S + (KMAX_S - KMIN_S) * depth) * bps / 8.0,
-        marked: (0.01 + 0.004 * f64::from(senders)).min(0.2) * (over / 0.5).min(1.0),
-        ..State::default()
+    let mut groups: Vec<Vec<usize>> = active.iter().map(|j| vec![*j]).collect();
+    let tight =
+        (0..capacity.len()).filter(|l| users[*l].len() > 1 && offered[*l] > capacity[*l] * FULL);
+    for link in tight {
+        let shares = |group: &Vec<usize>| group.iter().any(|j| users[link].contains(j));
+        let (together, apart): (Vec<_>, Vec<_>) = groups.into_iter().partition(shares);
+        let mut together: Vec<usize> = together.into_iter().flatten().collect();
+        together.sort_unstable();
+        groups = apart;
+        groups.push(together);
     }
-}
-
-fn add(shares: &mut Vec<Share>, share: Share) {
-    match shares.iter_mut().find(|s| s.job == share.job) {
-        Some(own) => {
-            own.bytes += share.bytes;
-            own.marks += share.marks;
-            own.lost += share.lost;
-            own.cnp += share.cnp;
-        }
-        None => shares.push(share),
-    }
+    groups
 }

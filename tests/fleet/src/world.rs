@@ -4,7 +4,7 @@
 use crate::fabric::{Fabric, Link, Tier};
 use crate::fault::{Effect, Fault, MOMENT_S};
 use crate::job::{Call, Flow, Job, Pattern, Spec, pairs};
-use crate::load::Load;
+use crate::load::{Load, Moved};
 use crate::physics::{GpuFault, Physics};
 use crate::site::Site;
 use std::collections::{BTreeMap, BTreeSet};
@@ -151,9 +151,8 @@ impl World {
                     demand_bps,
                     bytes: demand_bps / 8.0 * spec.transfer_s,
                     path,
-                    rate_bps: demand_bps,
                     loss: 0.0,
-                    marked: 0.0,
+                    moved: Moved::default(),
                 });
             }
         }
@@ -211,27 +210,21 @@ impl World {
         self.begin_and_end_jobs();
         self.enforce();
         self.settle();
-        self.now_s += seconds;
         for calls in &mut self.calls {
             calls.clear();
         }
-        let mut calls = Vec::new();
-        for j in &self.active {
-            let job = &mut self.jobs[*j];
-            job.step(self.now_s, &mut calls);
-            for call in calls.drain(..) {
-                self.calls[job.spec.nodes[call.rank / job.per_node]].push((*j, call));
-            }
+        let (from_s, to_s) = (self.now_s, self.now_s + seconds);
+        self.now_s = to_s;
+        let physics = (&self.fabric, &self.physics);
+        let calls = self.load.run(physics, &mut self.jobs, (from_s, to_s));
+        for (j, call) in calls {
+            let job = &self.jobs[j];
+            self.calls[job.spec.nodes[call.rank / job.per_node]].push((j, call));
         }
-        for (link, shares) in self.load.on_link.iter().enumerate() {
-            let (mut tx, mut marks, mut busy) = (0.0, 0.0, 0.0f64);
-            for share in shares {
-                let job = &self.jobs[share.job];
-                tx += job.progress * share.bytes;
-                marks += job.progress * share.marks;
-                busy = busy.max(job.busy);
-            }
-            (self.tx[link], self.marks[link], self.busy[link]) = (tx, marks, busy);
+        for (link, moved) in self.load.on_link.iter().enumerate() {
+            let users = self.load.users[link].iter();
+            self.busy[link] = users.map(|j| self.jobs[*j].busy).fold(0.0, f64::max);
+            (self.tx[link], self.marks[link]) = (moved.bytes, moved.marks);
         }
     }
 

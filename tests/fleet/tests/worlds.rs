@@ -74,6 +74,60 @@ fn a_healthy_ring_keeps_its_pace_and_no_link_is_contended() {
 }
 
 #[test]
+fn jobs_hold_each_other_back_only_while_both_send() {
+    let shape = Shape::LeafSpine {
+        leaves: 2,
+        hosts: 4,
+        spines: 1,
+    };
+    let steps = |jobs: &[usize]| {
+        let mut world = World::new(Fabric::new(shape, 1, 400e9, 5), 8, BTreeSet::new(), 5);
+        let hosts: Vec<usize> = world.fabric.hosts().collect();
+        for n in jobs {
+            world.start(Spec {
+                name: format!("ring-{n}"),
+                nodes: vec![hosts[*n], hosts[4 + n]],
+                pattern: Pattern::Ring,
+                start_s: 0.0,
+                end_s: 1e9,
+                compute_s: 0.5 + 0.3 * *n as f64,
+                transfer_s: 0.25,
+                jitter: 0.01,
+                blocking: true,
+            });
+        }
+        let mut queued = 0;
+        let (mut moved, mut sent) = (0.0, 0.0);
+        for _ in 0..60 {
+            world.step(1.0);
+            queued += u32::from(world.load.links.iter().any(|l| l.queue_bytes > 0.0));
+            moved += world.tx.iter().sum::<f64>();
+            let of = |j: &weir_fleet::job::Job| -> f64 {
+                j.flows
+                    .iter()
+                    .map(|f| f.path.len() as f64 * f.bytes * j.progress)
+                    .sum()
+            };
+            sent += world.jobs.iter().map(of).sum::<f64>();
+        }
+        assert!((moved / sent - 1.0).abs() < 1e-9, "{moved} {sent}");
+        let steps: Vec<u64> = world.jobs.iter().map(|j| j.steps).collect();
+        (steps, queued)
+    };
+    let (both, queued) = steps(&[0, 1]);
+    for n in 0..2 {
+        let (alone, none) = steps(&[n]);
+        // Were both always to send at once, a step would take a quarter of a second more.
+        assert!(
+            both[n] < alone[0] && both[n] * 9 > alone[0] * 8,
+            "{both:?} {alone:?}"
+        );
+        assert_eq!(none, 0);
+    }
+    assert!((5..55).contains(&queued), "{queued}");
+}
+
+#[test]
 fn half_of_a_link_makes_all_wait_and_queues_before_it() {
     let link = world().jobs[0].flows[0].path[1];
     let (before, after, world) = steps(Some(Effect::Degrade {

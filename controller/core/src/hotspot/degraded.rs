@@ -74,6 +74,15 @@ impl Scene<'_> {
         (all && after <= before * (1.0 + ROUNDING)).then_some(before)
     }
 
+    /// Whether all flows over a link have been known for some samples: those of a job that starts are told one after the
+    /// other, and what the first of them can send is not all that comes.
+    fn is_settled(&self, port: &PortId) -> bool {
+        let link = self.topology.link(port);
+        let mut newest = link.into_iter().flat_map(|l| self.links.history(l)).rev();
+        let from = newest.nth(RUN - 1).map(|s| s.at);
+        from.is_some_and(|from| self.may_send(port).all(|c| c.since <= from))
+    }
+
     /// Whether something waits before a link of a switch that what comes over this one has passed: then that one shapes it.
     fn is_behind_pressure(&self, port: &PortId) -> bool {
         self.flows_on(port).any(|(_, crossing)| {
@@ -94,6 +103,7 @@ impl Scene<'_> {
             Some(self.carried_calmly(port)?)
         };
         if used >= FULL
+            || !self.is_settled(port)
             || self.was_paused(port, LATELY)
             || self.explained(port) < ALL
             || self.is_behind_pressure(port)

@@ -22,7 +22,7 @@
 //!
 //! Trip condition: hot in `samples_hot` of the last `window` samples, the newest among them, and
 //! known flows explain at least `explained_min` of the link's traffic; otherwise no verdict (on
-//! doubt do nothing). Cold start: no verdict until paths are known, which the switches answer in
+//! doubt do nothing). Where few packets are marked, inside the fabric, for longer than a checkpoint's burst lasts. Cold start: no verdict until paths are known, which the switches answer in
 //! milliseconds. Recovery: [`crate::incident`]. Cost: O(flows x path) when a link is hot, O(links)
 //! otherwise.
 
@@ -123,6 +123,7 @@ pub fn detect(
     let roots: Vec<PortId> = fabric
         .into_iter()
         .filter(|p| !consequences.contains(p) && scene.explained(p) >= limits.explained_min)
+        .filter(|p| scene.outlasts_a_burst(p))
         .collect();
     for component in scene.components(&roots) {
         verdicts.extend(scene.fabric(&component, flows, changes_max));

@@ -12,6 +12,9 @@ use std::time::Duration;
 /// Samples in which a pause shows as long as its effects do: a sample that was lost makes the next as long.
 pub(super) const LATELY: usize = 16;
 
+/// A burst that is hot for fewer of so many samples is nobody's placement: a checkpoint of some seconds.
+const BURST: (usize, usize) = (6, 8);
+
 /// An active flow with its path.
 pub(super) struct Crossing {
     pub job: Option<JobId>,
@@ -173,6 +176,23 @@ impl<'a> Scene<'a> {
                 .topology
                 .peer(port)
                 .is_some_and(|peer| held(peer, &|s| long(s.pausing())))
+    }
+
+    /// Whether a link is held back by more than a burst of some seconds that passes by itself: by marks that show how much
+    /// more is wanted than it has, by drops, by a queue that nobody marks, or for longer than a burst lasts.
+    pub fn outlasts_a_burst(&self, port: &PortId) -> bool {
+        let alone = self.limits.marked_alone;
+        let light = |s: &LinkSample| {
+            s.marked().is_some_and(|m| m > 0.0 && m < alone)
+                && s.drops_per_s().is_none_or(|d| d == 0.0)
+        };
+        let Some(link) = self.topology.link(port) else {
+            return false;
+        };
+        let last = |window| self.links.history(link).rev().take(window);
+        let hard = last(self.limits.window).filter(|s| s.hot && !light(s));
+        let (hot, window) = BURST;
+        hard.count() >= self.limits.samples_hot || last(window).filter(|s| s.hot).count() >= hot
     }
 
     /// The node that a link leads to.

@@ -193,11 +193,11 @@ fn busy_link(world: &World, rng: &mut Rng) -> Link {
     links[position(rng.below(links.len() as u64))]
 }
 
-/// Links of the job over which more is sent than this share of what they carry.
+/// Links over which the job alone sends more than this share of what they carry: others send at moments of their own.
 fn strained(world: &World, share: f64) -> Vec<Link> {
-    let flows = || world.active.iter().flat_map(|j| &world.jobs[*j].flows);
     let offered = |l: &Link| -> f64 {
-        let over = flows().filter(|f| f.path.contains(l));
+        let flows = world.jobs[WIDE].flows.iter();
+        let over = flows.filter(|f| f.path.contains(l));
         over.map(|f| f.demand_bps).sum()
     };
     let links = world.links_of(WIDE).into_iter();

@@ -11,12 +11,13 @@ use weir_controller_core::verdict::{Class, Subject};
 use weir_sim::num::position;
 use weir_sim::rng::Rng;
 
-/// Demand over capacity that a collision makes at least: less than this holds nobody back.
+/// Demand of one job over capacity that a collision makes at least: less than this holds nobody back, and what others
+/// want they want at moments of their own.
 const COLLIDES: f64 = 1.2;
 /// Flows that meet by bad luck; more are bad hashing.
 const GUESTS_MAX: usize = 4;
 
-/// Flows are hashed to the uplink of another of the same leaf, and together they want more than it has.
+/// Flows are hashed to the uplink of others of the same job and leaf, and together they want more than it has.
 pub fn collision(world: &World, rng: &mut Rng, span: (f64, f64)) -> Option<Fault> {
     let flows = &world.jobs[WIDE].flows;
     let leaving: Vec<(usize, Link)> = flows
@@ -46,9 +47,7 @@ fn collision_on(
     let demand = |link: Link, paths: &[Option<Vec<Link>>]| -> f64 {
         let ours = flows.iter().zip(paths);
         let ours = ours.map(|(f, moved)| (f.demand_bps, moved.as_ref().unwrap_or(&f.path)));
-        let others = world.jobs.iter().skip(WIDE + 1).flat_map(|j| &j.flows);
-        let others = others.map(|f| (f.demand_bps, &f.path));
-        let on = ours.chain(others).filter(|(_, path)| path.contains(&link));
+        let on = ours.filter(|(_, path)| path.contains(&link));
         on.map(|(bps, _)| bps).sum()
     };
     let (mut moves, mut hit) = (Vec::new(), BTreeSet::from([link]));
