@@ -7,13 +7,17 @@
 //!
 //! A RoCE flow with losses is enough ([`OUTLIERS_ROCE`]): a fabric that pauses does not drop, so that loss which no queue
 //! on the way counts and no receiver discards is a fault of something on the way. Jobs that are placed well have one flow
-//! on a link; waiting for a second would find nothing. A TCP flow loses packets of itself, it takes two.
+//! on a link; waiting for a second would find nothing. But one flow alone does not show a second fault beside one that it
+//! crosses and others show, too. A TCP flow loses packets of itself, it takes two.
 //!
 //! Trip condition: looks that lie [`LOOK`] apart, at most [`REMEMBERED`], name the same place with confidence [`CONFIDENCE`] at least, its own switch
-//! reports it (so that what a queue dropped in these windows is known, and taken as given), and it is not pressed:
-//! congestion is no fault. What lost nothing for [`LASTS`] is over. A look waits until the paths are known, or asked for [`ASK_MAX`] times. Cold start: two looks.
+//! reports it (so that what a queue dropped in these windows is known, and taken as given, as is what the port at the
+//! far end counts as damaged: [`crate::damage`]), and it is not pressed: congestion is no fault. What lost nothing for [`LASTS`] is over. A look waits until the paths are known, or asked for [`ASK_MAX`] times. Cold start: two looks.
 //! Recovery: [`crate::incident`]. Cost: nothing while nothing is lost, otherwise that of localising.
 
+mod ways;
+
+use crate::damage::Damage;
 use crate::flows::{Flows, RATE_AGE_MAX};
 use crate::ids::{FlowKey, NodeId, PortId};
 use crate::io::{Column, age_max};
@@ -24,6 +28,7 @@ use crate::topology::{LinkIx, Topology};
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use ways::{Sent, Way, drop_uneven, leaves, share, ways};
 use weir_signal::{Entity, Signal};
 
 /// Retransmissions are added up over two of these, the newer one unfinished; over longer ones where samples come more
@@ -49,6 +54,8 @@ const OUTLIERS_ROCE: f64 = 1e-6;
 const ROCE_PORT: u16 = 4791;
 /// Bytes of a packet where only bytes are counted; between an MTU of 1,024 and one of 4,096.
 pub const PACKET_BYTES: u64 = 2048;
+/// Packets that a queue pair sends again for one that was damaged, at most: what is under way on 400 Gb/s in 10 us.
+const AGAIN_MAX: u64 = 128;
 /// A verdict stands for as long after the look that made it.
 const STANDS: Duration = Duration::from_secs(7);
 
@@ -130,6 +137,7 @@ keep!(struct Device { sent, bad, discards, tally, discarded, elapsed });
 #[derive(Debug, Clone, Default)]
 pub struct Silent {
     devices: BTreeMap<NodeId, Device>,
+    damage: Damage,
     next_look: Duration,
     /// Looks in a row that did not know all paths.
     asked: u32,
@@ -138,7 +146,7 @@ pub struct Silent {
     standing: (Duration, Vec<Verdict>),
 }
 
-keep!(struct Silent { devices, next_look, asked, suspects, standing });
+keep!(struct Silent { devices, damage, next_look, asked, suspects, standing });
 
 /// What a column says of a node's verbs devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,8 +171,9 @@ fn role(column: &Column) -> Option<Role> {
 }
 
 impl Silent {
-    /// Notes where a node's values tell of its verbs devices.
+    /// Notes where a node's values tell of its verbs devices, and of damage.
     pub fn declared(&mut self, node: &NodeId, columns: &[Column]) {
+        self.damage.declared(node, columns);
         let places = |wanted: Role| -> Vec<usize> {
             let columns = columns.iter().enumerate();
             let ours = columns.filter(|(_, c)| role(c) == Some(wanted));
@@ -185,6 +194,7 @@ impl Silent {
     }
 
     pub fn forget(&mut self, node: &NodeId) {
+        self.damage.forget(node);
         self.devices.remove(node);
     }
 
@@ -198,6 +208,7 @@ impl Silent {
         elapsed: Option<Duration>,
         at: Duration,
     ) {
+        self.damage.sampled(node, values, elapsed, at);
         let Some(device) = self.devices.get_mut(node) else {
             return;
         };
@@ -322,8 +333,9 @@ impl Silent {
         if !ways.iter().any(|w| w.bad > 0) {
             return Vec::new();
         }
-        let mut seen = Observations::new(leaves(topology));
-        let mut suspects = BTreeSet::new();
+        let leaves = leaves(topology);
+        let mut seen = Observations::new(leaves.clone());
+        let mut crossed: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
         let mut lost_at: BTreeMap<&NodeId, u64> = BTreeMap::new();
         for way in ways {
             let counts = (way.sent, way.bad);
@@ -338,7 +350,11 @@ impl Silent {
                 }
             }
             if way.bad > 0 {
-                suspects.extend(way.paths.iter().flatten().copied());
+                let links: BTreeSet<usize> = way.paths.iter().flatten().copied().collect();
+                for link in links {
+                    let (sent, bad) = crossed.entry(link).or_default();
+                    (*sent, *bad) = (sent.saturating_add(way.sent), bad.saturating_add(way.bad));
+                }
                 for last in way.paths.iter().filter_map(|p| p.last()) {
                     let peer = topology.port_at(*last).and_then(|p| topology.peer(p));
                     if let Some(peer) = peer {
@@ -347,22 +363,21 @@ impl Silent {
                 }
             }
         }
-        for n in suspects {
+        for (n, crossed) in crossed {
             let Some(link) = topology.link_at(n) else {
                 continue;
             };
             let lately = links.history(link).rev();
             let lately = lately.take_while(|s| now.saturating_sub(s.at) <= 2 * WINDOW);
             let counted = lately.filter_map(counted_loss).fold(0.0, f64::max);
-            seen.counted(
-                n,
-                counted.max(self.discarded(link, &lost_at, topology, now)),
-            );
+            let known = counted
+                .max(self.discarded(link, &lost_at, topology, now))
+                .max(self.damaged(link, crossed, topology, now));
+            seen.counted(n, known);
         }
         let lossy = ways.iter().filter(|w| w.lasts);
         let lossy = lossy.flat_map(|w| w.paths.iter().flatten().copied());
         let lossy: BTreeSet<usize> = lossy.collect();
-        let leaves = leaves(topology);
         let lasts = |element: &Element| match element {
             Element::Link(n) => lossy.contains(n),
             Element::Device(n) => lossy.iter().any(|link| leaves[*link] == Some(*n)),
@@ -378,7 +393,24 @@ impl Silent {
                     is_quiet(*e, links, topology, now).unwrap_or_else(known)
                 })
         });
+        drop_uneven(&mut faults, ways, &leaves);
         faults
+    }
+
+    /// Share of what crossed a link (packets sent, and sent again) that arrived damaged, where that may be all of its loss.
+    fn damaged(
+        &self,
+        link: LinkIx,
+        (sent, bad): (u64, u64),
+        topology: &Topology,
+        now: Duration,
+    ) -> f64 {
+        let peer = topology.peer(topology.port(link));
+        let damaged = peer.map_or(0, |port| self.damage.at(port, now));
+        if damaged.saturating_mul(AGAIN_MAX) < bad {
+            return 0.0;
+        }
+        (damaged as f64 / sent.max(1) as f64).min(1.0)
     }
 
     /// Share of what was `lost` on the way to a link's far end that the adapter there says it discarded, where it is most
@@ -401,78 +433,11 @@ impl Silent {
     }
 }
 
-/// What some flows sent and lost together; of which of them it was is not known if they are several.
-struct Sent {
-    keys: Vec<FlowKey>,
-    sent: u64,
-    bad: u64,
-    /// It loses still.
-    lasts: bool,
-    outlier: Option<f64>,
-}
-
-/// The same by the links of each flow's path.
-struct Way {
-    paths: Vec<Vec<usize>>,
-    sent: u64,
-    bad: u64,
-    /// It loses still.
-    lasts: bool,
-    outlier: Option<f64>,
-}
-
-/// Paths of all flows, and whether one is not known yet; flows without any are left out.
-fn ways(sent: Vec<Sent>, flows: &mut Flows, topology: &Topology) -> (Vec<Way>, bool) {
-    let mut unknown = false;
-    let ways = sent.into_iter().filter_map(|flow| {
-        let paths = flow.keys.iter().map(|key| path_of(key, flows, topology));
-        let paths: Vec<Option<Vec<usize>>> = paths.collect();
-        unknown |= paths.contains(&None);
-        let paths: BTreeSet<Vec<usize>> = paths.into_iter().flatten().collect();
-        (!paths.is_empty()).then(|| Way {
-            paths: paths.into_iter().collect(),
-            sent: flow.sent,
-            bad: flow.bad,
-            lasts: flow.lasts,
-            outlier: flow.outlier,
-        })
-    });
-    (ways.collect(), unknown)
-}
-
-/// `part` of `whole` of what was counted, rounded up.
-fn share(counted: u64, part: u64, whole: u64) -> u64 {
-    let product = u128::from(counted) * u128::from(part);
-    u64::try_from(product.div_ceil(u128::from(whole.max(1)))).unwrap_or(u64::MAX)
-}
-
 /// Share of packets that a queue says it dropped.
 fn counted_loss(sample: &LinkSample) -> Option<f64> {
     let drops = sample.drops_per_s().filter(|d| *d > 0.0)?;
     let packets = f64::from(sample.tx_bps) / 8.0 / PACKET_BYTES as f64;
     Some((drops / (drops + packets)).clamp(0.0, 1.0))
-}
-
-/// By link: the number of the switch that it leaves, `None` for a host's.
-fn leaves(topology: &Topology) -> Vec<Option<usize>> {
-    let mut leaves = vec![None; topology.links_held()];
-    for (number, (node, links)) in topology.nodes().enumerate() {
-        if topology.is_switch(node) {
-            for (_, link) in links {
-                leaves[link.index()] = Some(number);
-            }
-        }
-    }
-    leaves
-}
-
-fn path_of(key: &FlowKey, flows: &mut Flows, topology: &Topology) -> Option<Vec<usize>> {
-    let path = flows.path(key, topology)?;
-    let links = path
-        .ports
-        .iter()
-        .map(|p| topology.link(p).map(LinkIx::index));
-    links.collect()
 }
 
 /// Whether no queue at the place is pressed; `None` while those who should know do not report.

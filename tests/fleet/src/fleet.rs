@@ -8,6 +8,7 @@ use crate::job::{Pattern, Spec};
 use crate::noise::Noise;
 use crate::world::World;
 use prost::Message;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use weir_controller::brain::{Action, Brain, Event};
@@ -45,8 +46,14 @@ pub struct Fed {
     pub bytes: u64,
     /// Values of columns, flows and calls, changed or not.
     pub samples: u64,
-    /// Streams that the controller refused; there is no reason for one.
-    pub refused: u64,
+}
+
+/// A stream that the controller closed; there is no reason for one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Refused {
+    pub at_s: f64,
+    pub node: String,
+    pub reason: String,
 }
 
 /// The fleet.
@@ -56,6 +63,7 @@ pub struct Fleet {
     pub agents: Vec<Agent>,
     pub found: Vec<Found>,
     pub fed: Fed,
+    pub refused: Vec<Refused>,
     interval_s: f64,
     /// Steps of the world in an interval.
     steps: u32,
@@ -101,6 +109,7 @@ impl Fleet {
             agents,
             found: Vec::new(),
             fed: Fed::default(),
+            refused: Vec::new(),
             interval_s: shape.interval_s,
             steps: shape.steps.max(1),
             noise,
@@ -161,16 +170,17 @@ impl Fleet {
         // Over the wire and back, as gRPC would.
         self.encoded.clear();
         let encoded = message.encode(&mut self.encoded);
-        let Ok(message) = encoded
-            .map_err(|_| ())
-            .and_then(|()| v1::AgentMessage::decode(self.encoded.as_slice()).map_err(|_| ()))
-        else {
-            self.fed.refused += 1;
-            return;
-        };
-        self.fed.bytes += self.encoded.len() as u64;
+        let carried = encoded.map_err(|e| e.to_string()).and_then(|()| {
+            v1::AgentMessage::decode(self.encoded.as_slice()).map_err(|e| e.to_string())
+        });
         let node = self.agents[n].name.clone();
-        self.send(at_s, Event::Message { node, message });
+        match carried {
+            Ok(message) => {
+                self.fed.bytes += self.encoded.len() as u64;
+                self.send(at_s, Event::Message { node, message });
+            }
+            Err(reason) => self.refused.push(Refused { at_s, node, reason }),
+        }
     }
 
     /// The agent's sample of an interval, in the step of `length` that began at `begin`.
@@ -216,8 +226,21 @@ impl Fleet {
         let hello = agent.hello(is_host);
         let node = agent.name.clone();
         let inventory = agent.inventory(&self.world);
+        self.end_stream(&node, at);
         self.send(at, Event::Connected { node, hello });
         self.message(n, at + 1e-4, Body::Inventory(inventory));
+    }
+
+    /// A new stream of the node begins at `at`: of the one before, whose frames may be late, nothing is taken any more.
+    fn end_stream(&mut self, node: &str, at: f64) {
+        let late = self.wire.range((whole(at * 1e6), 0)..);
+        let late = late.filter(|(_, event)| node_of(event) == Some(node));
+        let late: Vec<(u64, u64)> = late.map(|(key, _)| *key).collect();
+        for key in late {
+            if let Some(Event::Lost { node }) = self.wire.remove(&key) {
+                self.send(at, Event::Lost { node });
+            }
+        }
     }
 
     fn lose(&mut self, n: usize, at: f64, back: f64, booted: bool) {
@@ -438,7 +461,10 @@ impl Fleet {
                         self.agents[*n].acknowledged(seq);
                     }
                 }
-                Action::Close { .. } => self.fed.refused += 1,
+                Action::Close { node, reason } => {
+                    let at_s = at as f64 / 1e6;
+                    self.refused.push(Refused { at_s, node, reason });
+                }
                 Action::Core(_) | Action::Pinglist { .. } | Action::Judged { .. } => {}
             }
         }
@@ -498,6 +524,21 @@ impl Fleet {
                 self.open.remove(n);
             }
         }
+    }
+}
+
+/// The node whose stream an event is of.
+fn node_of(event: &Event) -> Option<&str> {
+    match event {
+        Event::Connected { node, .. } | Event::Message { node, .. } | Event::Lost { node } => {
+            Some(node)
+        }
+        Event::Tick
+        | Event::SegmentDue
+        | Event::SegmentBegun
+        | Event::Freeze { .. }
+        | Event::Trial { .. }
+        | Event::EndLease { .. } => None,
     }
 }
 

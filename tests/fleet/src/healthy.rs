@@ -144,7 +144,7 @@ fn one(plan: &Plan, seed: u64, late: impl Fn() -> bool, tell: &impl Fn(u64, usiz
         false_verdicts: verdicts.len() as u64,
         frames: fleet.fed.frames,
         samples: fleet.fed.samples,
-        refused: fleet.fed.refused,
+        refused: fleet.refused.len() as u64,
         cpu_s: (cpu() - start).as_secs_f64(),
         verdicts,
         ..Figures::default()

@@ -6,7 +6,7 @@
 //! false; otherwise it counts as false, and the figure without those is told beside it.
 
 use crate::fault::Fault;
-use crate::fleet::{Fleet, Found};
+use crate::fleet::{Fleet, Found, Refused};
 use crate::scenario::Scenario;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,15 +44,17 @@ pub struct Outcome {
     /// Class of each verdict, and what it was.
     pub verdicts: Vec<(String, Kind)>,
     pub seconds: f64,
-    pub refused: u64,
+    pub refused: Vec<Refused>,
 }
 
 impl Outcome {
-    /// Whether every fault was found and every verdict is right.
+    /// Whether every fault was found, every verdict is right and every stream was taken.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         let right = |k: &Kind| matches!(k, Kind::True(_) | Kind::Linked(_));
-        self.missed().next().is_none() && self.verdicts.iter().all(|(_, k)| right(k))
+        self.refused.is_empty()
+            && self.missed().next().is_none()
+            && self.verdicts.iter().all(|(_, k)| right(k))
     }
 
     /// Classes of faults that should have been found.
@@ -64,7 +66,7 @@ impl Outcome {
         all.map(|(_, (class, _))| class.as_str())
     }
 
-    /// What was missed and what is not right, in a line.
+    /// What was missed, what is not right and which streams were refused, in a line.
     #[must_use]
     pub fn line(&self) -> String {
         let missed = self.missed().map(|c| format!("missed {c}"));
@@ -77,7 +79,11 @@ impl Outcome {
             }
             Kind::False => Some(format!("false {class}")),
         });
-        let all: Vec<String> = missed.chain(wrong).collect();
+        let refused = self.refused.iter().map(|r| {
+            let Refused { at_s, node, reason } = r;
+            format!("{node} refused at {at_s:.3} s ({reason})")
+        });
+        let all: Vec<String> = missed.chain(wrong).chain(refused).collect();
         format!("scenario {}: {}", self.number, all.join(", "))
     }
 }
@@ -117,7 +123,7 @@ pub fn run(scenario: Scenario, mut watch: impl FnMut(&Fleet)) -> (Outcome, Fleet
             .map(|(f, k)| (f.class.name().to_owned(), k))
             .collect(),
         seconds: length_s,
-        refused: fleet.fed.refused,
+        refused: fleet.refused.clone(),
     };
     (outcome, fleet)
 }
@@ -271,7 +277,7 @@ impl Score {
         }
         for outcome in outcomes {
             score.simulated_hours += outcome.seconds / 3600.0;
-            score.refused += outcome.refused;
+            score.refused += outcome.refused.len() as u64;
             for (n, (class, latency)) in outcome.faults.iter().enumerate() {
                 if latency.is_none() && outcome.hidden.contains(&n) {
                     score.hidden += 1;
@@ -416,7 +422,7 @@ mod tests {
                     ("link_down".to_owned(), kind),
                 ],
                 seconds: 100.0,
-                refused: 0,
+                refused: Vec::new(),
             };
             Score::of(1, &[outcome]).all.precision()
         };

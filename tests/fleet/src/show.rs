@@ -1,7 +1,7 @@
 //! One scenario in words: its truth, what the controller said and why, and which signals a fault really moved.
 
 use crate::columns::{Gpu, Layout, NVLINK_COLUMNS, Of, Rdma};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Refused};
 use crate::scenario::Scenario;
 use crate::score::{Kind, judge, run};
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ pub fn scenario(scenario: Scenario, signals: bool) -> String {
     let mut histories: BTreeMap<usize, History> = BTreeMap::new();
     let mut steps: Vec<(f64, Vec<u64>)> = Vec::new();
     let interval_s = scenario.shape.interval_s;
-    let (_, fleet) = run(scenario, |fleet| {
+    let (outcome, fleet) = run(scenario, |fleet| {
         let now = fleet.world.now_s;
         steps.push((now, fleet.world.jobs.iter().map(|j| j.steps).collect()));
         for agent in fleet
@@ -131,8 +131,9 @@ pub fn scenario(scenario: Scenario, signals: bool) -> String {
     if fleet.found.is_empty() {
         lines.push("no verdicts".to_owned());
     }
-    if fleet.fed.refused > 0 {
-        lines.push(format!("{} streams were REFUSED", fleet.fed.refused));
+    for refused in outcome.refused {
+        let Refused { at_s, node, reason } = refused;
+        lines.push(format!("stream REFUSED at {at_s:.3} s, {node}: {reason}"));
     }
     lines.push(String::new());
     lines.join("\n")

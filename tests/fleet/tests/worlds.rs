@@ -198,7 +198,7 @@ fn a_seed_gives_one_run_and_no_stream_is_refused() {
     for number in [0, 8, 13, 15, 16, 18] {
         let [a, b] = [(), ()].map(|()| {
             let (outcome, fleet) = run(Scenario::new(3, number), |_| ());
-            assert_eq!(outcome.refused, 0, "scenario {number}");
+            assert_eq!(outcome.refused, [], "scenario {number}");
             (serde_json::to_string(&outcome).unwrap(), fleet.fed)
         });
         assert_eq!(a, b, "scenario {number}");
@@ -249,7 +249,7 @@ fn without_its_switches_a_fabric_is_a_set_of_hosts() {
     let down = Class::ALL.iter().position(|c| *c == Class::LinkDown);
     for site in [Site::Cloud, Site::Infiniband] {
         let (outcome, fleet) = run(Scenario::at(3, down.unwrap() as u64, 1.0, site), |_| ());
-        assert_eq!(outcome.refused, 0);
+        assert_eq!(outcome.refused, []);
         let hosts = fleet.world.fabric.hosts().count();
         assert_eq!(fleet.agents.len(), hosts);
         assert_eq!(fleet.brain.core.nodes().len(), hosts);
@@ -307,7 +307,7 @@ fn a_controller_that_restarts_gets_all_streams_back() {
     let mut scenario = scenario::healthy(40, 120.0 / 86_400.0, 1.0, 9);
     scenario.noise = vec![(60.0, 0, weir_fleet::noise::Noise::ControllerRestart)];
     let (outcome, fleet) = run(scenario, |_| ());
-    assert_eq!(outcome.refused, 0);
+    assert_eq!(outcome.refused, []);
     assert!(fleet.agents.iter().all(|a| a.connected));
     let known = fleet
         .brain
@@ -317,4 +317,33 @@ fn a_controller_that_restarts_gets_all_streams_back() {
         .filter(|n| n.connected)
         .count();
     assert_eq!(known, fleet.agents.len());
+}
+
+#[test]
+fn frames_that_are_later_than_a_restart_are_of_the_stream_before() {
+    use weir_fleet::noise::Noise::{AgentRestart, Slow};
+    let mut scenario = scenario::healthy(40, 90.0 / 86_400.0, 1.0, 9);
+    let node = scenario.world.fabric.hosts().next().unwrap();
+    let (delay_s, for_s) = (2.3, 20.0);
+    scenario.noise = vec![
+        (40.0, node, AgentRestart { down_s: 0.6 }),
+        (30.0, node, Slow { delay_s, for_s }),
+    ];
+    let (outcome, fleet) = run(scenario, |_| ());
+    assert_eq!(outcome.refused, []);
+    let name = fleet.world.fabric.nodes[node].name.as_str();
+    let known = fleet.brain.core.nodes();
+    let known = known.iter().find(|(id, _)| id.as_str() == name);
+    assert!(known.is_some_and(|(_, n)| n.connected));
+}
+
+#[test]
+fn loss_that_ports_count_or_one_flow_has_beside_a_lossy_switch_is_no_silent_loss_of_its_own() {
+    for (number, silent) in [(250, 0), (1911, 1)] {
+        let (outcome, fleet) = run(Scenario::new(1, number), |_| ());
+        assert!(outcome.is_clean(), "{}", outcome.line());
+        let told = fleet.found.iter();
+        let told = told.filter(|f| f.class == Class::SilentLoss);
+        assert_eq!(told.count(), silent, "scenario {number}");
+    }
 }

@@ -6,7 +6,8 @@
 //! - **slow receiver**: the last hop is paused by the host at its end. Nothing in the fabric helps. If it lets through
 //!   next to nothing for most of the time it is a **PFC storm**; so are switches that pause although none of their own
 //!   links is held back or full, and links that wait for each other in a circle.
-//! - **storage burst**: most of the traffic comes from storage or goes there (the operator's file says who that is).
+//! - **storage burst**: most of the traffic comes from storage or goes there (the operator's file says who that is), and
+//!   one of the links is more than half full with it.
 //! - **incast**: the hot link ends at a host, `incast_senders` or more send to it, and it gets more than they get
 //!   themselves (in an all-to-all every last hop is as full as the others). No route avoids the last hop, so nothing
 //!   is rerouted; hot links upstream that carry the same flows are consequences.
@@ -434,7 +435,13 @@ impl Scene<'_> {
             links.iter().flat_map(|p| self.link_evidence(p)).collect();
         let through: Vec<_> = on_hot.iter().copied().filter(|(_, c)| crosses(c)).collect();
         if self.storage_share(through.iter().copied()) >= MOST {
-            return Some(self.crowded(Class::StorageBurst, &entity, links, &through, evidence));
+            // Flows that carry little beside a queue are not what it waits for: the others rest just now.
+            let used = |p: &PortId| self.utilisation(p).map(|u| u + self.paused(p));
+            let fills = |p: &PortId| used(p).is_some_and(|u| u >= MOST);
+            return links
+                .iter()
+                .any(fills)
+                .then(|| self.crowded(Class::StorageBurst, &entity, links, &through, evidence));
         }
         let items = self.items(&on_hot, flows)?;
         let load = self.load(&items);
