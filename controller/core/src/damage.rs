@@ -6,7 +6,7 @@
 
 use crate::ids::{NodeId, PortId};
 use crate::io::Column;
-use crate::memory::keep;
+use crate::keep::keep;
 use crate::silent::Tally;
 use std::collections::BTreeMap;
 use std::sync::Arc;
