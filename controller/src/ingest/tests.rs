@@ -165,19 +165,22 @@ fn counters_go_on_over_a_new_schema_and_resets_are_gaps() {
 #[test]
 fn counters_go_on_over_lost_frames_and_begin_anew_with_a_segment() {
     let mut stream = Stream::new(&[DOWNS, BYTES]);
-    assert_eq!(stream.values(true, &[Some(1), Some(100)], &[]), [None]);
+    assert_eq!(
+        stream.values(true, &[Some(1), Some(100)], &[]),
+        [None, None]
+    );
     stream.frame(false, &[Some(2), Some(200)], &[]);
     let late = stream.frame(false, &[Some(3), Some(300)], &[]);
     assert!(matches!(stream.ingest.frame(late), Ok(Ingested::Resync)));
     let key = stream.frame(true, &[Some(7), Some(700)], &[]);
     let told = sample(&mut stream.ingest, key).unwrap();
-    assert_eq!(told.values, [Some(6)]);
+    assert_eq!(told.values, [Some(6), Some(600)]);
     assert_eq!(told.ports[0].tx_bytes, Some(600));
     stream.ingest.key_due();
     stream.ingest.segment_begun();
     let key = stream.frame(true, &[Some(9), Some(900)], &[]);
     let told = sample(&mut stream.ingest, key).unwrap();
-    assert_eq!((told.values, told.ports[0].tx_bytes), (vec![None], None));
+    assert_eq!((told.values, told.ports[0].tx_bytes), (vec![None; 2], None));
 }
 
 #[test]
