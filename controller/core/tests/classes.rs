@@ -118,6 +118,30 @@ fn a_link_that_carries_less_than_its_rate_says_is_degraded() {
 }
 
 #[test]
+fn a_link_of_a_job_that_starts_is_not_degraded_by_flows_that_are_not_told_yet() {
+    let mut world = balanced();
+    world.squeezed = BTreeMap::from([(port("s2:down1"), 0.25)]);
+    world.seconds(6);
+    assert_eq!(world.classes(), []);
+    world.seconds(6);
+    assert_eq!(world.classes(), [Class::DegradedLink]);
+}
+
+#[test]
+fn few_marks_are_a_collision_only_if_they_outlast_a_checkpoint() {
+    for (marks, short, long) in [(0.002, 4, 8), (0.02, 1, 4)] {
+        let mut world = World::new(Mode::Observe);
+        world.job = Some(JobId::new("train"));
+        world.flows = World::ring(&INTERLEAVED, 85e6);
+        world.marks = Some(marks);
+        world.seconds(short);
+        assert_eq!(world.classes(), [], "{marks}");
+        world.seconds(long - short);
+        assert_eq!(world.classes(), [Class::EcmpCollision], "{marks}");
+    }
+}
+
+#[test]
 fn an_all_to_all_that_fills_every_last_hop_is_no_incast() {
     let mut world = World::new(Mode::Act);
     world.job = Some(JobId::new("train"));

@@ -73,6 +73,8 @@ pub struct World {
     pub paused: BTreeMap<PortId, f64>,
     /// Share of its capacity that a link has left, though it says nothing.
     pub squeezed: BTreeMap<PortId, f64>,
+    /// Share of packets that a full link marks; without it, it drops.
+    pub marks: Option<f64>,
     /// Iteration seconds for a given most loaded link, in bits per second of demand.
     pub iteration: fn(f64) -> f64,
 }
@@ -98,6 +100,7 @@ impl World {
             leases: BTreeMap::new(),
             paused: BTreeMap::new(),
             squeezed: BTreeMap::new(),
+            marks: None,
             iteration: |load| 0.35 * (load / LINK_BPS).max(1.0),
         };
         let nodes: Vec<NodeId> = (1..=2)
@@ -342,11 +345,15 @@ impl World {
             let bps = carried.get(&port).copied().unwrap_or(0.0);
             let full = strained.get(&port).is_some_and(|d| *d > LINK_BPS * 0.98);
             let queue = if full { 150_000 } else { 0 };
+            let packets = bytes(bps) / 1000;
+            let share = self.marks.map(|share| if full { share } else { 0.0 });
             let sample = io::PortSample {
                 port: port.port.clone(),
                 tx_bytes: Some(bytes(bps)),
                 queue_bytes_max: Some(queue),
-                drops: Some(u64::from(full)),
+                drops: Some(u64::from(full && share.is_none())),
+                tx_packets: share.map(|_| packets),
+                ecn_marked: share.map(|share| bytes(8.0 * share * packets as f64)),
                 up: Some(true),
                 pause_rx_us: Some(bytes(8e6 * self.paused.get(&port).copied().unwrap_or(0.0))),
                 ..io::PortSample::default()
