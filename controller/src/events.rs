@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-use weir_controller_core::engine::NODES_MAX;
+use weir_controller_core::topology::NODES_MAX;
 use weir_wire::v1;
 
 /// A node that has more to tell in a day is broken, and its last events say how.

@@ -19,7 +19,7 @@ use crate::links::{Interval, Links};
 use crate::losses::Losses;
 use crate::silent::Silent;
 use crate::straggler::Stragglers;
-use crate::topology::{Plan, Topology};
+use crate::topology::{NODES_MAX, Plan, Topology};
 use crate::trial::{Cause, Trial};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -33,8 +33,6 @@ const TICK: Duration = Duration::from_millis(250);
 const REFRESH_PER_LINK: Duration = Duration::from_micros(20);
 /// A longer interval is a gap: a mean over it would say nothing.
 const INTERVAL_MAX: Duration = Duration::from_secs(3600);
-/// Nodes held at once.
-pub const NODES_MAX: usize = 16_384;
 /// A node that was lost for longer is no part of the fabric any more.
 pub const NODE_GONE: Duration = Duration::from_secs(86_400);
 

@@ -3,12 +3,11 @@
 //! Paths are asked of the switches hop by hop (their kernels answer with the route they would
 //! take) and remembered until the switch says that its routes changed.
 
-use crate::engine::NODES_MAX;
 use crate::ids::{FlowKey, JobId, NodeId, PortId};
 use crate::io::{FlowSample, ResolvedHop, age_max};
 use crate::keep::keep;
 use crate::silent::{self, Tally};
-use crate::topology::Topology;
+use crate::topology::{NODES_MAX, Topology};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

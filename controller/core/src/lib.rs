@@ -16,7 +16,6 @@ pub mod cables;
 pub mod cabling;
 pub mod cause;
 pub mod config;
-mod damage;
 pub mod engine;
 pub mod flows;
 pub mod health;

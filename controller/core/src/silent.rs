@@ -12,15 +12,15 @@
 //!
 //! Trip condition: looks that lie [`LOOK`] apart, at most [`REMEMBERED`], name the same place with confidence
 //! [`CONFIDENCE`] at least, its own switch reports it (so that what a queue dropped in these windows is known, and taken
-//! as given, as is what the port at the far end counts as damaged: [`crate::damage`]), and it is not pressed: congestion
+//! as given, as is what the port at the far end counts as damaged: [`damage`]), and it is not pressed: congestion
 //! is no fault. What lost nothing for two looks is over. A look waits until the paths are known, or asked for
 //! [`ASK_MAX`] times. Cold start: two looks. Recovery: [`crate::incident`]. Cost: nothing while nothing is lost,
 //! otherwise that of localising.
 
+mod damage;
 mod tally;
 mod ways;
 
-use crate::damage::Damage;
 use crate::flows::{Flows, RATE_AGE_MAX};
 use crate::ids::{FlowKey, NodeId, PortId};
 use crate::io::Column;
@@ -29,6 +29,7 @@ use crate::links::{LinkSample, Links};
 use crate::localise::{Element, Fault, Model, Observations};
 use crate::topology::{LinkIx, Topology};
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
+use damage::Damage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 pub use tally::Tally;

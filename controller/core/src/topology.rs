@@ -7,12 +7,14 @@
 #[cfg(test)]
 mod tests;
 
-use crate::engine::NODES_MAX;
 use crate::ids::{NodeId, PortId};
 use crate::io::{EcmpGroup, Inventory, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+
+/// Nodes held at once.
+pub const NODES_MAX: usize = 16_384;
 
 /// A cable, as the operator's file names it.
 #[derive(Debug, Clone, PartialEq)]

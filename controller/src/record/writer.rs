@@ -15,7 +15,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use weir_controller_core::engine::{NODE_GONE, NODES_MAX};
+use weir_controller_core::engine::NODE_GONE;
+use weir_controller_core::topology::NODES_MAX;
 use weir_wire::v1::agent_message::Body;
 
 /// A block is handed on when it is this long: 1,000 frames of 250 bytes.

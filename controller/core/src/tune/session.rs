@@ -167,11 +167,7 @@ impl Tuner {
     }
 
     fn incumbent_seen(&mut self, look: &Look, now: Duration) {
-        self.note_recent(look);
-        if !self.kept.is_empty()
-            && let Some(job) = self.slowed()
-        {
-            self.undo(Verdict::Slower(job), look, now);
+        if self.gave_back(look, now) {
             return;
         }
         let Some(block) = &self.block else { return };

@@ -53,11 +53,7 @@ impl Tuner {
         let limit = self.session.limits.slowdown_max;
         let Some(block) = &self.block else { return };
         let since = block.from;
-        self.note_recent(look);
-        if !self.kept.is_empty()
-            && let Some(job) = self.slowed()
-        {
-            self.undo(Verdict::Slower(job), look, now);
+        if self.gave_back(look, now) {
             return;
         }
         let Some(block) = &self.block else { return };

@@ -20,7 +20,7 @@ const SURE: f64 = 2.5;
 
 impl Tuner {
     /// Takes up the iterations that began while what stands now stood.
-    pub(super) fn note_recent(&mut self, look: &Look) {
+    fn note_recent(&mut self, look: &Look) {
         let Some(block) = &self.block else { return };
         let untouched = self.kept.is_empty() && self.phase == Phase::Incumbent;
         for seen in look.jobs.iter().take(JOBS_MAX) {
@@ -54,7 +54,7 @@ impl Tuner {
     }
 
     /// A job that is surely slower than the session may make it.
-    pub(super) fn slowed(&self) -> Option<JobId> {
+    fn slowed(&self) -> Option<JobId> {
         let limit = self.session.limits.slowdown_max.ln_1p();
         let full = self.recent.iter().filter(|(_, r)| r.len() == RECENT);
         let mut slowed = full.map(|(job, _)| job).filter(|job| {
@@ -62,6 +62,17 @@ impl Tuner {
                 .is_some_and(|(ratio, error)| ratio - SURE * error > limit)
         });
         slowed.next().cloned()
+    }
+
+    /// Takes what was kept last back if a job is surely slower than the session may make it.
+    pub(super) fn gave_back(&mut self, look: &Look, now: Duration) -> bool {
+        self.note_recent(look);
+        let slowed = self.slowed().filter(|_| !self.kept.is_empty());
+        let slower = slowed.map(Verdict::Slower);
+        slower.is_some_and(|slower| {
+            self.undo(slower, look, now);
+            true
+        })
     }
 
     /// Routes on trial: dropped where a job pays or all are slower on average, kept otherwise.

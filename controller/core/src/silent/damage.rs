@@ -4,10 +4,10 @@
 //! what flows lost ([`crate::silent`]). Trip condition: none, whoever asks compares. Cold start: a port that counted
 //! nothing damaged nothing. Recovery: windows pass. Cost: a look at two columns a port for each sample.
 
+use super::Tally;
 use crate::ids::{NodeId, PortId};
 use crate::io::Column;
 use crate::keep::keep;
-use crate::silent::Tally;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
