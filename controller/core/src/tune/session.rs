@@ -59,6 +59,8 @@ pub struct Tuner {
     order: Vec<Move>,
     trial: Option<Trial>,
     block: Option<Block>,
+    /// When what stands was applied.
+    applied: Duration,
     first_block: Option<f64>,
     before: Option<Measured>,
     /// Worst of the incumbents' blocks: paused, lost and out of sequence.
@@ -69,7 +71,7 @@ pub struct Tuner {
     /// By job: logarithms of the seconds of its iterations before anything was tried.
     first: BTreeMap<JobId, Pairs>,
     /// By job: the same of its latest ones under what stands, since something was tried.
-    recent: BTreeMap<JobId, VecDeque<f64>>,
+    recent: BTreeMap<JobId, stand::Recent>,
     /// Iterations in a row that were too slow.
     slow: BTreeMap<JobId, u32>,
     /// What was kept, the latest last: it goes first when a limit breaks later.
@@ -103,6 +105,7 @@ impl Tuner {
             order,
             trial: None,
             block: None,
+            applied: Duration::ZERO,
             first_block: None,
             before: None,
             normal: Measured::default(),
@@ -158,6 +161,10 @@ impl Tuner {
             ));
             return;
         };
+        if block.since_change(&look.counters, now).is_none() {
+            // A counter fell, or a port came or went: what was counted is unknown, so this block begins again.
+            *block = Block::new(now, Duration::ZERO, Duration::ZERO, look.counters.clone());
+        }
         block.add(look, now);
         match self.phase {
             Phase::Incumbent => self.incumbent_seen(look, now),
@@ -240,6 +247,11 @@ impl Tuner {
         }
         trial.paused.add(b.paused - (a.paused + c.paused) / 2.0);
         let (n, mean) = (trial.all.n, trial.all.mean().unwrap_or(0.0));
+        if mean > limits.worth {
+            // What it leaves behind is in the incumbent's block after it.
+            self.begin_anew(true);
+        }
+        let Some(trial) = &self.trial else { return };
         let room = |job: &JobId| {
             let spent = self.kept.iter().filter_map(|k| k.jobs.get(job));
             limits.slowdown_max.ln_1p() - spent.sum::<f64>().max(0.0)
@@ -335,9 +347,15 @@ impl Tuner {
             });
         }
         self.reconsider(&trial.what, &verdict);
-        if kept != (trial.what == What::Routes) {
-            // Something else stands from now on.
-            self.recent.clear();
+        match verdict {
+            Verdict::Slower(_) | Verdict::Paused | Verdict::Lost => self.begin_anew(true),
+            // Routes that were kept stand already.
+            Verdict::Kept if trial.what == What::Routes => {}
+            Verdict::Kept => self.begin_anew(false),
+            Verdict::NoBetter | Verdict::Silent if trial.what == What::Routes => {
+                self.begin_anew(false);
+            }
+            Verdict::NoBetter | Verdict::Silent => {}
         }
         let stands = self.phase != Phase::Incumbent;
         self.steps.push(Step {
@@ -360,6 +378,7 @@ impl Tuner {
     fn apply(&mut self, setting: Setting, scope: Scope, phase: Phase, look: &Look, now: Duration) {
         self.command = Some(Command::Apply { setting, scope });
         self.phase = phase;
+        self.applied = now;
         self.slow.clear();
         let settle = match phase {
             Phase::Incumbent | Phase::Candidate => self.settle(),

@@ -52,6 +52,10 @@ impl Tuner {
                 }
                 continue;
             }
+            let failed = |s: &Step| s.setting == setting && s.verdict != Verdict::Kept;
+            if self.steps.iter().any(failed) {
+                continue;
+            }
             // Half of a set of pins means nothing, so routes have no canary.
             let group = match &what {
                 What::Routes => None,
@@ -121,6 +125,17 @@ impl Tuner {
                 }
             }
             (What::Routes | What::Move(_) | What::Part(..), _) => {}
+        }
+    }
+
+    /// What was kept is given back: not once more in that direction, and the way back is open again, last of all.
+    pub(super) fn unmade(&mut self, what: &What) {
+        self.agenda.retain(|w| w != what);
+        if let What::Move(m) | What::Part(m, _) = what
+            && let Some(back) = m.opposite().map(What::Move)
+            && !self.agenda.contains(&back)
+        {
+            self.agenda.insert(0, back);
         }
     }
 

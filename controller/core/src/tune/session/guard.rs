@@ -41,10 +41,11 @@ impl Tuner {
     }
 
     pub(super) fn late(&self, now: Duration) -> bool {
-        let (Some(block), Some(first)) = (&self.block, self.first_block) else {
+        let Some(first) = self.first_block else {
             return false;
         };
-        now.saturating_sub(block.from).as_secs_f64() > first * BLOCK_PATIENCE
+        let since = now.saturating_sub(self.applied + self.settle());
+        since.as_secs_f64() > first * BLOCK_PATIENCE
     }
 
     /// What was kept is given back, the latest first, when a job is slower three iterations in a row than any was before,
@@ -103,7 +104,7 @@ impl Tuner {
         };
         self.trial = None;
         self.before = None;
-        self.recent.clear();
+        self.begin_anew(true);
         self.incumbent = kept.before;
         self.steps[kept.step].verdict = verdict;
         if let What::Move(m) = kept.what {
@@ -111,6 +112,7 @@ impl Tuner {
             tally.kept = tally.kept.saturating_sub(1);
             tally.broke += 1;
         }
+        self.unmade(&kept.what);
         let incumbent = self.incumbent.clone();
         self.apply(incumbent, Scope::All, Phase::Incumbent, look, now);
     }
