@@ -295,6 +295,8 @@ impl Ingest {
             ));
             self.flow_rows = FlowRows::default();
             self.roce_rows = RoceRows::default();
+            // All that are open are announced again; who closed in a lost frame is not.
+            self.flows.clear();
             self.call_rows = CallRows::default();
             self.running_rows = RunningRows::default();
             self.series.clear();

@@ -299,7 +299,8 @@ impl Silent {
                 for last in way.paths.iter().filter_map(|p| p.last()) {
                     let peer = topology.port_at(*last).and_then(|p| topology.peer(p));
                     if let Some(peer) = peer {
-                        *lost_at.entry(&peer.node).or_default() += way.bad;
+                        let lost = lost_at.entry(&peer.node).or_default();
+                        *lost = lost.saturating_add(way.bad);
                     }
                 }
             }
@@ -381,7 +382,8 @@ fn counted_loss(sample: &LinkSample) -> Option<f64> {
     Some((drops / (drops + packets)).clamp(0.0, 1.0))
 }
 
-/// Whether no queue at the place is pressed; `None` while those who should know do not report.
+/// Whether the queue of the link, or one of the switch at least, is not pressed; `None` while those who should know do not
+/// report.
 fn is_quiet(element: Element, links: &Links, topology: &Topology, now: Duration) -> Option<bool> {
     let quiet = |link: LinkIx| Some(!links.newest(link, now, RATE_AGE_MAX)?.pressed);
     match element {

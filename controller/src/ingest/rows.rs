@@ -69,11 +69,12 @@ impl Ingest {
     }
 
     pub(super) fn open_flow(&mut self, opened: &v1::FlowOpened) -> Result<(), IngestError> {
-        if self.flows.len() >= FLOWS_MAX && !self.flows.contains_key(&opened.id) {
-            return Err(IngestError::TooManyFlows);
-        }
         name(&opened.job)?;
         self.flow_rows.announce(opened.id);
+        // Flows without a path have rows, too.
+        if self.flow_rows.len() > FLOWS_MAX {
+            return Err(IngestError::TooManyFlows);
+        }
         let port = |port: u32| {
             u16::try_from(port).map_err(|_| IngestError::FlowPort {
                 flow: opened.id,
@@ -110,11 +111,11 @@ pub(super) fn merged(flows: impl Iterator<Item = io::FlowSample>) -> Vec<io::Flo
         if flow.key != known.key {
             return false;
         }
-        known.bytes += flow.bytes;
-        known.retransmits += flow.retransmits;
-        known.delivered_ce += flow.delivered_ce;
-        known.received_ce += flow.received_ce;
-        known.cnps_sent += flow.cnps_sent;
+        known.bytes = known.bytes.saturating_add(flow.bytes);
+        known.retransmits = known.retransmits.saturating_add(flow.retransmits);
+        known.delivered_ce = known.delivered_ce.saturating_add(flow.delivered_ce);
+        known.received_ce = known.received_ce.saturating_add(flow.received_ce);
+        known.cnps_sent = known.cnps_sent.saturating_add(flow.cnps_sent);
         true
     });
     flows

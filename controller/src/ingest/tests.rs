@@ -191,3 +191,56 @@ fn nodes_of_one_kind_share_a_layout_for_as_long_as_one_has_it() {
     assert!(Arc::ptr_eq(&one, &other));
     assert!(!Arc::ptr_eq(&one, &layouts.of(&schema(1, &[HEAT, DOWNS]))));
 }
+
+/// A frame that opens flows.
+fn opens(seq: u64, key: bool, flows_opened: Vec<v1::FlowOpened>) -> v1::Frame {
+    v1::Frame {
+        seq,
+        key,
+        flows_opened,
+        ..v1::Frame::default()
+    }
+}
+
+#[test]
+fn flows_that_closed_in_lost_frames_are_forgotten_with_the_next_key_frame() {
+    let mut ingest = Ingest::new(&v1::Hello::default(), &mut Layouts::default()).unwrap();
+    for n in 0..4u32 {
+        let opened = (0..30_000).map(|i| opened(n * 30_000 + i, i + 1)).collect();
+        ingest
+            .frame(opens(u64::from(n) * 10 + 1, true, opened))
+            .unwrap();
+        assert_eq!(ingest.flows.len(), 30_000);
+    }
+}
+
+#[test]
+fn flows_without_a_path_are_bounded_too() {
+    let mut ingest = Ingest::new(&v1::Hello::default(), &mut Layouts::default()).unwrap();
+    let without = |n: u32| {
+        let id = |i| n * 30_000 + i;
+        (0..30_000)
+            .map(|i| v1::FlowOpened {
+                src_ipv4: 0,
+                ..opened(id(i), 1)
+            })
+            .collect()
+    };
+    ingest.frame(opens(1, true, without(0))).unwrap();
+    ingest.frame(opens(2, false, without(1))).unwrap();
+    let third = ingest.frame(opens(3, false, without(2)));
+    assert!(matches!(third, Err(IngestError::TooManyFlows)));
+}
+
+#[test]
+fn absurd_numbers_of_one_flow_add_up_to_the_most() {
+    let mut ingest = Ingest::new(&v1::Hello::default(), &mut Layouts::default()).unwrap();
+    let mut rows = FlowRows::default();
+    [1, 2].into_iter().for_each(|id| rows.announce(id));
+    let frame = v1::Frame {
+        flows: rows.encode([1, 2].map(|id| (id, [u64::MAX, 0, 0, 0]))),
+        ..opens(1, true, vec![opened(1, 9), opened(2, 9)])
+    };
+    let told = sample(&mut ingest, frame).unwrap();
+    assert_eq!(told.flows[0].bytes, u64::MAX);
+}

@@ -1,7 +1,8 @@
 //! `weir-fleet`: scores the controller's verdicts on simulated fleets.
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::builder::RangedU64ValueParser;
+use clap::{Parser, Subcommand, value_parser};
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, Write};
@@ -38,7 +39,7 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         first: u64,
         /// Threads
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = count(64))]
         jobs: usize,
         /// Sample interval; beyond 1s jobs and faults last longer in proportion
         #[arg(long, default_value = "1s", value_parser = seconds)]
@@ -76,19 +77,19 @@ enum Command {
     /// Run a fleet in which nothing is wrong; every verdict is a false one
     Healthy {
         /// Hosts and switches
-        #[arg(long, default_value_t = 1000)]
+        #[arg(long, default_value_t = 1000, value_parser = count(NODES_MAX))]
         nodes: usize,
         /// Simulated days
-        #[arg(long, default_value_t = 7.0)]
+        #[arg(long, default_value_t = 7.0, value_parser = days)]
         days: f64,
         /// Sample interval, as 1s or 100ms; at least 10ms
         #[arg(long, default_value = "1s", value_parser = seconds)]
         interval: f64,
         /// Independent fleets, each with a seed of its own; the days are shared out among them
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=1000))]
         fleets: u64,
         /// Threads; a fleet runs on one
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = count(64))]
         jobs: usize,
         /// End the fleets where they are after so much time, such as 600s
         #[arg(long, value_parser = seconds)]
@@ -106,10 +107,10 @@ enum Command {
     /// Measure what a large fleet costs the controller
     Cost {
         /// Hosts and switches
-        #[arg(long, default_value_t = 10_000)]
+        #[arg(long, default_value_t = 10_000, value_parser = count(NODES_MAX))]
         nodes: usize,
         /// NICs of a host
-        #[arg(long, default_value_t = 8)]
+        #[arg(long, default_value_t = 8, value_parser = count(8))]
         nics: usize,
         /// GPUs of a host
         #[arg(long, default_value_t = 8)]
@@ -121,7 +122,7 @@ enum Command {
         #[arg(long, default_value_t = cost::WARM_UP_S)]
         warm_up: u64,
         /// Seconds of the fleet to measure
-        #[arg(long, default_value_t = 10)]
+        #[arg(long, default_value_t = 10, value_parser = value_parser!(u64).range(1..))]
         seconds: u64,
         /// Write the figures as JSON to standard output
         #[arg(long)]
@@ -132,13 +133,31 @@ enum Command {
     },
 }
 
+/// More than the core holds at once.
+const NODES_MAX: u64 = 16_000;
+
 fn seconds(text: &str) -> Result<f64, String> {
     let of = |digits: &str, scale: f64| digits.parse::<f64>().ok().map(|v| v * scale);
     text.strip_suffix("ms")
         .and_then(|d| of(d, 1e-3))
         .or_else(|| text.strip_suffix('s').and_then(|d| of(d, 1.0)))
-        .filter(|v| *v >= 0.01)
-        .ok_or_else(|| format!("{text:?} is no time: write it as 1s or 100ms, at least 10ms"))
+        .filter(|v| (0.01..=86_400.0).contains(v))
+        .ok_or_else(|| {
+            format!(
+                "{text:?} is no time: write it as 1s or 100ms, at least 10ms and at most 86400s"
+            )
+        })
+}
+
+fn days(text: &str) -> Result<f64, String> {
+    let days = text.parse().ok();
+    days.filter(|d| (1e-4..=3650.0).contains(d))
+        .ok_or_else(|| format!("{text:?} is no number of days from 0.0001 to 3650"))
+}
+
+/// A number of things from 1 to `most`.
+fn count(most: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=most)
 }
 
 fn bar(steps: u64, show: bool) -> anyhow::Result<ProgressBar> {

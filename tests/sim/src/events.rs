@@ -3,7 +3,7 @@
 use crate::change::Change;
 use crate::port::EcnParams;
 use crate::rp::RpParams;
-use crate::scenario::{ScenarioError, refuse};
+use crate::scenario::{ScenarioError, check_ecn, check_rp, refuse, within};
 use crate::sim::Sim;
 use crate::time::from_us;
 use serde::{Deserialize, Serialize};
@@ -81,10 +81,13 @@ impl EventEntry {
                     bits_per_s: gbps * 1e9,
                 }
             }
-            What::Loss { port: p, share } => Change::Loss {
-                port: port(p)?,
-                share: *share,
-            },
+            What::Loss { port: p, share } => {
+                within(key, &[("share", *share, 0.0, 1.0)])?;
+                Change::Loss {
+                    port: port(p)?,
+                    share: *share,
+                }
+            }
             What::LinkDown {
                 port: p,
                 reroute_us,
@@ -117,6 +120,7 @@ impl EventEntry {
                 }
             }
             What::Ecn { switch, ecn } => {
+                check_ecn(&format!("{key}.ecn"), ecn)?;
                 let switch = switch.as_ref().map(|s| {
                     sim.topology()
                         .switch_named(s)
@@ -127,10 +131,13 @@ impl EventEntry {
                     ecn: *ecn,
                 }
             }
-            What::Rp { host: h, rp } => Change::Rp {
-                host: h.map(host).transpose()?,
-                rp: *rp,
-            },
+            What::Rp { host: h, rp } => {
+                check_rp(&format!("{key}.rp"), rp)?;
+                Change::Rp {
+                    host: h.map(host).transpose()?,
+                    rp: *rp,
+                }
+            }
             What::Weight { port: p, weight } => Change::Weight {
                 port: port(p)?,
                 weight: *weight,

@@ -137,14 +137,18 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-/// A closed pipe ends the output, not the program.
-fn say(text: &str) {
-    writeln!(io::stdout().lock(), "{text}").ok();
+/// A closed pipe ends the output, not the program; a full disk does.
+fn say(text: &str) -> anyhow::Result<()> {
+    match writeln!(io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("writing to standard output")
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn say_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    say(&serde_json::to_string_pretty(value)?);
-    Ok(())
+    say(&serde_json::to_string_pretty(value)?)
 }
 
 fn bar(length: u64, show: bool) -> anyhow::Result<ProgressBar> {
@@ -216,12 +220,12 @@ fn run(
     if json {
         say_json(&report)?;
     } else {
-        show(&report);
+        show(&report)?;
         if let Some(dir) = drawings {
             say(&format!(
                 "drawings: {}/heat.svg, queues.svg, rates.svg",
                 dir.display()
-            ));
+            ))?;
         }
     }
     if !report.done {
@@ -230,9 +234,9 @@ fn run(
     Ok(())
 }
 
-fn show(report: &report::Report) {
+fn show(report: &report::Report) -> anyhow::Result<()> {
     if !report.about.is_empty() {
-        say(&report.about);
+        say(&report.about)?;
     }
     let us = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.1}"));
     let mut jobs = table(&[
@@ -260,7 +264,7 @@ fn show(report: &report::Report) {
             us(j.flow_us_p99),
         ]);
     }
-    say(&jobs.to_string());
+    say(&jobs.to_string())?;
     let mut links = table(&[
         "link",
         "to",
@@ -284,12 +288,13 @@ fn show(report: &report::Report) {
             (c.rx_discards + c.rx_errors + c.tx_discards).to_string(),
         ]);
     }
-    say(&links.to_string());
+    say(&links.to_string())?;
     let t = &report.totals;
     say(&format!(
         "{:.3} ms, {} data packets, lost: {} no buffer, {} damaged, {} link down",
         report.simulated_ms, t.data_delivered, t.lost_buffer, t.lost_error, t.lost_link
-    ));
+    ))?;
+    Ok(())
 }
 
 /// At least one seed, or there is nothing to say.
@@ -317,7 +322,7 @@ fn compare(dir: &Path, seeds: &[u64], json: bool) -> anyhow::Result<()> {
         for (head, rows) in all.tables() {
             let mut t = table(&head);
             t.add_rows(rows);
-            say(&t.to_string());
+            say(&t.to_string())?;
         }
     }
     // Which of the shallow queues is hot is a matter of one run; what must hold is held over several.
@@ -346,7 +351,7 @@ fn settings(seeds: &[u64], json: bool) -> anyhow::Result<()> {
         for (head, rows) in [reference::figures(&cells), reference::orders(&order)] {
             let mut t = table(&head);
             t.add_rows(rows);
-            say(&t.to_string());
+            say(&t.to_string())?;
         }
     }
     let far: Vec<&str> = order
@@ -386,7 +391,7 @@ fn tuners(options: &tune::Options, json: bool, progress: bool) -> anyhow::Result
     if json {
         return say_json(&results);
     }
-    say(tune::markdown(&results).trim_end());
+    say(tune::markdown(&results).trim_end())?;
     Ok(())
 }
 
@@ -401,7 +406,7 @@ fn paths(file: &Path, trace: &Path, simulations: u32) -> anyhow::Result<()> {
         bar.set_message(format!("{:.0} KB apart", distance / 1e3));
     });
     bar.finish_and_clear();
-    say(infer::to_yaml(&found).trim_end());
+    say(infer::to_yaml(&found).trim_end())?;
     Ok(())
 }
 
@@ -436,6 +441,6 @@ fn speed(packets: u64, json: bool) -> anyhow::Result<()> {
             format!("{:.0}", s.packets_per_s_core),
         ]);
     }
-    say(&t.to_string());
+    say(&t.to_string())?;
     Ok(())
 }

@@ -5,7 +5,9 @@ use crate::config::SimConfig;
 use crate::events::{EventEntry, port};
 use crate::job::JobSpec;
 use crate::plan::Plan;
+use crate::port::EcnParams;
 use crate::route::ANSWERS;
+use crate::rp::RpParams;
 use crate::sim::Sim;
 use crate::time::{MS, Time, from_us};
 use crate::topology::{Topology, TopologyError, TopologySpec};
@@ -332,37 +334,33 @@ impl Scenario {
     }
 
     fn check(&self) -> Result<(), ScenarioError> {
-        let t = &self.config.transport;
+        let (config, t) = (&self.config, &self.config.transport);
+        within(
+            "config.transport",
+            &[
+                ("mtu", f64::from(t.mtu), 1.0, 9000.0),
+                ("header", f64::from(t.header), 0.0, 500.0),
+                ("ack_every", f64::from(t.ack_every), 1.0, 1e6),
+                ("rto_us", t.rto_us, 1.0, 1e7),
+                ("cnp_gap_us", t.cnp_gap_us, 0.0, 1e6),
+            ],
+        )?;
+        within(
+            "config.buffer",
+            &[
+                ("pause_us", config.buffer.pause_us, 1.0, 1e6),
+                (
+                    "dynamic_th",
+                    f64::from(config.buffer.dynamic_th),
+                    -16.0,
+                    16.0,
+                ),
+                ("bytes", config.buffer.bytes as f64, 0.0, 1e12),
+            ],
+        )?;
+        check_ecn("config.ecn", &config.ecn)?;
+        check_rp("config.rp", &config.rp)?;
         for (key, value, low, high) in [
-            ("config.transport.mtu", f64::from(t.mtu), 1.0, 9000.0),
-            ("config.transport.header", f64::from(t.header), 0.0, 500.0),
-            (
-                "config.transport.ack_every",
-                f64::from(t.ack_every),
-                1.0,
-                1e6,
-            ),
-            ("config.transport.rto_us", t.rto_us, 1.0, 1e7),
-            (
-                "config.buffer.pause_us",
-                self.config.buffer.pause_us,
-                1.0,
-                1e6,
-            ),
-            ("config.ecn.pmax", self.config.ecn.pmax, 0.0, 1.0),
-            (
-                "config.ecn.kmin_kb",
-                self.config.ecn.kmin_kb,
-                0.0,
-                self.config.ecn.kmax_kb,
-            ),
-            (
-                "config.rp.rpg_time_reset",
-                self.config.rp.rpg_time_reset,
-                1.0,
-                1e6,
-            ),
-            ("config.rp.min_rate", self.config.rp.min_rate, 0.001, 1e6),
             ("limit_ms", self.limit_ms, 0.001, 1e7),
             ("sample_us", self.sample_us, 0.1, 1e9),
         ] {
@@ -370,8 +368,52 @@ impl Scenario {
                 return Err(refuse(key, value, format!("{low} to {high}")));
             }
         }
+        for (i, event) in self.events.iter().enumerate() {
+            let key = format!("events[{i}]");
+            within(&key, &[("at_us", event.at_us, 0.0, 1e10)])?;
+        }
         Ok(())
     }
+}
+
+/// Values by their names below `key`, each with the least and the most that it may be.
+pub(crate) fn within(key: &str, values: &[(&str, f64, f64, f64)]) -> Result<(), ScenarioError> {
+    for (name, value, low, high) in values {
+        if !(*low..=*high).contains(value) {
+            let key = format!("{key}.{name}");
+            return Err(refuse(key, value, format!("{low} to {high}")));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn check_ecn(key: &str, ecn: &EcnParams) -> Result<(), ScenarioError> {
+    within(
+        key,
+        &[
+            ("pmax", ecn.pmax, 0.0, 1.0),
+            ("kmax_kb", ecn.kmax_kb, 0.0, 1e9),
+            ("kmin_kb", ecn.kmin_kb, 0.0, ecn.kmax_kb),
+        ],
+    )
+}
+
+pub(crate) fn check_rp(key: &str, rp: &RpParams) -> Result<(), ScenarioError> {
+    within(
+        key,
+        &[
+            ("rpg_time_reset", rp.rpg_time_reset, 1.0, 1e6),
+            ("rpg_ai_rate", rp.rpg_ai_rate, 0.0, 1e6),
+            ("rpg_hai_rate", rp.rpg_hai_rate, 0.0, 1e6),
+            (
+                "rate_reduce_monitor_period",
+                rp.rate_reduce_monitor_period,
+                0.0,
+                1e6,
+            ),
+            ("min_rate", rp.min_rate, 0.001, 1e6),
+        ],
+    )
 }
 
 impl JobEntry {

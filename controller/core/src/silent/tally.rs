@@ -27,7 +27,9 @@ keep!(struct Tally { length, window, now, before, lossy_until });
 impl Tally {
     /// Takes packets sent, and sent again, of a sample; `interval` is that of its node.
     pub fn add(&mut self, (sent, bad): (u64, u64), interval: Duration, at: Duration) {
-        let length = WINDOW.max(Duration::from_secs(interval.as_secs() * 3 / 2));
+        // Samples are never quite on time, and a length that changes begins anew.
+        let seconds = (interval + Duration::from_millis(500)).as_secs();
+        let length = WINDOW.max(Duration::from_secs(seconds * 3 / 2));
         if length != self.length {
             *self = Tally {
                 length,
@@ -92,6 +94,18 @@ mod tests {
             (9, 9),
             "more sent again than sent is all of it"
         );
+    }
+
+    #[test]
+    fn samples_that_are_not_quite_on_time_add_up() {
+        let mut tally = Tally::default();
+        let mut at = Duration::ZERO;
+        for n in 0..20u64 {
+            let interval = Duration::from_millis(30_000 + n % 3 * 4 - 4);
+            at += interval;
+            tally.add((100, 1), interval, at);
+            assert!(n < 2 || tally.total(at).0 >= 200, "sample {n}");
+        }
     }
 
     #[test]
