@@ -41,13 +41,13 @@ impl Site {
             | Class::LinkDown
             | Class::LinkErrors
             | Class::DegradedLink => true,
-            // What a host's own pauses say.
-            Class::SlowReceiver | Class::PfcStorm => self != Site::Infiniband,
             // Paths, siblings of a link and what is cabled to what are not known without switches.
             Class::EcmpCollision
             | Class::Incast
+            | Class::SlowReceiver
             | Class::Oversubscription
             | Class::StorageBurst
+            | Class::PfcStorm
             | Class::SilentLoss
             | Class::Cabling => self.switches_tell(),
         }

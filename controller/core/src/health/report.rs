@@ -10,7 +10,7 @@ use super::rules::{self, Condition, DOWN_SAMPLES, RULES};
 use super::watch::Found;
 use super::{Health, Node};
 use crate::ids::{NodeId, PortId};
-use crate::io::{Column, Role};
+use crate::io::Column;
 use crate::topology::Topology;
 use crate::verdict::{Class, Evidence, Severity, Subject, Verdict};
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,13 +75,12 @@ impl Health {
             let is = |class| verdicts.contains_key(&(subject.clone(), class));
             #[expect(
                 clippy::wildcard_enum_match_arm,
-                reason = "these alone are parts of another"
+                reason = "these three alone are parts of another"
             )]
             let by: &[Class] = match *class {
                 Class::LinkDown => &[Class::LinkFlap],
                 Class::LinkErrors => &[Class::LinkFlap, Class::LinkDown],
                 Class::DegradedLink => &[Class::LinkDown],
-                Class::SlowReceiver => &[Class::PfcStorm],
                 _ => &[],
             };
             by.iter().any(|class| is(*class))
@@ -123,9 +122,6 @@ impl Health {
         }
         if trouble.class == Class::GpuFault {
             return Some((Subject::Gpu(id.clone(), trouble.first.clone()), Vec::new()));
-        }
-        if matches!(trouble.class, Class::SlowReceiver | Class::PfcStorm) {
-            return unseen_receiver(id, node, trouble, topology).map(|s| (s, Vec::new()));
         }
         if !rules::is_of_cable(trouble.class) {
             return Some((Subject::Nic(id.clone(), trouble.first.clone()), Vec::new()));
@@ -243,19 +239,6 @@ impl Health {
         }
         verdict.evidence.extend(evidence);
     }
-}
-
-/// A host's interface that pauses its link, where nothing is known of the far end; [`crate::hotspot`] tells all others, from
-/// what both ends count. A switch pauses whoever sends too much, which is no fault of its own.
-fn unseen_receiver(
-    id: &NodeId,
-    node: &Node,
-    trouble: &Trouble,
-    topology: &Topology,
-) -> Option<Subject> {
-    let name = trouble.names[0].as_ref()?;
-    let known = topology.peer(&PortId::new(id, name)).is_some();
-    (node.role == Role::Host && !known).then(|| Subject::Nic(id.clone(), name.clone()))
 }
 
 /// Verdicts of one class about most links of a switch, or about many GPUs of a node, become one: what they

@@ -263,50 +263,6 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         entities: &[Entity::Port],
-        signal: Signal::PauseTxUs,
-        condition: Condition::Counts {
-            // A tenth of a second beyond nine tenths of the time.
-            budget: |_| Budget {
-                per_s: 9e5,
-                share: 0.0,
-                burst: 6e4,
-                each_s: 1e5,
-            },
-            of: None,
-        },
-        only: LINK_UP,
-        // Longer than what it becomes at its end, which stands for a last part of a sample.
-        hold_s: 15,
-        class: Class::PfcStorm,
-        severity: Severity::Critical,
-        confidence: 0.8,
-        finding: "the host pauses its link nearly all of the time",
-        action: "isolate the host from the fabric, then reset its network adapter; ask for a PFC watchdog on the switch",
-        ..ROW
-    },
-    Rule {
-        entities: &[Entity::Port],
-        signal: Signal::PauseTxUs,
-        condition: Condition::Counts {
-            // A host that takes in all that arrives never pauses; a twentieth of the time is more than a hiccup.
-            budget: |_| Budget {
-                per_s: 5e4,
-                share: 0.0,
-                burst: 2.5e5,
-                each_s: 1e5,
-            },
-            of: None,
-        },
-        only: LINK_UP,
-        hold_s: 10,
-        class: Class::SlowReceiver,
-        confidence: 0.8,
-        finding: "the host pauses its link",
-        action: "look at the host: PCIe width and errors, memory bandwidth, IOMMU, the adapter's buffers",
-        ..ROW
-    },
-    Rule {
-        entities: &[Entity::Port],
         signal: Signal::PcieErrors,
         condition: Condition::Counts {
             budget: |_| seconds_with(5.0, 0.02),
